@@ -1,0 +1,241 @@
+//! What the blocks are written against: the operations of a [`Backend`], on matrices of activations.
+//!
+//! Two backends exist: `cpu`, the fast one, and `reference`, one obvious loop per operation. Every
+//! operation treats each row (in attention: each sequence) by itself and adds up in an order that depends
+//! on nothing but the row's own length, so a result is the same to the bit whatever else is in the batch
+//! and however many threads there are.
+
+mod activation;
+mod kv_cache;
+
+use std::fmt;
+use std::ops::Range;
+
+use crate::tensor::{Array, DType, Tensor};
+pub use activation::Activation;
+pub use kv_cache::{KvCache, PAGE_KEYS};
+
+/// The operations that blocks are made of.
+///
+/// Shapes are checked when the plan is made; an operation that is given others panics.
+pub trait Backend: Send + Sync + fmt::Debug {
+    /// Name for people, such as `cpu (avx2, 2 threads)`.
+    fn name(&self) -> String;
+
+    /// Lays out the weights of a linear map `[in] -> [out]` the way [`Linear::apply`] wants them. Several
+    /// parts with the same input are put side by side: their outputs follow each other. Elements are kept as
+    /// `dtype` (float32, float16 or bfloat16).
+    fn linear(&self, parts: &[LinearPart<'_>], dtype: DType) -> Box<dyn Linear>;
+
+    /// Bytes that [`linear`](Self::linear) will keep for a map of `inputs` to `outputs`.
+    fn linear_bytes(&self, inputs: usize, outputs: usize, dtype: DType) -> u64;
+
+    /// Row `i` of `out` becomes row `ids[i]` of `table` (`[vocab, cols]`), or is increased by it if
+    /// `accumulate`.
+    fn embedding(&self, table: &Array, ids: &[u32], accumulate: bool, out: &mut Tensor);
+
+    /// `out = (x - mean(x)) / sqrt(var(x) + eps) * weight + bias`, over each run of `width` columns; the
+    /// variance is biased. `weight` and `bias` have `width` elements, or one for every column.
+    fn layer_norm(&self, x: &Tensor, norm: &Norm<'_>, out: &mut Tensor);
+
+    /// `out = x / sqrt(mean(x²) + eps) * weight`, over each run of `width` columns.
+    fn rms_norm(&self, x: &Tensor, norm: &Norm<'_>, out: &mut Tensor);
+
+    /// `x = act(x)`.
+    fn activate(&self, act: Activation, x: &mut Tensor);
+
+    /// `x = x + y`.
+    fn add(&self, x: &mut Tensor, y: &Tensor);
+
+    /// `x = x * factor`.
+    fn scale(&self, x: &mut Tensor, factor: f32);
+
+    /// Rotates heads in place: in each of the `heads` runs of `head_dim` columns from column `start` on,
+    /// pair `p` turns by the angle whose cosine and sine are at `[row, p]` of the tables. Columns beyond the
+    /// pairs pass.
+    fn rope(&self, x: &mut Tensor, start: usize, heads: usize, head_dim: usize, rope: &Rotation<'_>);
+
+    /// Appends rows of keys and values to caches: those of `spans[i]` to `caches[i]`. Keys are the
+    /// `kv_heads * k_dim` columns of `x` from `k_start` on, values the `kv_heads * v_dim` from `v_start` on.
+    fn append_kv(
+        &self,
+        x: &Tensor,
+        k_start: usize,
+        v_start: usize,
+        spans: &[Span],
+        caches: &mut [&mut KvCache],
+    );
+
+    /// Softmax attention of the queries in columns `q_start ..` of `x` over the keys and values in the caches,
+    /// `spans[i]` over `caches[i]`. `out` is `[rows, heads * v_dim]`.
+    ///
+    /// The cache holds the keys of positions `0 .. len`; row `r` of a span has position `past + r`.
+    fn attention(
+        &self,
+        x: &Tensor,
+        q_start: usize,
+        spans: &[Span],
+        caches: &[&KvCache],
+        params: &AttentionParams<'_>,
+        out: &mut Tensor,
+    );
+}
+
+/// A linear map whose weights a backend has laid out for itself.
+pub trait Linear: Send + Sync + fmt::Debug {
+    /// Columns of the input.
+    fn inputs(&self) -> usize;
+
+    /// Columns of the output.
+    fn outputs(&self) -> usize;
+
+    /// Bytes that the weights take.
+    fn bytes(&self) -> u64;
+
+    /// `out = epilogue(x Wᵀ)`; `x` is `[rows, inputs]`, `out` is `[rows, outputs]`.
+    fn apply(&self, x: &Tensor, epilogue: &Epilogue<'_>, out: &mut Tensor);
+}
+
+/// Weights that go into one [`Linear`].
+#[derive(Debug)]
+pub struct LinearPart<'a> {
+    /// The stored matrix.
+    pub weight: &'a Array,
+    /// How it is stored.
+    pub layout: Layout,
+    /// Which of its outputs are taken, in which order; none for all, as they are.
+    pub outputs: Option<&'a [u32]>,
+}
+
+/// Which axis of a stored linear weight comes first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Layout {
+    /// `[out, in]`, as `torch.nn.Linear` stores it.
+    OutIn,
+    /// `[in, out]`.
+    InOut,
+}
+
+/// What happens to each element of a product before it is stored, in this order: bias added, activation
+/// applied, multiplied by the same element of `mul`, and, if `accumulate`, added to what `out` held before.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Epilogue<'a> {
+    /// One element per output.
+    pub bias: Option<&'a [f32]>,
+    /// Applied after the bias.
+    pub act: Option<Activation>,
+    /// `[rows, outputs]`.
+    pub mul: Option<&'a Tensor>,
+    /// Add to `out` instead of replacing it.
+    pub accumulate: bool,
+}
+
+/// Parameters of a norm.
+#[derive(Clone, Copy, Debug)]
+pub struct Norm<'a> {
+    /// Scale; none for 1.
+    pub weight: Option<&'a [f32]>,
+    /// Shift; none for 0.
+    pub bias: Option<&'a [f32]>,
+    /// Added inside the root.
+    pub eps: f32,
+    /// How many columns are normalised together.
+    pub width: usize,
+}
+
+/// Angles of a rotary position embedding.
+#[derive(Clone, Copy, Debug)]
+pub struct Rotation<'a> {
+    /// Cosines, `[rows, pairs]`.
+    pub cos: &'a Tensor,
+    /// Sines, `[rows, pairs]`.
+    pub sin: &'a Tensor,
+    /// Whether pair `p` is columns `(2p, 2p + 1)` instead of `(p, p + pairs)`.
+    pub interleaved: bool,
+}
+
+/// Rows of a batch that belong to one sequence.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Span {
+    /// The rows.
+    pub rows: Range<usize>,
+    /// How many tokens of the sequence came before them.
+    pub past: usize,
+}
+
+/// What attention computes.
+#[derive(Clone, Copy, Debug)]
+pub struct AttentionParams<'a> {
+    /// Query heads.
+    pub heads: usize,
+    /// Key and value heads; divides `heads`. Query head `h` reads key head `h / (heads / kv_heads)`.
+    pub kv_heads: usize,
+    /// Columns of one query or key head.
+    pub k_dim: usize,
+    /// Columns of one value head.
+    pub v_dim: usize,
+    /// Scores are `scale * q·k`.
+    pub scale: f32,
+    /// Scores become `c * tanh(score / c)`, before the bias.
+    pub softcap: Option<f32>,
+    /// Added to the scores.
+    pub bias: Option<&'a PositionBias>,
+    /// Which keys a query sees.
+    pub reach: Reach,
+    /// One extra score per head that takes part in the softmax but has no value.
+    pub sinks: Option<&'a [f32]>,
+}
+
+/// Which keys a query at position `i` sees: those at `i - back ..= i + ahead`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Reach {
+    /// How many keys before its own position; none for all.
+    pub back: Option<usize>,
+    /// How many keys after its own position; none for all, 0 when causal.
+    pub ahead: Option<usize>,
+}
+
+impl Reach {
+    /// Every key.
+    pub const ALL: Reach = Reach { back: None, ahead: None };
+    /// Keys up to the own position.
+    pub const CAUSAL: Reach = Reach { back: None, ahead: Some(0) };
+
+    /// The positions that the query at position `i` sees of `keys` keys.
+    pub fn of(&self, i: usize, keys: usize) -> Range<usize> {
+        let start = self.back.map_or(0, |back| i.saturating_sub(back));
+        let end = self.ahead.map_or(keys, |ahead| i.saturating_add(ahead).saturating_add(1).min(keys));
+        start.min(end)..end
+    }
+}
+
+/// A bias on attention scores that depends on the positions of query `i` and key `j` and on the head.
+#[derive(Clone, Debug, PartialEq)]
+pub enum PositionBias {
+    /// `table[h][clamp(j - i, -limit, limit) + limit]`, with `2 * limit + 1` entries per head.
+    Distance {
+        /// `[heads, 2 * limit + 1]`.
+        table: Vec<f32>,
+        /// Largest distance that is told apart.
+        limit: usize,
+    },
+    /// `slopes[h] * (j - i)`.
+    Slope {
+        /// One per head.
+        slopes: Vec<f32>,
+    },
+}
+
+impl PositionBias {
+    /// The bias of head `h` for query position `i` and key position `j`.
+    pub fn at(&self, h: usize, i: usize, j: usize) -> f32 {
+        match self {
+            PositionBias::Distance { table, limit } => {
+                let limit = *limit as isize;
+                let distance = (j as isize - i as isize).clamp(-limit, limit) + limit;
+                table[h * (2 * limit as usize + 1) + distance as usize]
+            }
+            PositionBias::Slope { slopes } => slopes[h] * (j as f32 - i as f32),
+        }
+    }
+}

@@ -1,0 +1,27 @@
+use super::Tensor;
+
+/// Memory that activations are made from and given back to, so that a forward pass allocates only once.
+#[derive(Debug, Default)]
+pub struct Buffers {
+    free: Vec<Vec<f32>>,
+}
+
+impl Buffers {
+    /// A matrix `[rows, cols]` of unspecified contents: whoever takes it writes every element.
+    pub fn take(&mut self, rows: usize, cols: usize) -> Tensor {
+        let len = rows * cols;
+        // The smallest buffer that fits, else the largest, which then grows.
+        let best = (0..self.free.len()).min_by_key(|&i| {
+            let capacity = self.free[i].capacity();
+            if capacity >= len { (0, capacity) } else { (1, usize::MAX - capacity) }
+        });
+        let mut data = best.map(|i| self.free.swap_remove(i)).unwrap_or_default();
+        data.resize(len, 0.0);
+        Tensor::from_vec(rows, cols, data)
+    }
+
+    /// Gives the memory of `tensor` back.
+    pub fn give(&mut self, tensor: Tensor) {
+        self.free.push(tensor.into_vec());
+    }
+}

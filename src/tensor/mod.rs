@@ -1,0 +1,71 @@
+//! Data: matrices of activations ([`Tensor`]), stored arrays of any element type ([`Array`]), and the
+//! buffers that activations are made from ([`Buffers`]). Read [`Tensor`] first.
+
+mod array;
+mod buffers;
+mod dtype;
+
+pub use array::Array;
+pub use buffers::Buffers;
+pub use dtype::DType;
+
+/// A matrix of float32, row by row: what every block takes and gives.
+///
+/// A row belongs to a token (or to a whole sequence, after pooling); a column to a feature.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Tensor {
+    rows: usize,
+    cols: usize,
+    data: Vec<f32>,
+}
+
+impl Tensor {
+    /// A matrix of zeros, `[rows, cols]`.
+    pub fn zeros(rows: usize, cols: usize) -> Self {
+        Tensor { rows, cols, data: vec![0.0; rows * cols] }
+    }
+
+    /// The matrix `[rows, cols]` whose elements are `data`, row by row.
+    ///
+    /// # Panics
+    /// If `data` does not hold `rows * cols` elements.
+    pub fn from_vec(rows: usize, cols: usize, data: Vec<f32>) -> Self {
+        assert_eq!(data.len(), rows * cols, "a [{rows}, {cols}] matrix");
+        Tensor { rows, cols, data }
+    }
+
+    /// Number of rows.
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// Number of columns.
+    pub fn cols(&self) -> usize {
+        self.cols
+    }
+
+    /// All elements, row by row.
+    pub fn data(&self) -> &[f32] {
+        &self.data
+    }
+
+    /// All elements, row by row, to be written.
+    pub fn data_mut(&mut self) -> &mut [f32] {
+        &mut self.data
+    }
+
+    /// Row `i`.
+    pub fn row(&self, i: usize) -> &[f32] {
+        &self.data[i * self.cols..(i + 1) * self.cols]
+    }
+
+    /// Row `i`, to be written.
+    pub fn row_mut(&mut self, i: usize) -> &mut [f32] {
+        &mut self.data[i * self.cols..(i + 1) * self.cols]
+    }
+
+    /// The elements, row by row.
+    pub fn into_vec(self) -> Vec<f32> {
+        self.data
+    }
+}
