@@ -5,7 +5,14 @@
 pub mod backend;
 pub mod cpu;
 pub mod error;
+pub mod generate;
+pub mod model;
+pub mod nn;
+pub mod plan;
 pub mod reference;
+pub mod spec;
+pub mod task;
 pub mod tensor;
+pub mod weights;
 
 pub use error::{Error, ErrorKind, Result};

@@ -1,2 +1,236 @@
 //! The plain backend: one obvious loop per operation, sums in float64. Slow, and the truth that `cpu` is
 //! tested against.
+
+#![forbid(unsafe_code)]
+
+use crate::backend::{
+    Activation, AttentionParams, Backend, Epilogue, KvCache, Layout, Linear, LinearPart, Norm, Rotation, Span,
+};
+use crate::tensor::{Array, DType, Tensor};
+
+/// The plain backend.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Reference;
+
+/// Weights as they are stored, `[outputs, inputs]`.
+#[derive(Debug)]
+struct Matrix {
+    inputs: usize,
+    weights: Vec<f32>,
+}
+
+impl Linear for Matrix {
+    fn inputs(&self) -> usize {
+        self.inputs
+    }
+
+    fn outputs(&self) -> usize {
+        self.weights.len() / self.inputs
+    }
+
+    fn bytes(&self) -> u64 {
+        4 * self.weights.len() as u64
+    }
+
+    fn apply(&self, x: &Tensor, epilogue: &Epilogue<'_>, out: &mut Tensor) {
+        assert_eq!((x.cols(), out.cols()), (self.inputs, self.outputs()));
+        for i in 0..x.rows() {
+            for (j, weights) in self.weights.chunks(self.inputs).enumerate() {
+                let mut y = dot(x.row(i), weights);
+                if let Some(bias) = epilogue.bias {
+                    y += f64::from(bias[j]);
+                }
+                if let Some(act) = epilogue.act {
+                    y = act.exact(y);
+                }
+                if let Some(mul) = epilogue.mul {
+                    y *= f64::from(mul.row(i)[j]);
+                }
+                if epilogue.accumulate {
+                    y += f64::from(out.row(i)[j]);
+                }
+                out.row_mut(i)[j] = y as f32;
+            }
+        }
+    }
+}
+
+fn dot(a: &[f32], b: &[f32]) -> f64 {
+    a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum()
+}
+
+impl Backend for Reference {
+    fn name(&self) -> String {
+        "reference".into()
+    }
+
+    fn linear(&self, parts: &[LinearPart<'_>], dtype: DType) -> Box<dyn Linear> {
+        let mut weights = Vec::new();
+        let mut inputs = 0;
+        for part in parts {
+            let stored = part.weight.to_f32();
+            let [rows, cols] = part.weight.shape() else { panic!("a linear weight has two axes") };
+            let (outputs, at): (usize, &dyn Fn(usize, usize) -> usize) = match part.layout {
+                Layout::OutIn => (*rows, &|o, i| o * cols + i),
+                Layout::InOut => (*cols, &|o, i| i * cols + o),
+            };
+            inputs = stored.len() / outputs;
+            let order: Vec<usize> = match part.outputs {
+                Some(order) => order.iter().map(|o| *o as usize).collect(),
+                None => (0..outputs).collect(),
+            };
+            for o in order {
+                weights.extend((0..inputs).map(|i| round(stored[at(o, i)], dtype)));
+            }
+        }
+        Box::new(Matrix { inputs, weights })
+    }
+
+    fn linear_bytes(&self, inputs: usize, outputs: usize, _: DType) -> u64 {
+        (inputs as u64).saturating_mul(outputs as u64).saturating_mul(4)
+    }
+
+    fn embedding(&self, table: &Array, ids: &[u32], accumulate: bool, out: &mut Tensor) {
+        let cols = out.cols();
+        let mut row = vec![0.0; cols];
+        for (i, id) in ids.iter().enumerate() {
+            table.read_f32(*id as usize * cols, &mut row);
+            for (out, x) in out.row_mut(i).iter_mut().zip(&row) {
+                *out = if accumulate { *out + x } else { *x };
+            }
+        }
+    }
+
+    fn layer_norm(&self, x: &Tensor, norm: &Norm<'_>, out: &mut Tensor) {
+        each_run(x, norm, out, |x| {
+            let mean = x.iter().sum::<f64>() / x.len() as f64;
+            let variance = x.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / x.len() as f64;
+            (mean, (variance + f64::from(norm.eps)).sqrt())
+        });
+    }
+
+    fn rms_norm(&self, x: &Tensor, norm: &Norm<'_>, out: &mut Tensor) {
+        each_run(x, norm, out, |x| {
+            let square = x.iter().map(|x| x * x).sum::<f64>() / x.len() as f64;
+            (0.0, (square + f64::from(norm.eps)).sqrt())
+        });
+    }
+
+    fn activate(&self, act: Activation, x: &mut Tensor) {
+        x.data_mut().iter_mut().for_each(|x| *x = act.exact(f64::from(*x)) as f32);
+    }
+
+    fn add(&self, x: &mut Tensor, y: &Tensor) {
+        x.data_mut().iter_mut().zip(y.data()).for_each(|(x, y)| *x += y);
+    }
+
+    fn scale(&self, x: &mut Tensor, factor: f32) {
+        x.data_mut().iter_mut().for_each(|x| *x *= factor);
+    }
+
+    fn rope(&self, x: &mut Tensor, start: usize, heads: usize, head_dim: usize, rope: &Rotation<'_>) {
+        let pairs = rope.cos.cols();
+        for i in 0..x.rows() {
+            for h in 0..heads {
+                for p in 0..pairs {
+                    let first = start + h * head_dim;
+                    let (a, b) = match rope.interleaved {
+                        true => (first + 2 * p, first + 2 * p + 1),
+                        false => (first + p, first + pairs + p),
+                    };
+                    let (cos, sin) = (f64::from(rope.cos.row(i)[p]), f64::from(rope.sin.row(i)[p]));
+                    let (u, v) = (f64::from(x.row(i)[a]), f64::from(x.row(i)[b]));
+                    x.row_mut(i)[a] = (u * cos - v * sin) as f32;
+                    x.row_mut(i)[b] = (u * sin + v * cos) as f32;
+                }
+            }
+        }
+    }
+
+    fn append_kv(
+        &self,
+        x: &Tensor,
+        k_start: usize,
+        v_start: usize,
+        spans: &[Span],
+        caches: &mut [&mut KvCache],
+    ) {
+        for (span, cache) in spans.iter().zip(caches) {
+            let (k, v) = (cache.kv_heads() * cache.k_dim(), cache.kv_heads() * cache.v_dim());
+            for i in span.rows.clone() {
+                cache.push(&x.row(i)[k_start..k_start + k], &x.row(i)[v_start..v_start + v]);
+            }
+        }
+    }
+
+    fn attention(
+        &self,
+        x: &Tensor,
+        q_start: usize,
+        spans: &[Span],
+        caches: &[&KvCache],
+        params: &AttentionParams<'_>,
+        out: &mut Tensor,
+    ) {
+        for (span, cache) in spans.iter().zip(caches) {
+            for (i, row) in span.rows.clone().enumerate() {
+                for h in 0..params.heads {
+                    let q = &x.row(row)[q_start + h * params.k_dim..][..params.k_dim];
+                    let head = attend(q, h, span.past + i, cache, params);
+                    out.row_mut(row)[h * params.v_dim..][..params.v_dim].copy_from_slice(&head);
+                }
+            }
+        }
+    }
+}
+
+/// One query head `h` at position `i` over a cache; zeros if it sees no key.
+fn attend(q: &[f32], h: usize, i: usize, cache: &KvCache, params: &AttentionParams<'_>) -> Vec<f32> {
+    let kv_head = h / (params.heads / params.kv_heads);
+    let keys = params.reach.of(i, cache.len());
+    let score = |j: usize| {
+        let product: f64 =
+            (0..params.k_dim).map(|d| f64::from(q[d]) * f64::from(cache.key(kv_head, j, d))).sum();
+        let mut score = product * f64::from(params.scale);
+        if let Some(cap) = params.softcap {
+            score = f64::from(cap) * (score / f64::from(cap)).tanh();
+        }
+        score + params.bias.map_or(0.0, |bias| f64::from(bias.at(h, i, j)))
+    };
+    let scores: Vec<f64> = keys.clone().map(score).collect();
+    let sink = params.sinks.map(|sinks| f64::from(sinks[h]));
+    let largest = scores.iter().copied().chain(sink).fold(f64::NEG_INFINITY, f64::max);
+    let weights: Vec<f64> = scores.iter().map(|s| (s - largest).exp()).collect();
+    let total = weights.iter().sum::<f64>() + sink.map_or(0.0, |s| (s - largest).exp());
+    let value = |d: usize| {
+        let sum: f64 =
+            keys.clone().zip(&weights).map(|(j, w)| w * f64::from(cache.value(kv_head, j, d))).sum();
+        if weights.is_empty() { 0.0 } else { (sum / total) as f32 }
+    };
+    (0..params.v_dim).map(value).collect()
+}
+
+/// Each run of `width` columns of each row: `(x - shift) / divisor`, then weight and bias.
+fn each_run(x: &Tensor, norm: &Norm<'_>, out: &mut Tensor, measure: impl Fn(&[f64]) -> (f64, f64)) {
+    for i in 0..x.rows() {
+        for start in (0..x.cols()).step_by(norm.width) {
+            let run: Vec<f64> = x.row(i)[start..start + norm.width].iter().map(|x| f64::from(*x)).collect();
+            let (shift, divisor) = measure(&run);
+            for (c, x) in run.iter().enumerate() {
+                // One element per column of the run, or one per column of the row.
+                let of = |v: &[f32]| f64::from(if v.len() == norm.width { v[c] } else { v[start + c] });
+                let y = (x - shift) / divisor * norm.weight.map_or(1.0, of) + norm.bias.map_or(0.0, of);
+                out.row_mut(i)[start + c] = y as f32;
+            }
+        }
+    }
+}
+
+/// A weight as it is after being kept in `dtype`.
+fn round(x: f32, dtype: DType) -> f32 {
+    match dtype {
+        DType::F16 => half::f16::from_f32(x).to_f32(),
+        DType::Bf16 => half::bf16::from_f32(x).to_f32(),
+        _ => x,
+    }
+}

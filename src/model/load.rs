@@ -1,0 +1,94 @@
+use std::sync::{Arc, Mutex};
+
+use super::Network;
+use crate::backend::{Backend, LinearPart};
+use crate::error::{Error, ErrorKind, Result};
+use crate::nn::{LinearUse, Parameters, TensorId};
+use crate::plan::{Memory, Plan, linear_type};
+use crate::tensor::{Array, DType};
+use crate::weights::Checkpoint;
+
+/// How a model is loaded.
+#[derive(Clone, Debug, Default)]
+pub struct LoadOptions {
+    /// Type in which weights are kept; as they are stored by default. Arithmetic is float32 in any case.
+    pub dtype: Option<DType>,
+    /// Bytes that weights and batches may take; what the machine has by default.
+    pub memory_limit: Option<u64>,
+}
+
+impl Network {
+    /// Reads the weights of a plan.
+    ///
+    /// # Errors
+    /// `Limit` when the weights need too much memory, before any is taken; `Checkpoint` when two stored copies of a tensor
+    /// differ.
+    pub fn load(
+        plan: Plan,
+        checkpoint: &Checkpoint,
+        backend: Arc<dyn Backend>,
+        options: &LoadOptions,
+    ) -> Result<Network> {
+        let arrays: Vec<Array> =
+            plan.tensors.stored.iter().map(|name| checkpoint.array(name)).collect::<Result<_>>()?;
+        let kept = |tensor: usize| options.dtype.unwrap_or(arrays[tensor].dtype());
+        let memory = Memory::of(&plan.declared, &*backend, kept);
+        let memory_limit = options.memory_limit.unwrap_or_else(machine_memory);
+        memory.check(memory_limit)?;
+        for (one, other) in &plan.tensors.twins {
+            if !same(&checkpoint.array(one)?, &checkpoint.array(other)?) {
+                let message = format!("`{one}` and `{other}` are the same tensor and differ");
+                return Err(Error::new(ErrorKind::Checkpoint, message));
+            }
+        }
+        let mut parameters = Parameters::default();
+        for linear in &plan.declared.linears {
+            let dtype = linear_type(linear.parts.iter().map(|part| kept(part.weight.0)));
+            let parts: Vec<LinearPart<'_>> = linear
+                .parts
+                .iter()
+                .map(|part| LinearPart {
+                    weight: &arrays[part.weight.0],
+                    layout: part.layout,
+                    outputs: part.order.as_deref(),
+                })
+                .collect();
+            parameters.linears.push((backend.linear(&parts, dtype), bias(linear, &arrays)));
+        }
+        parameters.vectors = plan.declared.vectors.iter().map(|TensorId(i)| arrays[*i].to_f32()).collect();
+        parameters.tables = plan.declared.tables.iter().map(|TensorId(i)| arrays[*i].clone()).collect();
+        parameters.biases =
+            plan.declared.biases.iter().map(|bias| (bias.compute)(&arrays[bias.table.0].to_f32())).collect();
+        Ok(Network { plan, parameters, backend, memory, memory_limit, buffers: Mutex::default() })
+    }
+}
+
+/// The biases of all parts side by side; zeros for a part without one beside a part that has one.
+fn bias(linear: &LinearUse, arrays: &[Array]) -> Option<Vec<f32>> {
+    linear.parts.iter().any(|part| part.bias.is_some()).then(|| {
+        let mut whole = Vec::with_capacity(linear.outputs);
+        for part in &linear.parts {
+            let stored = match part.bias {
+                Some(TensorId(i)) => arrays[i].to_f32(),
+                None => vec![0.0; part.outputs],
+            };
+            match &part.order {
+                Some(order) => whole.extend(order.iter().map(|row| stored[*row as usize])),
+                None => whole.extend(stored),
+            }
+        }
+        whole
+    })
+}
+
+fn same(a: &Array, b: &Array) -> bool {
+    if a.dtype() == b.dtype() { a.bytes() == b.bytes() } else { a.to_f32() == b.to_f32() }
+}
+
+/// Bytes of memory that the machine has, as far as it tells.
+fn machine_memory() -> u64 {
+    let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let line = text.lines().find_map(|line| line.strip_prefix("MemTotal:"));
+    let kilobytes = line.and_then(|line| line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok());
+    kilobytes.map_or(u64::MAX, |n| n * 1024)
+}

@@ -1,0 +1,232 @@
+//! A loaded model: runs a plan on its weights, and keeps what sequences leave behind for their next tokens.
+//!
+//! [`Network`] is the thing; [`Network::forward`] computes a batch at once, a [`Session`] goes on with it.
+
+#![forbid(unsafe_code)]
+
+mod load;
+mod session;
+
+use std::sync::{Arc, Mutex};
+
+use crate::backend::Backend;
+use crate::error::{Error, ErrorKind, Result};
+use crate::nn::{Parameters, Run, SequenceState, Stream, Tokens, ValueId};
+use crate::plan::{Memory, Plan};
+use crate::tensor::{Buffers, Tensor};
+pub use load::LoadOptions;
+pub use session::Session;
+
+/// A plan with its weights, ready to compute. Any number of threads may use one network at once.
+#[derive(Debug)]
+pub struct Network {
+    plan: Plan,
+    parameters: Parameters,
+    backend: Arc<dyn Backend>,
+    memory: Memory,
+    memory_limit: u64,
+    /// Buffers of earlier passes, one set per pass that ran at the same time.
+    buffers: Mutex<Vec<Buffers>>,
+}
+
+/// The tokens of a batch: all sequences end to end, without padding.
+#[derive(Clone, Debug, Default)]
+pub struct Batch {
+    /// The input.
+    pub input: Tokens,
+    /// What the decoder of an encoder-decoder is given; empty for other models.
+    pub decoder: Tokens,
+}
+
+impl Batch {
+    /// Sequences of token ids.
+    pub fn of<'s>(sequences: impl IntoIterator<Item = &'s [u32]>) -> Self {
+        Batch { input: Tokens::of(sequences), decoder: Tokens::default() }
+    }
+
+    /// Number of sequences.
+    pub fn len(&self) -> usize {
+        self.input.spans.len()
+    }
+
+    /// Whether there are no sequences.
+    pub fn is_empty(&self) -> bool {
+        self.input.spans.is_empty()
+    }
+}
+
+/// A named result: rows per token of a stream, or per sequence.
+#[derive(Clone, Debug)]
+pub struct Output {
+    /// The name that transformers gives it.
+    pub name: String,
+    /// Whose rows the matrix has; none for one row per sequence.
+    pub stream: Option<Stream>,
+    /// The result.
+    pub value: Arc<Tensor>,
+}
+
+impl Network {
+    /// What is computed, and how.
+    pub fn plan(&self) -> &Plan {
+        &self.plan
+    }
+
+    /// The backend.
+    pub fn backend(&self) -> &dyn Backend {
+        &*self.backend
+    }
+
+    /// What it needs.
+    pub fn memory(&self) -> Memory {
+        self.memory
+    }
+
+    /// Computes the outputs named in `wanted` (all of the plan's without names) for a batch. With `hidden_states`, the
+    /// inputs of all layers and the end of the stack as well, named `hidden_states.0`, `hidden_states.1` and so on.
+    ///
+    /// # Errors
+    /// `Input` for ids out of range, sequences that are empty or too long, and names that the plan lacks; `Limit` when
+    /// the batch needs too much memory; `Checkpoint` when a result is not a number.
+    pub fn forward(&self, batch: &Batch, wanted: &[&str], hidden_states: bool) -> Result<Vec<Output>> {
+        let ids = self.ids_of(wanted)?;
+        self.check(&batch.input, Stream::Input)?;
+        if self.plan.has_decoder() {
+            self.check(&batch.decoder, Stream::Decoder)?;
+            if batch.decoder.spans.len() != batch.len() {
+                let message = format!(
+                    "expected decoder tokens for {} sequences, found {}",
+                    batch.len(),
+                    batch.decoder.spans.len()
+                );
+                return Err(Error::new(ErrorKind::Input, message));
+            }
+        }
+        let tokens = (batch.input.ids.len() + batch.decoder.ids.len()) as u64;
+        self.memory.check_batch(tokens, tokens, self.memory_limit)?;
+        let mut states = self.new_states(batch.len());
+        self.pass(&batch.input, &batch.decoder, &mut states, |run| {
+            if hidden_states {
+                run.hidden_states = Some(Default::default());
+            }
+            let mut outputs = Vec::new();
+            for id in &ids {
+                run.value(*id)?;
+            }
+            for (name, id) in &self.plan.outputs {
+                if let Some(value) =
+                    run.computed[id.0].clone().filter(|_| wanted.is_empty() || ids.contains(id))
+                {
+                    outputs.push(Output { name: name.clone(), stream: self.stream(*id), value });
+                }
+            }
+            for (id, states) in run.hidden_states.take().unwrap_or_default() {
+                let name = self.plan.hidden_states_name(id);
+                let stream = self.stream(id);
+                outputs.extend(states.into_iter().enumerate().map(|(i, value)| Output {
+                    name: format!("{name}.{i}"),
+                    stream,
+                    value: Arc::new(value),
+                }));
+            }
+            outputs.iter().try_for_each(|output| numbers(&output.name, &output.value))?;
+            Ok(outputs)
+        })
+    }
+
+    /// Begins sequences that tokens can be added to.
+    pub fn session(&self, sequences: usize) -> Session<'_> {
+        Session::new(self, sequences)
+    }
+
+    fn ids_of(&self, wanted: &[&str]) -> Result<Vec<ValueId>> {
+        if wanted.is_empty() {
+            return Ok(self.plan.outputs.iter().map(|(_, id)| *id).collect());
+        }
+        wanted
+            .iter()
+            .map(|name| {
+                self.plan.output(name).ok_or_else(|| {
+                    let known: Vec<&str> = self.plan.outputs.iter().map(|(name, _)| name.as_str()).collect();
+                    let message = format!("no output `{name}`: expected {}", crate::spec::listed(&known));
+                    Error::new(ErrorKind::Input, message)
+                })
+            })
+            .collect()
+    }
+
+    fn stream(&self, id: ValueId) -> Option<Stream> {
+        crate::plan::stream_of(self.plan.values[id.0].shape)
+    }
+
+    fn new_states(&self, n: usize) -> Vec<SequenceState> {
+        (0..n).map(|_| SequenceState::new(&self.plan.declared.caches)).collect()
+    }
+
+    /// Checks the lengths of the sequences of a stream.
+    fn check(&self, tokens: &Tokens, stream: Stream) -> Result<()> {
+        if tokens.spans.is_empty() {
+            return Err(Error::new(ErrorKind::Input, "expected at least one sequence, found none"));
+        }
+        let limit = crate::plan::token_limit(&self.plan.declared, stream);
+        for span in &tokens.spans {
+            let len = span.past + span.rows.len();
+            if span.rows.is_empty() {
+                return Err(Error::new(
+                    ErrorKind::Input,
+                    "expected at least one token in each sequence, found none",
+                ));
+            }
+            if let Some((limit, why)) = limit
+                && len > limit
+            {
+                let message = format!("expected at most {limit} tokens in a sequence ({why}), found {len}");
+                return Err(Error::new(ErrorKind::Input, message));
+            }
+        }
+        Ok(())
+    }
+
+    /// Runs one pass with buffers of an earlier one.
+    fn pass<T>(
+        &self,
+        input: &Tokens,
+        decoder: &Tokens,
+        states: &mut [SequenceState],
+        compute: impl FnOnce(&mut Run<'_>) -> Result<T>,
+    ) -> Result<T> {
+        // A poisoned lock means that another thread panicked between taking and giving: the list is whole.
+        let lock = || self.buffers.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let mut buffers = lock().pop().unwrap_or_default();
+        let plan = &self.plan;
+        let mut run = Run::new(
+            &*self.backend,
+            &self.parameters,
+            &plan.values,
+            &plan.declared.ropes,
+            input,
+            decoder,
+            states,
+            &mut buffers,
+        );
+        let result = compute(&mut run);
+        let computed = std::mem::take(&mut run.computed);
+        for value in computed.into_iter().flatten() {
+            if let Ok(value) = Arc::try_unwrap(value) {
+                buffers.give(value);
+            }
+        }
+        lock().push(buffers);
+        result
+    }
+}
+
+/// An error if some element is not a number.
+fn numbers(name: &str, value: &Tensor) -> Result<()> {
+    if value.data().iter().any(|x| x.is_nan()) {
+        let message = format!("the model's `{name}` is not a number");
+        return Err(Error::new(ErrorKind::Checkpoint, message)
+            .help("a weight is not a number, or too large for the type it is kept in"));
+    }
+    Ok(())
+}

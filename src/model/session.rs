@@ -1,0 +1,109 @@
+use super::{Network, numbers};
+use crate::error::{Error, ErrorKind, Result};
+use crate::nn::{SequenceState, Stream, Tokens};
+use crate::tensor::Tensor;
+
+/// Sequences under way: tokens are added, and keys and values of earlier ones are kept.
+///
+/// What a step gives for a sequence has the same bits whether its tokens came at once or one by one, and whatever other
+/// sequences there are.
+#[derive(Debug)]
+pub struct Session<'n> {
+    network: &'n Network,
+    states: Vec<SequenceState>,
+    lengths: Vec<usize>,
+    /// What an encoder reads; set once.
+    input: Option<Tokens>,
+}
+
+impl<'n> Session<'n> {
+    pub(super) fn new(network: &'n Network, sequences: usize) -> Self {
+        let states = network.new_states(sequences);
+        Session { network, states, lengths: vec![0; sequences], input: None }
+    }
+
+    /// Gives the encoder of an encoder-decoder its tokens, one list per sequence.
+    pub fn encode(&mut self, sequences: &[&[u32]]) -> Result<()> {
+        if !self.network.plan.has_decoder() || sequences.len() != self.states.len() {
+            return Err(Error::new(
+                ErrorKind::Input,
+                "expected one encoder input per sequence of an encoder-decoder",
+            ));
+        }
+        let input = Tokens::of(sequences.iter().copied());
+        self.network.check(&input, Stream::Input)?;
+        self.input = Some(input);
+        Ok(())
+    }
+
+    /// Number of sequences.
+    pub fn len(&self) -> usize {
+        self.states.len()
+    }
+
+    /// Whether there are no sequences.
+    pub fn is_empty(&self) -> bool {
+        self.states.is_empty()
+    }
+
+    /// Number of tokens that a sequence has.
+    pub fn length(&self, sequence: usize) -> usize {
+        self.lengths[sequence]
+    }
+
+    /// Adds tokens, one list per sequence, none of them empty, and gives the output `wanted` for the last token of each:
+    /// `[sequences, cols]`.
+    pub fn step(&mut self, tokens: &[&[u32]], wanted: &str) -> Result<Tensor> {
+        let network = self.network;
+        if tokens.len() != self.states.len() {
+            let message =
+                format!("expected tokens for {} sequences, found {}", self.states.len(), tokens.len());
+            return Err(Error::new(ErrorKind::Input, message));
+        }
+        let id = network.ids_of(&[wanted])?[0];
+        let stream = if network.plan.has_decoder() { Stream::Decoder } else { Stream::Input };
+        if network.plan.declared.caches.iter().any(|cache| !cache.kept && cache.stream == stream) {
+            let message = "this model cannot be given tokens one by one: its attention is not causal";
+            return Err(Error::new(ErrorKind::Input, message));
+        }
+        let mut new = Tokens::default();
+        for (ids, past) in tokens.iter().zip(&self.lengths) {
+            new.push(ids, *past);
+        }
+        network.check(&new, stream)?;
+        let (count, cached) = (new.ids.len() as u64, self.lengths.iter().sum::<usize>() as u64);
+        network.memory.check_batch(count, count + cached, network.memory_limit)?;
+        let empty = Tokens::default();
+        // The encoder has something to read until the caches of its output are filled.
+        let encoded = self.input.as_ref().unwrap_or(&empty);
+        let (input, decoder) = if stream == Stream::Decoder { (encoded, &new) } else { (&new, &empty) };
+        let last: Vec<usize> = new.spans.iter().map(|span| span.rows.end - 1).collect();
+        let row_wise = network.plan.values[id.0].body.is_row_wise();
+        let out = network.pass(input, decoder, &mut self.states, |run| {
+            if row_wise {
+                run.only_rows = Some((id, last.clone()));
+            }
+            let value = run.value(id)?;
+            let mut out = Tensor::zeros(last.len(), value.cols());
+            for (i, row) in last.iter().enumerate() {
+                out.row_mut(i).copy_from_slice(value.row(if row_wise { i } else { *row }));
+            }
+            Ok(out)
+        })?;
+        for (length, ids) in self.lengths.iter_mut().zip(tokens) {
+            *length += ids.len();
+        }
+        numbers(wanted, &out)?;
+        Ok(out)
+    }
+
+    /// Forgets sequences: keeps only those for which `keep` holds, in order.
+    pub fn retain(&mut self, keep: &[bool]) {
+        let mut kept = keep.iter();
+        self.states.retain(|_| kept.next().copied().unwrap_or(false));
+        let mut kept = keep.iter();
+        self.lengths.retain(|_| kept.next().copied().unwrap_or(false));
+        // By now the caches hold what the encoder has read, and its tokens have no sequences any more.
+        self.input = None;
+    }
+}

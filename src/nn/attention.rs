@@ -1,0 +1,272 @@
+use super::builder::{BiasId, Builder, CacheId, CacheUse, LinearId, RopeId, Rows, Shape, Stream, ValueId};
+use super::fields::{Projection, Reference, fields};
+use super::rope::RopeFields;
+use super::run::Run;
+use super::{Block, Plan};
+use crate::backend::{AttentionParams, KvCache, Reach};
+use crate::error::Result;
+use crate::spec::Address;
+use crate::tensor::Tensor;
+
+fields! {
+    /// Multi-head softmax attention: `o(concat_h(softmax(scale · q_h k_hᵀ + bias_h) v_h))`.
+    ///
+    /// `[tokens, cols] -> [tokens, cols]`. Each token attends to tokens of its own sequence, or, with `memory`, to those of
+    /// the same sequence in another stream. Vaswani et al., “Attention Is All You Need”, 2017; grouped heads as in
+    /// Ainslie et al., “GQA”, 2023.
+    pub struct Attention("attention") {
+        /// Queries, `heads * head_dim` columns.
+        q: Option<Projection>,
+        /// Keys, `kv_heads * head_dim` columns.
+        k: Option<Projection>,
+        /// Values, `kv_heads * head_dim` columns.
+        v: Option<Projection>,
+        /// Queries, keys and values in one weight, one after another, instead of `q`, `k` and `v`.
+        qkv: Option<Projection>,
+        /// From the heads back to the width of the input.
+        o: Projection,
+        /// Number of query heads.
+        heads: usize,
+        /// Number of key and value heads; `heads` by default. Each serves `heads / kv_heads` neighbouring query heads.
+        kv_heads: Option<usize>,
+        /// Columns of one head; the width of the input divided by `heads` by default.
+        head_dim: Option<usize>,
+        /// Whether a token sees only itself and the tokens before it.
+        causal: bool = "false",
+        /// When causal: how many tokens it sees, itself included. Otherwise: how far it sees to both sides.
+        window: Option<usize>,
+        /// Factor of the scores; `1 / sqrt(head_dim)` by default.
+        scale: Option<f64>,
+        /// Scores become `softcap · tanh(score / softcap)`.
+        softcap: Option<f64>,
+        /// Rotary position embedding of queries and keys.
+        rope: Option<RopeFields>,
+        /// Name of the value whose tokens are attended to instead of the own ones.
+        memory: Option<Reference>,
+        /// Name of a position bias that is added to the scores.
+        bias: Option<Reference>,
+    }
+}
+
+/// Where keys and values come from.
+#[derive(Debug)]
+enum Source {
+    /// The own tokens: queries, keys and values are computed by one linear map.
+    Own { qkv: LinearId },
+    /// Another value: its keys and values are computed once.
+    Memory { q: LinearId, kv: LinearId, value: ValueId, stream: Stream },
+}
+
+#[derive(Debug)]
+struct Planned {
+    stream: Stream,
+    source: Source,
+    o: LinearId,
+    cache: CacheId,
+    kept: bool,
+    rope: Option<RopeId>,
+    bias: Option<BiasId>,
+    heads: usize,
+    kv_heads: usize,
+    head_dim: usize,
+    scale: f32,
+    softcap: Option<f32>,
+    reach: Reach,
+}
+
+impl Plan for Attention {
+    fn plan(
+        self,
+        b: &mut Builder<'_>,
+        input: Option<Shape>,
+        at: &Address,
+    ) -> Option<(Box<dyn Block>, Shape)> {
+        let (stream, cols) = b.tokens(input, at)?;
+        let (heads, kv_heads) = (self.heads, self.kv_heads.unwrap_or(self.heads));
+        if heads % kv_heads != 0 {
+            let message = format!("expected `kv_heads` to divide `heads`, found {kv_heads} and {heads}");
+            b.wrong_value(at, message);
+            return None;
+        }
+        if self.head_dim.is_none() && cols % heads != 0 {
+            let message = format!("expected `heads` to divide the width {cols}, found {heads}");
+            b.wrong_value(at, message);
+            return None;
+        }
+        let head_dim = self.head_dim.unwrap_or(cols / heads);
+        let (q_cols, kv_cols) = (size(b, heads, head_dim, at)?, size(b, kv_heads, head_dim, at)?);
+        let memory = match &self.memory {
+            Some(reference) => {
+                let (value, shape) = b.refer(reference)?;
+                let (memory_stream, memory_cols) = b.tokens(Some(shape), &reference.at)?;
+                Some((value, memory_stream, memory_cols))
+            }
+            None => None,
+        };
+        let bias = match &self.bias {
+            Some(reference) => match b.refer(reference)?.1 {
+                Shape::Bias { id, heads: found } if found == heads => Some(id),
+                found => {
+                    let found = match found {
+                        Shape::Bias { heads, .. } => format!("one for {heads} heads"),
+                        Shape::Matrix { .. } => "a matrix".into(),
+                    };
+                    let message = format!("expected a position bias for {heads} heads, found {found}");
+                    b.problem(&reference.at, message);
+                    return None;
+                }
+            },
+            None => None,
+        };
+        let source = match (&self.q, &self.k, &self.v, &self.qkv, memory) {
+            (Some(q), Some(k), Some(v), None, None) => Source::Own {
+                qkv: b.linear(&[("q", q, q_cols), ("k", k, kv_cols), ("v", v, kv_cols)], cols)?,
+            },
+            (Some(q), Some(k), Some(v), None, Some((value, stream, memory_cols))) => Source::Memory {
+                q: b.linear(&[("q", q, q_cols)], cols)?,
+                kv: b.linear(&[("k", k, kv_cols), ("v", v, kv_cols)], memory_cols)?,
+                value,
+                stream,
+            },
+            (None, None, None, Some(qkv), None) => {
+                Source::Own { qkv: b.linear(&[("qkv", qkv, q_cols + 2 * kv_cols)], cols)? }
+            }
+            (.., memory) => {
+                let expected =
+                    if memory.is_some() { "`q`, `k` and `v`" } else { "`q`, `k` and `v`, or `qkv` alone" };
+                b.problem(&at.key(), format!("`attention` needs {expected}"));
+                return None;
+            }
+        };
+        if memory.is_some() && (self.causal || self.window.is_some() || self.rope.is_some() || bias.is_some())
+        {
+            b.problem(
+                at,
+                "`memory` excludes `causal`, `window`, `rope` and `bias`: its positions are not the own ones",
+            );
+            return None;
+        }
+        let o = b.linear(&[("o", &self.o, cols)], q_cols)?;
+        let rope = match &self.rope {
+            Some(rope) => {
+                let rope = rope.plan(b, head_dim, stream, at)?;
+                Some(b.rope(rope))
+            }
+            None => None,
+        };
+        let kept = self.causal || memory.is_some();
+        let cache_stream = memory.map_or(stream, |(_, stream, _)| stream);
+        let cache =
+            b.cache(CacheUse { kv_heads, k_dim: head_dim, v_dim: head_dim, stream: cache_stream, kept });
+        let reach = match (self.causal, self.window) {
+            (true, window) => Reach { back: window.map(|w| w - 1), ahead: Some(0) },
+            (false, window) => Reach { back: window, ahead: window },
+        };
+        let scale = self.scale.unwrap_or(1.0 / (head_dim as f64).sqrt()) as f32;
+        let softcap = self.softcap.map(|c| c as f32);
+        let block = Planned {
+            stream,
+            source,
+            o,
+            cache,
+            kept,
+            rope,
+            bias,
+            heads,
+            kv_heads,
+            head_dim,
+            scale,
+            softcap,
+            reach,
+        };
+        Some((Box::new(block), Shape::Matrix { rows: Rows::Tokens(stream), cols }))
+    }
+}
+
+/// `heads * head_dim`, if it is of a size that a matrix can have.
+fn size(b: &mut Builder<'_>, heads: usize, head_dim: usize, at: &Address) -> Option<usize> {
+    let size = heads.checked_mul(head_dim).filter(|n| *n <= super::fields::MAX_SIZE as usize);
+    if size.is_none() {
+        b.wrong_value(at, format!("{heads} heads of {head_dim} columns are too many"));
+    }
+    size
+}
+
+impl Planned {
+    /// What the heads have found, side by side: `[tokens, heads * head_dim]`.
+    fn heads(&self, run: &mut Run<'_>, x: &Tensor) -> Result<Tensor> {
+        let params = AttentionParams {
+            heads: self.heads,
+            kv_heads: self.kv_heads,
+            k_dim: self.head_dim,
+            v_dim: self.head_dim,
+            scale: self.scale,
+            softcap: self.softcap,
+            bias: self.bias.map(|id| run.bias(id)),
+            reach: self.reach,
+            sinks: None,
+        };
+        let (q_cols, kv_cols) = (self.heads * self.head_dim, self.kv_heads * self.head_dim);
+        let spans = &run.tokens(self.stream).spans;
+        let mut out = run.take(x.rows(), q_cols);
+        match &self.source {
+            Source::Own { qkv } => {
+                let mut qkv = run.linear(*qkv, x, None, None); // [tokens, q_cols + 2 kv_cols]
+                if let Some(rope) = self.rope {
+                    // Queries and keys lie side by side, so they turn as if they were one set of heads.
+                    run.rotate(rope, self.stream, &mut qkv, 0, self.heads + self.kv_heads, self.head_dim);
+                }
+                let mut own = Vec::new();
+                let mut caches = if self.kept {
+                    Run::caches(run.states, self.cache)
+                } else {
+                    own = spans
+                        .iter()
+                        .map(|_| KvCache::new(self.kv_heads, self.head_dim, self.head_dim))
+                        .collect();
+                    own.iter_mut().collect()
+                };
+                run.backend.append_kv(&qkv, q_cols, q_cols + kv_cols, spans, &mut caches);
+                let caches: Vec<&KvCache> = caches.into_iter().map(|c| &*c).collect();
+                run.backend.attention(&qkv, 0, spans, &caches, &params, &mut out);
+                run.buffers.give(qkv);
+            }
+            Source::Memory { q, kv, value, stream } => {
+                if run.states.iter().any(|state| state.caches[self.cache.0].is_empty()) {
+                    let memory = run.value(*value)?;
+                    let kv = run.linear(*kv, &memory, None, None); // [memory tokens, 2 kv_cols]
+                    let spans = &run.tokens(*stream).spans;
+                    let mut caches = Run::caches(run.states, self.cache);
+                    run.backend.append_kv(&kv, 0, kv_cols, spans, &mut caches);
+                    run.buffers.give(kv);
+                }
+                let q = run.linear(*q, x, None, None); // [tokens, q_cols]
+                let caches: Vec<&KvCache> =
+                    run.states.iter().map(|state| &state.caches[self.cache.0]).collect();
+                run.backend.attention(&q, 0, spans, &caches, &params, &mut out);
+                run.buffers.give(q);
+            }
+        }
+        Ok(out)
+    }
+}
+
+impl Block for Planned {
+    fn is_row_wise(&self) -> bool {
+        false
+    }
+
+    fn forward(&self, run: &mut Run<'_>, x: &Tensor) -> Result<Tensor> {
+        let heads = self.heads(run, x)?;
+        let out = run.linear(self.o, &heads, None, None);
+        run.give(heads);
+        Ok(out)
+    }
+
+    fn forward_add(&self, run: &mut Run<'_>, x: Option<&Tensor>, sum: &mut Tensor) -> Result<()> {
+        let heads = self.heads(run, x.unwrap_or(sum))?;
+        run.linear_add(self.o, &heads, sum);
+        run.give(heads);
+        Ok(())
+    }
+}

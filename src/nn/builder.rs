@@ -1,0 +1,479 @@
+//! What a block sees while the plan is made: the values of names, the path it stands under, and the place where
+//! it declares the tensors it owns.
+
+use std::collections::HashMap;
+
+use super::fields::{Bias, FieldType, Fields, Given, Path, Projection, Reference};
+use super::rope::Rope;
+use crate::backend::{Layout, PositionBias};
+use crate::error::Problem;
+use crate::spec::{Address, Defaults, Problems, Scope, Source, Template, Tree};
+
+/// Whose rows a matrix has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rows {
+    /// One per token of this stream.
+    Tokens(Stream),
+    /// One per sequence.
+    Sequences,
+}
+
+/// Tokens that a model takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Stream {
+    /// The input.
+    Input,
+    /// What the decoder of an encoder-decoder has written so far.
+    Decoder,
+}
+
+/// What a block gives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Shape {
+    /// A matrix.
+    Matrix {
+        /// Whose rows.
+        rows: Rows,
+        /// How many columns.
+        cols: usize,
+    },
+    /// A bias on attention scores.
+    Bias {
+        /// Which.
+        id: BiasId,
+        /// For how many heads.
+        heads: usize,
+    },
+}
+
+macro_rules! ids {
+    ($($(#[doc = $doc:literal])* $Name:ident),*) => {$(
+        $(#[doc = $doc])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+        pub struct $Name(pub usize);
+    )*};
+}
+
+ids!(
+    /// A tensor of [`Declared::tensors`].
+    TensorId,
+    /// A linear map of [`Declared::linears`].
+    LinearId,
+    /// A vector of [`Declared::vectors`].
+    VectorId,
+    /// An embedding table of [`Declared::tables`].
+    TableId,
+    /// A position bias of [`Declared::biases`].
+    BiasId,
+    /// A key-value cache of [`Declared::caches`].
+    CacheId,
+    /// Rotary settings of [`Declared::ropes`].
+    RopeId,
+    /// A value of the model, in the order in which they were planned.
+    ValueId
+);
+
+/// A tensor that a block needs.
+#[derive(Clone, Debug)]
+pub struct TensorUse {
+    /// Its name, without prefix.
+    pub name: String,
+    /// Another name that stands in when this one is not stored.
+    pub tie: Option<String>,
+    /// Its shape.
+    pub shape: Vec<usize>,
+    /// Where it is asked for.
+    pub at: Address,
+    /// By what: `` `k` of `attention` ``.
+    pub label: String,
+    /// Index and count of the outermost loop around it.
+    pub layer: Option<(usize, usize)>,
+}
+
+/// A linear map: several stored weights side by side.
+#[derive(Debug)]
+pub struct LinearUse {
+    /// The weights.
+    pub parts: Vec<PartUse>,
+    /// Columns of the input.
+    pub inputs: usize,
+    /// Columns of the output.
+    pub outputs: usize,
+}
+
+/// One stored weight of a linear map.
+#[derive(Debug)]
+pub struct PartUse {
+    /// The weight.
+    pub weight: TensorId,
+    /// How it is stored.
+    pub layout: Layout,
+    /// Which of its outputs are taken, in which order; none for all, as they are.
+    pub order: Option<Vec<u32>>,
+    /// Its bias.
+    pub bias: Option<TensorId>,
+    /// Number of its outputs.
+    pub outputs: usize,
+}
+
+/// A bias on attention scores, computed from a stored table.
+pub struct BiasUse {
+    /// The table.
+    pub table: TensorId,
+    /// Computes the bias from the table's elements.
+    pub compute: Box<dyn Fn(&[f32]) -> PositionBias + Send + Sync>,
+}
+
+impl std::fmt::Debug for BiasUse {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "BiasUse({:?})", self.table)
+    }
+}
+
+/// The size of a key-value cache.
+#[derive(Clone, Copy, Debug)]
+pub struct CacheUse {
+    /// Key-value heads.
+    pub kv_heads: usize,
+    /// Elements of a key.
+    pub k_dim: usize,
+    /// Elements of a value.
+    pub v_dim: usize,
+    /// Whose tokens it holds.
+    pub stream: Stream,
+    /// Whether it outlives a forward pass.
+    pub kept: bool,
+}
+
+/// Everything that the blocks of a plan have declared.
+#[derive(Debug, Default)]
+pub struct Declared {
+    /// Stored tensors.
+    pub tensors: Vec<TensorUse>,
+    /// Linear maps.
+    pub linears: Vec<LinearUse>,
+    /// Vectors.
+    pub vectors: Vec<TensorId>,
+    /// Embedding tables.
+    pub tables: Vec<TensorId>,
+    /// Position biases.
+    pub biases: Vec<BiasUse>,
+    /// Key-value caches.
+    pub caches: Vec<CacheUse>,
+    /// Rotary settings.
+    pub ropes: Vec<Rope>,
+    /// Most tokens that a sequence of a stream can have, each with the reason.
+    pub limits: Vec<(Stream, usize, String)>,
+    /// The widest matrix, in columns.
+    pub widest: usize,
+}
+
+/// The context in which a block is built.
+pub struct Builder<'a> {
+    /// The description.
+    pub source: &'a Source,
+    /// What is wrong so far.
+    pub problems: &'a mut Problems,
+    /// Fields that blocks do not need to name.
+    pub defaults: &'a [Defaults],
+    /// What names stand for.
+    pub scope: Scope,
+    /// Where a name's value comes from, for notes.
+    pub origins: HashMap<String, String>,
+    /// Path that is put before every path.
+    pub path: String,
+    /// Index and count of the loops around this block, from the outermost on.
+    pub loops: Vec<(usize, usize)>,
+    /// Name of the block that is being built.
+    pub block: String,
+    /// Name of the field that was read last.
+    pub field: &'static str,
+    /// What was declared so far.
+    pub declared: Declared,
+    /// Values that are planned already.
+    pub values: HashMap<String, (ValueId, Shape)>,
+    /// A value that the block asked for and that is not planned yet.
+    pub wanted: Option<Reference>,
+    tensors: HashMap<String, TensorId>,
+}
+
+impl<'a> Builder<'a> {
+    /// A context in which nothing is declared.
+    pub fn new(
+        source: &'a Source,
+        defaults: &'a [Defaults],
+        scope: Scope,
+        problems: &'a mut Problems,
+    ) -> Self {
+        Builder {
+            source,
+            problems,
+            defaults,
+            scope,
+            origins: HashMap::new(),
+            path: String::new(),
+            loops: Vec::new(),
+            block: String::new(),
+            field: "",
+            declared: Declared::default(),
+            values: HashMap::new(),
+            wanted: None,
+            tensors: HashMap::new(),
+        }
+    }
+
+    /// Reports a problem at a place of the description; notes may be added to the result.
+    pub fn problem(&mut self, at: &Address, message: impl Into<String>) -> Remarks<'_> {
+        Remarks(self.problems.at(self.source, at, message, ""))
+    }
+
+    /// Reports that a value is not of the type of its field, and gives none.
+    pub fn mismatch<T: FieldType>(&mut self, value: &Tree, at: &Address) -> Option<T> {
+        let message = format!("wrong value of `{}`: expected {}, found `{value}`", self.field, T::kind());
+        self.wrong_value(at, message);
+        None
+    }
+
+    /// Reports a value that does not do, and says where the names in it come from.
+    pub fn wrong_value(&mut self, at: &Address, message: impl Into<String>) {
+        let notes = self.origins_at(at);
+        let mut problem = self.problem(at, message);
+        for note in notes {
+            problem = problem.note(note);
+        }
+    }
+
+    fn origins_at(&self, at: &Address) -> Vec<String> {
+        let Some(text) = at.value(&self.source.tree).and_then(Tree::as_text) else { return Vec::new() };
+        let names = Template::parse(text).map(|t| t.names()).unwrap_or_default();
+        names.iter().filter_map(|name| self.origins.get(name).cloned()).collect()
+    }
+
+    /// The value of a tree with its expressions computed.
+    pub fn evaluate(&mut self, tree: &Tree, at: &Address) -> Option<Tree> {
+        Some(match tree {
+            Tree::Text(text) => match Template::parse(text).and_then(|t| t.value(&self.scope)) {
+                Ok(value) => value,
+                Err(message) => {
+                    self.wrong_value(at, format!("cannot evaluate {message}"));
+                    return None;
+                }
+            },
+            Tree::List(items) => Tree::List(
+                items
+                    .iter()
+                    .enumerate()
+                    .map(|(i, x)| self.evaluate(x, &at.child(i)))
+                    .collect::<Option<_>>()?,
+            ),
+            Tree::Map(entries) => Tree::Map(
+                entries
+                    .iter()
+                    .enumerate()
+                    .map(|(i, (key, x))| Some((key.clone(), self.evaluate(x, &at.child(i))?)))
+                    .collect::<Option<_>>()?,
+            ),
+            other => other.clone(),
+        })
+    }
+
+    /// Reads the fields of `T` from an evaluated value.
+    pub fn read_nested<T: Fields>(&mut self, value: &Tree, at: &Address) -> Option<T> {
+        let field = self.field;
+        let fields = T::read(&mut Given::new::<T>(self, value, at));
+        self.field = field;
+        fields
+    }
+
+    /// What `defaults` says of a field.
+    pub fn default_of(&self, block: &str, field: &str) -> Option<(Tree, Address)> {
+        let defaults = self.defaults.iter().find(|d| d.block == block)?;
+        let i = defaults.fields.entries().iter().position(|(key, _)| key == field)?;
+        Some((defaults.fields.entries()[i].1.clone(), defaults.at.child(i)))
+    }
+
+    /// Puts the current path before `path`.
+    pub fn join(&self, path: &str) -> String {
+        match path.strip_prefix('/') {
+            Some(absolute) => absolute.to_owned(),
+            None if self.path.is_empty() => path.to_owned(),
+            None if path.is_empty() => self.path.clone(),
+            None => format!("{}.{path}", self.path),
+        }
+    }
+
+    /// The value that a reference names. If it is not planned yet it is noted as wanted: the block is built again
+    /// once it is.
+    pub fn refer(&mut self, reference: &Reference) -> Option<(ValueId, Shape)> {
+        let found = self.values.get(&reference.name).copied();
+        if found.is_none() {
+            self.wanted = Some(reference.clone());
+        }
+        found
+    }
+
+    /// Declares a tensor.
+    pub fn tensor(
+        &mut self,
+        name: String,
+        shape: Vec<usize>,
+        tie: Option<String>,
+        at: &Address,
+    ) -> Option<TensorId> {
+        if let Some(&id) = self.tensors.get(&name) {
+            let known = &mut self.declared.tensors[id.0];
+            if known.shape != shape {
+                let message = format!("tensor `{name}` is used as {:?} and as {shape:?}", known.shape);
+                self.problem(at, message);
+                return None;
+            }
+            known.tie = known.tie.take().or(tie);
+            return Some(id);
+        }
+        let id = TensorId(self.declared.tensors.len());
+        let label = match self.field {
+            "" | "at" => format!("`{}`", self.block),
+            field => format!("`{field}` of `{}`", self.block),
+        };
+        let layer = self.loops.first().copied();
+        self.tensors.insert(name.clone(), id);
+        self.declared.tensors.push(TensorUse { name, tie, shape, at: at.clone(), label, layer });
+        Some(id)
+    }
+
+    /// Declares a linear map `[rows, inputs] -> [rows, sum of the parts' outputs]`. Each part comes with the name of
+    /// its field and its number of outputs.
+    pub fn linear(
+        &mut self,
+        parts: &[(&'static str, &Projection, usize)],
+        inputs: usize,
+    ) -> Option<LinearId> {
+        let mut uses = Vec::new();
+        for (field, projection, outputs) in parts {
+            uses.push(self.linear_part(field, projection, *outputs, inputs, None)?);
+        }
+        Some(self.linear_of(uses, inputs))
+    }
+
+    /// Declares one weight of a linear map; `order` says which of its `outputs` are taken.
+    pub fn linear_part(
+        &mut self,
+        field: &'static str,
+        projection: &Projection,
+        outputs: usize,
+        inputs: usize,
+        order: Option<Vec<u32>>,
+    ) -> Option<PartUse> {
+        self.field = field;
+        let shape = match projection.layout {
+            Layout::OutIn => vec![outputs, inputs],
+            Layout::InOut => vec![inputs, outputs],
+        };
+        let at = &projection.at;
+        let tie = projection.tie.as_ref().map(|tie| format!("{}.weight", tie.name));
+        let weight = self.tensor(format!("{}.weight", at.name), shape, tie, &at.at)?;
+        let bias = match &projection.bias {
+            Bias::No => None,
+            Bias::Beside => Some(self.tensor(format!("{}.bias", at.name), vec![outputs], None, &at.at)?),
+            Bias::At(path) => Some(self.tensor(path.name.clone(), vec![outputs], None, &path.at)?),
+        };
+        Some(PartUse { weight, layout: projection.layout, order, bias, outputs })
+    }
+
+    /// Declares a linear map of these parts.
+    pub fn linear_of(&mut self, parts: Vec<PartUse>, inputs: usize) -> LinearId {
+        let outputs = parts.iter().map(|p| p.order.as_ref().map_or(p.outputs, Vec::len)).sum();
+        self.declared.widest = self.declared.widest.max(outputs);
+        self.declared.linears.push(LinearUse { parts, inputs, outputs });
+        LinearId(self.declared.linears.len() - 1)
+    }
+
+    /// Declares the vector `suffix` (`weight`, `bias`) of a module, or the parameter itself if `suffix` is empty.
+    pub fn vector(&mut self, path: &Path, suffix: &str, len: usize) -> Option<VectorId> {
+        let name = if suffix.is_empty() { path.name.clone() } else { format!("{}.{suffix}", path.name) };
+        let tensor = self.tensor(name, vec![len], None, &path.at)?;
+        self.declared.vectors.push(tensor);
+        Some(VectorId(self.declared.vectors.len() - 1))
+    }
+
+    /// Declares an embedding table `[rows, cols]`.
+    pub fn table(&mut self, path: &Path, rows: usize, cols: usize) -> Option<TableId> {
+        let tensor = self.tensor(format!("{}.weight", path.name), vec![rows, cols], None, &path.at)?;
+        self.declared.tables.push(tensor);
+        Some(TableId(self.declared.tables.len() - 1))
+    }
+
+    /// Declares a position bias that is computed from a stored table.
+    pub fn bias(
+        &mut self,
+        path: &Path,
+        shape: Vec<usize>,
+        compute: impl Fn(&[f32]) -> PositionBias + Send + Sync + 'static,
+    ) -> Option<BiasId> {
+        let table = self.tensor(format!("{}.weight", path.name), shape, None, &path.at)?;
+        self.declared.biases.push(BiasUse { table, compute: Box::new(compute) });
+        Some(BiasId(self.declared.biases.len() - 1))
+    }
+
+    /// Declares a key-value cache.
+    pub fn cache(&mut self, cache: CacheUse) -> CacheId {
+        self.declared.caches.push(cache);
+        CacheId(self.declared.caches.len() - 1)
+    }
+
+    /// Declares rotary settings; equal ones are computed once.
+    pub fn rope(&mut self, rope: Rope) -> RopeId {
+        let ropes = &mut self.declared.ropes;
+        let found = ropes.iter().position(|r| *r == rope);
+        RopeId(found.unwrap_or_else(|| {
+            ropes.push(rope);
+            ropes.len() - 1
+        }))
+    }
+
+    /// The columns and rows of a block's input, which must be a matrix.
+    pub fn matrix(&mut self, input: Option<Shape>, at: &Address) -> Option<(Rows, usize)> {
+        match input {
+            Some(Shape::Matrix { rows, cols }) => Some((rows, cols)),
+            Some(Shape::Bias { .. }) => {
+                let message = format!("`{}` takes a matrix, found a position bias", self.block);
+                self.problem(at, message);
+                None
+            }
+            None => {
+                let message = format!("`{}` has no input", self.block);
+                self.problem(at, message).help("begin the sequence with `embedding` or `from`");
+                None
+            }
+        }
+    }
+
+    /// As [`matrix`](Self::matrix), with one row per token.
+    pub fn tokens(&mut self, input: Option<Shape>, at: &Address) -> Option<(Stream, usize)> {
+        match self.matrix(input, at)? {
+            (Rows::Tokens(stream), cols) => Some((stream, cols)),
+            (Rows::Sequences, _) => {
+                let message = format!("`{}` takes a row per token, found a row per sequence", self.block);
+                self.problem(at, message);
+                None
+            }
+        }
+    }
+}
+
+/// A reported problem to which remarks can be added.
+pub struct Remarks<'p>(&'p mut Problem);
+
+impl Remarks<'_> {
+    /// Adds a fact.
+    pub fn note(self, text: impl Into<String>) -> Self {
+        self.0.remarks.push(crate::error::Remark { tag: "note", text: text.into() });
+        self
+    }
+
+    /// Adds the next thing to do.
+    pub fn help(self, text: impl Into<String>) -> Self {
+        self.0.remarks.push(crate::error::Remark { tag: "help", text: text.into() });
+        self
+    }
+}

@@ -1,0 +1,52 @@
+use super::builder::{Builder, Shape};
+use super::fields::{Index, fields};
+use super::run::Run;
+use super::{Block, Plan};
+use crate::error::Result;
+use crate::spec::Address;
+use crate::tensor::Tensor;
+
+fields! {
+    /// Some columns of a matrix: `columns: 0` is the first.
+    ///
+    /// `[rows, cols] -> [rows, count]`.
+    pub struct Columns("columns") {
+        /// The first column that is taken, counted from 0.
+        start: Index,
+        /// How many.
+        count: usize = "1",
+    }
+}
+
+#[derive(Debug)]
+struct Planned {
+    start: usize,
+    count: usize,
+}
+
+impl Plan for Columns {
+    fn plan(
+        self,
+        b: &mut Builder<'_>,
+        input: Option<Shape>,
+        at: &Address,
+    ) -> Option<(Box<dyn Block>, Shape)> {
+        let (rows, cols) = b.matrix(input, at)?;
+        let (start, count) = (self.start.0, self.count);
+        if start + count > cols {
+            b.problem(at, format!("expected columns below {cols}, found {start} to {}", start + count - 1));
+            return None;
+        }
+        Some((Box::new(Planned { start, count }), Shape::Matrix { rows, cols: count }))
+    }
+}
+
+impl Block for Planned {
+    fn forward(&self, run: &mut Run<'_>, x: &Tensor) -> Result<Tensor> {
+        let mut out = run.take(x.rows(), self.count);
+        for i in 0..x.rows() {
+            out.row_mut(i).copy_from_slice(&x.row(i)[self.start..self.start + self.count]);
+        }
+        Ok(out)
+    }
+}

@@ -1,0 +1,132 @@
+use super::builder::{Builder, Rows, Shape, Stream, TableId};
+use super::fields::{FieldType, Index, Path, fields, read_choice};
+use super::run::Run;
+use super::{Block, Plan};
+use crate::error::{Error, ErrorKind, Result};
+use crate::spec::{Address, Tree, listed};
+use crate::tensor::Tensor;
+
+fields! {
+    /// One row of a table for each token. Begins a sequence.
+    ///
+    /// `-> [tokens, width]`. As `torch.nn.Embedding`.
+    pub struct Embedding("embedding") {
+        /// Path of the module that owns `weight`.
+        at: Path,
+        /// What chooses the row.
+        of: Input,
+        /// Rows of the table.
+        rows: usize,
+        /// Columns of the table.
+        width: usize,
+        /// Added to the number that chooses the row.
+        offset: Index = "0",
+    }
+}
+
+/// Numbers that a model is given or counts by itself, one per token.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Ids {
+    Tokens,
+    Types,
+    Positions,
+}
+
+/// What an embedding is of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Input {
+    stream: Stream,
+    ids: Ids,
+}
+
+const INPUTS: [(&str, Input); 5] = [
+    ("token_ids", Input { stream: Stream::Input, ids: Ids::Tokens }),
+    ("type_ids", Input { stream: Stream::Input, ids: Ids::Types }),
+    ("positions", Input { stream: Stream::Input, ids: Ids::Positions }),
+    ("decoder_token_ids", Input { stream: Stream::Decoder, ids: Ids::Tokens }),
+    ("decoder_positions", Input { stream: Stream::Decoder, ids: Ids::Positions }),
+];
+
+impl FieldType for Input {
+    fn kind() -> String {
+        listed(&INPUTS.map(|(name, _)| name))
+    }
+    fn read(builder: &mut Builder<'_>, value: &Tree, at: &Address) -> Option<Self> {
+        read_choice(builder, value, at, &INPUTS)
+    }
+}
+
+#[derive(Debug)]
+struct Planned {
+    table: TableId,
+    of: Input,
+    rows: usize,
+    offset: usize,
+    width: usize,
+}
+
+impl Plan for Embedding {
+    fn plan(
+        self,
+        b: &mut Builder<'_>,
+        input: Option<Shape>,
+        at: &Address,
+    ) -> Option<(Box<dyn Block>, Shape)> {
+        if input.is_some() {
+            b.problem(at, "`embedding` takes no input")
+                .help("begin the sequence with it, or put it under `sum`");
+            return None;
+        }
+        let table = b.table(&self.at, self.rows, self.width)?;
+        let (of, rows, width, offset) = (self.of, self.rows, self.width, self.offset.0);
+        if of.ids == Ids::Positions {
+            let limit = rows.saturating_sub(offset);
+            b.declared.limits.push((of.stream, limit, format!("`{}` has {rows} rows", self.at.name)));
+        }
+        let shape = Shape::Matrix { rows: Rows::Tokens(of.stream), cols: width };
+        Some((Box::new(Planned { table, of, rows, offset, width }), shape))
+    }
+}
+
+impl Planned {
+    fn look_up(&self, run: &mut Run<'_>, accumulate: bool, out: &mut Tensor) -> Result<()> {
+        let tokens = run.tokens(self.of.stream);
+        let numbers: Vec<usize> = match self.of.ids {
+            Ids::Tokens => tokens.ids.iter().map(|id| *id as usize).collect(),
+            Ids::Types if tokens.type_ids.is_empty() => vec![0; tokens.ids.len()],
+            Ids::Types => tokens.type_ids.iter().map(|id| *id as usize).collect(),
+            Ids::Positions => tokens.positions().collect(),
+        };
+        let mut ids = Vec::with_capacity(numbers.len());
+        for number in numbers {
+            let id = number + self.offset;
+            if id >= self.rows {
+                let what = INPUTS.iter().find(|(_, input)| *input == self.of).map_or("", |(name, _)| name);
+                let message = format!(
+                    "`{what}` out of range: expected below {}, found {number}",
+                    self.rows - self.offset
+                );
+                return Err(Error::new(ErrorKind::Input, message));
+            }
+            ids.push(id as u32);
+        }
+        run.backend.embedding(run.table(self.table), &ids, accumulate, out);
+        Ok(())
+    }
+}
+
+impl Block for Planned {
+    fn is_row_wise(&self) -> bool {
+        false
+    }
+
+    fn forward(&self, run: &mut Run<'_>, _: &Tensor) -> Result<Tensor> {
+        let mut out = run.take(run.tokens(self.of.stream).ids.len(), self.width);
+        self.look_up(run, false, &mut out)?;
+        Ok(out)
+    }
+
+    fn forward_add(&self, run: &mut Run<'_>, _: Option<&Tensor>, sum: &mut Tensor) -> Result<()> {
+        self.look_up(run, true, sum)
+    }
+}

@@ -1,0 +1,51 @@
+use super::builder::{Builder, Shape, ValueId};
+use super::fields::{Reference, fields};
+use super::run::Run;
+use super::{Block, Plan};
+use crate::error::Result;
+use crate::spec::Address;
+use crate::tensor::Tensor;
+
+fields! {
+    /// The value of that name: `from: hidden`. Begins a sequence.
+    pub struct From("from") {
+        /// The name.
+        value: Reference,
+    }
+}
+
+#[derive(Debug)]
+struct Planned(ValueId);
+
+impl Plan for From {
+    fn plan(
+        self,
+        b: &mut Builder<'_>,
+        input: Option<Shape>,
+        at: &Address,
+    ) -> Option<(Box<dyn Block>, Shape)> {
+        let (id, shape) = b.refer(&self.value)?;
+        if input.is_some() {
+            b.problem(at, "`from` takes no input").help("begin the sequence with it");
+            return None;
+        }
+        b.matrix(Some(shape), at)?;
+        Some((Box::new(Planned(id)), shape))
+    }
+}
+
+impl Block for Planned {
+    fn forward(&self, run: &mut Run<'_>, _: &Tensor) -> Result<Tensor> {
+        let value = run.value(self.0)?;
+        if let Some(rows) = run.wanted_rows().map(<[usize]>::to_vec) {
+            let mut out = run.take(rows.len(), value.cols());
+            for (i, row) in rows.into_iter().enumerate() {
+                out.row_mut(i).copy_from_slice(value.row(row));
+            }
+            return Ok(out);
+        }
+        let mut out = run.take(value.rows(), value.cols());
+        out.data_mut().copy_from_slice(value.data());
+        Ok(out)
+    }
+}

@@ -1,0 +1,132 @@
+//! The blocks: generic neural-network layers at the level of torch modules, one file each, written against
+//! [`Backend`](crate::backend::Backend).
+//!
+//! A block is two things in one file: a struct of [`fields!`](fields), which is its definition in the language,
+//! and a [`Block`] with the forward pass. `plan`, between them, checks shapes and declares tensors to the
+//! [`Builder`]. Read `layer_norm.rs` first, then `attention.rs`.
+
+#![forbid(unsafe_code)]
+
+use std::fmt;
+
+use crate::error::Result;
+use crate::spec::{Address, Tree};
+use crate::tensor::Tensor;
+
+mod activation;
+mod attention;
+mod builder;
+mod columns;
+pub(crate) mod combinators;
+mod embedding;
+mod fields;
+mod from;
+mod gated_mlp;
+mod layer_norm;
+mod linear;
+mod mlp;
+mod pool;
+mod relative_bias;
+mod rms_norm;
+mod rope;
+mod run;
+mod scale;
+
+pub use builder::{
+    BiasUse, Builder, CacheUse, Declared, LinearUse, PartUse, Rows, Shape, Stream, TensorId, TensorUse,
+    ValueId,
+};
+pub use fields::{FieldDef, FieldShape, FieldType, Fields, Given};
+pub use rope::Rope;
+pub use run::{Parameters, PlannedValue, Run, SequenceState, Tokens};
+
+/// A planned block: shapes are checked, weights are known by their ids.
+pub trait Block: Send + Sync + fmt::Debug {
+    /// The block's output for input `x`.
+    fn forward(&self, run: &mut Run<'_>, x: &Tensor) -> Result<Tensor>;
+
+    /// The same, when nobody needs the input any more.
+    fn forward_owned(&self, run: &mut Run<'_>, x: Tensor) -> Result<Tensor> {
+        let y = self.forward(run, &x)?;
+        run.give(x);
+        Ok(y)
+    }
+
+    /// Whether each row of the output depends on the same row of the input alone.
+    fn is_row_wise(&self) -> bool {
+        true
+    }
+
+    /// Adds the output to `sum`. Without `x` the input is what `sum` holds on entry.
+    fn forward_add(&self, run: &mut Run<'_>, x: Option<&Tensor>, sum: &mut Tensor) -> Result<()> {
+        let y = self.forward(run, x.unwrap_or(sum))?;
+        run.backend.add(sum, &y);
+        run.give(y);
+        Ok(())
+    }
+}
+
+/// A block of the language.
+#[derive(Debug)]
+pub struct Definition {
+    /// Name in the YAML.
+    pub name: &'static str,
+    /// What it computes, line by line.
+    pub doc: &'static [&'static str],
+    /// Its fields.
+    pub fields: fn() -> &'static [FieldDef],
+    /// Builds it: reads the fields, checks the input's shape, declares the tensors, and gives the output's shape.
+    pub build: fn(&mut Builder<'_>, &Tree, &Address, Option<Shape>) -> Option<(Box<dyn Block>, Shape)>,
+}
+
+/// A struct of fields that can be planned as a block.
+pub trait Plan: Fields {
+    /// Checks the input's shape, declares the tensors, and gives the planned block with its output's shape.
+    fn plan(self, b: &mut Builder<'_>, input: Option<Shape>, at: &Address)
+    -> Option<(Box<dyn Block>, Shape)>;
+}
+
+const fn define<T: Plan>() -> Definition {
+    Definition {
+        name: T::NAME,
+        doc: T::DOC,
+        fields: T::fields,
+        build: |builder, fields, at, input| {
+            builder.block = T::NAME.into();
+            builder.field = "";
+            let block = T::read(&mut Given::new::<T>(builder, fields, at))?;
+            block.plan(builder, input, at)
+        },
+    }
+}
+
+/// All blocks, in the order of the reference.
+pub static BLOCKS: [Definition; 13] = [
+    define::<embedding::Embedding>(),
+    define::<from::From>(),
+    define::<linear::Linear>(),
+    define::<attention::Attention>(),
+    define::<relative_bias::RelativeBias>(),
+    define::<mlp::Mlp>(),
+    define::<gated_mlp::GatedMlp>(),
+    define::<layer_norm::LayerNorm>(),
+    define::<rms_norm::RmsNorm>(),
+    define::<activation::Activate>(),
+    define::<scale::Scale>(),
+    define::<pool::Pool>(),
+    define::<columns::Columns>(),
+];
+
+/// Maps that several blocks take as the value of a field: name, documentation and fields.
+pub type Group = (&'static str, &'static [&'static str], fn() -> &'static [FieldDef]);
+
+/// The groups of fields that blocks share, for the reference.
+pub static GROUPS: [Group; 2] = [
+    (fields::Projection::NAME, fields::Projection::DOC, fields::Projection::fields),
+    (rope::RopeFields::NAME, rope::RopeFields::DOC, rope::RopeFields::fields),
+];
+
+/// The block of that name.
+pub fn block(name: &str) -> Option<&'static Definition> {
+    BLOCKS.iter().find(|b| b.name == name)
+}

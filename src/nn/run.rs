@@ -1,0 +1,266 @@
+//! A forward pass under way: the batch, the weights, and what blocks have computed so far.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use super::builder::{BiasId, CacheId, CacheUse, LinearId, RopeId, Stream, TableId, ValueId, VectorId};
+use super::rope::Rope;
+use super::{Block, Rows, Shape};
+use crate::backend::{Activation, Backend, Epilogue, KvCache, Linear, PositionBias, Rotation, Span};
+use crate::error::Result;
+use crate::tensor::{Array, Buffers, Tensor};
+
+/// Weights as blocks use them, in the order in which they were declared.
+#[derive(Debug, Default)]
+pub struct Parameters {
+    /// Linear maps with their biases.
+    pub linears: Vec<(Box<dyn Linear>, Option<Vec<f32>>)>,
+    /// Vectors.
+    pub vectors: Vec<Vec<f32>>,
+    /// Embedding tables.
+    pub tables: Vec<Array>,
+    /// Position biases.
+    pub biases: Vec<PositionBias>,
+}
+
+/// A value of the model with the blocks that compute it.
+#[derive(Debug)]
+pub struct PlannedValue {
+    /// Its name.
+    pub name: String,
+    /// Computes it.
+    pub body: Box<dyn Block>,
+    /// What it is.
+    pub shape: Shape,
+}
+
+/// The tokens of one stream: all sequences end to end.
+#[derive(Clone, Debug, Default)]
+pub struct Tokens {
+    /// Where each sequence lies.
+    pub spans: Vec<Span>,
+    /// Token ids.
+    pub ids: Vec<u32>,
+    /// Token type ids, or nothing where all are 0.
+    pub type_ids: Vec<u32>,
+}
+
+impl Tokens {
+    /// The tokens of sequences that begin at position 0.
+    pub fn of<'s>(sequences: impl IntoIterator<Item = &'s [u32]>) -> Self {
+        let mut tokens = Tokens::default();
+        for ids in sequences {
+            tokens.push(ids, 0);
+        }
+        tokens
+    }
+
+    /// Adds a sequence of which `past` tokens are in its cache already.
+    pub fn push(&mut self, ids: &[u32], past: usize) {
+        let start = self.ids.len();
+        self.ids.extend_from_slice(ids);
+        self.spans.push(Span { rows: start..self.ids.len(), past });
+    }
+
+    /// The position of each token in its sequence.
+    pub fn positions(&self) -> impl Iterator<Item = usize> + '_ {
+        self.spans.iter().flat_map(|span| span.past..span.past + span.rows.len())
+    }
+}
+
+/// What a sequence leaves behind for its next tokens.
+#[derive(Clone, Debug)]
+pub struct SequenceState {
+    /// One per declared cache.
+    pub caches: Vec<KvCache>,
+}
+
+impl SequenceState {
+    /// The state of a sequence without tokens.
+    pub fn new(caches: &[CacheUse]) -> Self {
+        SequenceState { caches: caches.iter().map(|c| KvCache::new(c.kv_heads, c.k_dim, c.v_dim)).collect() }
+    }
+
+    /// Bytes in use.
+    pub fn bytes(&self) -> u64 {
+        self.caches.iter().map(KvCache::bytes).sum()
+    }
+}
+
+/// A forward pass under way.
+pub struct Run<'r> {
+    /// Does the arithmetic.
+    pub backend: &'r dyn Backend,
+    /// The weights.
+    pub parameters: &'r Parameters,
+    /// All values of the plan.
+    pub values: &'r [PlannedValue],
+    /// Rotary settings.
+    pub ropes: &'r [Rope],
+    /// Tokens of the input; without any while only the decoder goes on.
+    pub input: &'r Tokens,
+    /// Tokens of the decoder.
+    pub decoder: &'r Tokens,
+    /// One per sequence.
+    pub states: &'r mut [SequenceState],
+    /// Memory for activations.
+    pub buffers: &'r mut Buffers,
+    /// Values that are computed already.
+    pub computed: Vec<Option<Arc<Tensor>>>,
+    /// Inputs of the layers of each value, if they are wanted.
+    pub hidden_states: Option<HashMap<ValueId, Vec<Tensor>>>,
+    /// A value of which only these rows are wanted, if it can be computed row by row.
+    pub only_rows: Option<(ValueId, Vec<usize>)>,
+    /// The values that are being computed, the innermost last.
+    open: Vec<ValueId>,
+    rotations: HashMap<(RopeId, Stream), Arc<(Tensor, Tensor)>>,
+}
+
+impl<'r> Run<'r> {
+    /// A pass in which nothing is computed yet.
+    #[allow(clippy::too_many_arguments)] // the fields, by name, at one call site
+    pub fn new(
+        backend: &'r dyn Backend,
+        parameters: &'r Parameters,
+        values: &'r [PlannedValue],
+        ropes: &'r [Rope],
+        input: &'r Tokens,
+        decoder: &'r Tokens,
+        states: &'r mut [SequenceState],
+        buffers: &'r mut Buffers,
+    ) -> Self {
+        Run {
+            backend,
+            parameters,
+            values,
+            ropes,
+            input,
+            decoder,
+            states,
+            buffers,
+            computed: vec![None; values.len()],
+            hidden_states: None,
+            only_rows: None,
+            open: Vec::new(),
+            rotations: HashMap::new(),
+        }
+    }
+
+    /// The tokens of a stream.
+    pub fn tokens(&self, stream: Stream) -> &'r Tokens {
+        match stream {
+            Stream::Input => self.input,
+            Stream::Decoder => self.decoder,
+        }
+    }
+
+    /// Number of rows.
+    pub fn rows(&self, rows: Rows) -> usize {
+        match rows {
+            Rows::Tokens(stream) => self.tokens(stream).ids.len(),
+            Rows::Sequences => self.states.len(),
+        }
+    }
+
+    /// The matrix of a value, computed when it is asked for first.
+    pub fn value(&mut self, id: ValueId) -> Result<Arc<Tensor>> {
+        if let Some(value) = &self.computed[id.0] {
+            return Ok(value.clone());
+        }
+        let values = self.values;
+        self.open.push(id);
+        let value = values[id.0].body.forward(self, &Tensor::default());
+        self.open.pop();
+        let value = Arc::new(value?);
+        if let Some(states) = self.hidden_states.as_mut().and_then(|all| all.get_mut(&id)) {
+            states.push((*value).clone());
+        }
+        self.computed[id.0] = Some(value.clone());
+        Ok(value)
+    }
+
+    /// The rows that the value which is being computed is wanted for; none for all.
+    pub fn wanted_rows(&self) -> Option<&[usize]> {
+        let (value, rows) = self.only_rows.as_ref()?;
+        (self.open.last() == Some(value)).then_some(rows)
+    }
+
+    /// A matrix of unspecified contents.
+    pub fn take(&mut self, rows: usize, cols: usize) -> Tensor {
+        self.buffers.take(rows, cols)
+    }
+
+    /// Gives the memory of a matrix back.
+    pub fn give(&mut self, x: Tensor) {
+        self.buffers.give(x);
+    }
+
+    /// `epilogue(x Wᵀ + b)` in a new matrix.
+    pub fn linear(
+        &mut self,
+        id: LinearId,
+        x: &Tensor,
+        act: Option<Activation>,
+        mul: Option<&Tensor>,
+    ) -> Tensor {
+        let (linear, bias) = &self.parameters.linears[id.0];
+        let mut out = self.buffers.take(x.rows(), linear.outputs());
+        linear.apply(x, &Epilogue { bias: bias.as_deref(), act, mul, accumulate: false }, &mut out);
+        out
+    }
+
+    /// `sum += x Wᵀ + b`.
+    pub fn linear_add(&mut self, id: LinearId, x: &Tensor, sum: &mut Tensor) {
+        let (linear, bias) = &self.parameters.linears[id.0];
+        linear.apply(x, &Epilogue { bias: bias.as_deref(), accumulate: true, ..Epilogue::default() }, sum);
+    }
+
+    /// A vector.
+    pub fn vector(&self, id: VectorId) -> &'r [f32] {
+        &self.parameters.vectors[id.0]
+    }
+
+    /// An embedding table.
+    pub fn table(&self, id: TableId) -> &'r Array {
+        &self.parameters.tables[id.0]
+    }
+
+    /// A position bias.
+    pub fn bias(&self, id: BiasId) -> &'r PositionBias {
+        &self.parameters.biases[id.0]
+    }
+
+    /// Cosines and sines for the tokens of a stream, computed when they are asked for first.
+    pub fn rotation(&mut self, id: RopeId, stream: Stream) -> Arc<(Tensor, Tensor)> {
+        let (rope, tokens) = (&self.ropes[id.0], self.tokens(stream));
+        let compute = || Arc::new(rope.angles(tokens.positions()));
+        self.rotations.entry((id, stream)).or_insert_with(compute).clone()
+    }
+
+    /// Turns the heads in columns `start ..` of `x` by their positions.
+    pub fn rotate(
+        &mut self,
+        id: RopeId,
+        stream: Stream,
+        x: &mut Tensor,
+        start: usize,
+        heads: usize,
+        head_dim: usize,
+    ) {
+        let tables = self.rotation(id, stream);
+        let rotation = Rotation { cos: &tables.0, sin: &tables.1, interleaved: self.ropes[id.0].interleaved };
+        self.backend.rope(x, start, heads, head_dim, &rotation);
+    }
+
+    /// The caches of one attention block, one per sequence.
+    pub fn caches(states: &mut [SequenceState], id: CacheId) -> Vec<&mut KvCache> {
+        states.iter_mut().map(|state| &mut state.caches[id.0]).collect()
+    }
+
+    /// Notes the input of a layer of a value, if such inputs are wanted.
+    pub fn layer_input(&mut self, value: ValueId, x: &Tensor) {
+        if let Some(all) = &mut self.hidden_states {
+            all.entry(value).or_default().push(x.clone());
+        }
+    }
+}

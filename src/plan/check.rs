@@ -1,0 +1,269 @@
+//! What can be known of a description by itself: every block, field and name in it exists, and every name is used.
+
+use std::collections::HashSet;
+
+use crate::error::{Problem, Remark, closest};
+use crate::nn::{self, Builder, FieldDef, FieldShape};
+use crate::spec::{
+    Address, Binding, BindingValue, Item, NamedValue, Problems, Scope, Spec, Step, Template, Tree, listed,
+};
+
+/// Tasks that a head can answer.
+pub const TASKS: [&str; 8] = [
+    "features",
+    "masked_lm",
+    "causal_lm",
+    "seq2seq_lm",
+    "sequence_classification",
+    "token_classification",
+    "question_answering",
+    "pretraining",
+];
+
+/// Reports everything that is wrong with a description whatever the config.
+pub fn check(spec: &Spec, problems: &mut Problems) {
+    let mut checker =
+        Checker { spec, problems, used: HashSet::new(), known: HashSet::new(), values: Vec::new() };
+    for binding in &spec.config {
+        checker.binding(binding);
+    }
+    let model: Vec<&str> = spec.values.iter().map(|v| v.name.as_str()).collect();
+    for defaults in &spec.defaults {
+        match nn::block(&defaults.block) {
+            Some(block) => {
+                checker.defaults((block.fields)(), &defaults.block, &defaults.fields, &defaults.at);
+            }
+            None => checker.unknown_block(&defaults.block, &defaults.at),
+        }
+    }
+    checker.values = model.clone();
+    for value in &spec.values {
+        checker.value(value);
+    }
+    for head in &spec.heads {
+        if !TASKS.contains(&head.task.as_str()) {
+            let problem = checker.problems.at(
+                &spec.source,
+                &head.at.key(),
+                format!("unknown task `{}`", head.task),
+                "",
+            );
+            suggest(problem, &head.task, &TASKS);
+        }
+        checker.values = model.iter().copied().chain(head.values.iter().map(|v| v.name.as_str())).collect();
+        for value in &head.values {
+            if model.contains(&value.name.as_str()) {
+                let message = format!("repeated value `{}`", value.name);
+                checker.problems.at(
+                    &spec.source,
+                    &value.at.key(),
+                    message,
+                    "a value of `model` has this name",
+                );
+            }
+            checker.value(value);
+        }
+        for (output, at) in &head.outputs {
+            checker.reference(output, at);
+        }
+    }
+    let used = std::mem::take(&mut checker.used);
+    for binding in &spec.config {
+        if !used.contains(&binding.name) {
+            let message = format!("unused binding `{}`", binding.name);
+            let problem = problems.at(&spec.source, &binding.at.key(), message, "");
+            let help = "bind only what changes the result; what is not implemented belongs under `require`";
+            problem.remarks.push(Remark { tag: "help", text: help.into() });
+        }
+    }
+}
+
+struct Checker<'s, 'p> {
+    spec: &'s Spec,
+    problems: &'p mut Problems,
+    /// Names that some expression uses.
+    used: HashSet<String>,
+    /// Names that have a value here.
+    known: HashSet<String>,
+    /// Values that may be referred to here.
+    values: Vec<&'s str>,
+}
+
+impl<'s> Checker<'s, '_> {
+    fn binding(&mut self, binding: &'s Binding) {
+        match &binding.value {
+            BindingValue::Derived(tree, at) => self.names(tree, at),
+            BindingValue::Key { default, when_null, .. } => {
+                for (tree, at) in default.iter().chain(when_null) {
+                    self.names(tree, at);
+                }
+            }
+        }
+        self.known.insert(binding.name.clone());
+    }
+
+    /// Checks that the names in all expressions of a value are bound.
+    fn names(&mut self, tree: &Tree, at: &Address) {
+        let mut found = Vec::new();
+        tree.visit_texts(at, &mut |text, at| {
+            if let Ok(template) = Template::parse(text) {
+                found.extend(template.names().into_iter().map(|name| (name, at.clone())));
+            }
+        });
+        for (name, at) in found {
+            if !self.known.contains(&name) {
+                let problem = self.problems.at(&self.spec.source, &at, format!("unknown name `{name}`"), "");
+                let known: Vec<&str> = self.known.iter().map(String::as_str).collect();
+                match closest(&name, known) {
+                    Some(near) => {
+                        problem.remarks.push(Remark { tag: "help", text: format!("did you mean `{near}`?") });
+                    }
+                    None => {
+                        let help = format!("bind it under `config`: `{name}: key_in_config_json`");
+                        problem.remarks.push(Remark { tag: "help", text: help });
+                    }
+                }
+            }
+            self.used.insert(name);
+        }
+    }
+
+    fn value(&mut self, value: &'s NamedValue) {
+        self.sequence(&value.body);
+    }
+
+    fn sequence(&mut self, items: &'s [Item]) {
+        for item in items {
+            if let Some((tree, at)) = &item.when {
+                self.names(tree, at);
+            }
+            match &item.step {
+                Step::Residual(body) => self.sequence(body),
+                Step::Sum(branches) => branches.iter().for_each(|branch| self.sequence(branch)),
+                Step::Repeat { count, path, index, body } => {
+                    self.names(&count.0, &count.1);
+                    let fresh = self.known.insert(index.clone());
+                    if let Some((path, at)) = path {
+                        self.names(path, at);
+                    }
+                    self.sequence(body);
+                    if fresh {
+                        self.known.remove(index);
+                    }
+                }
+                Step::Block { name, fields } => match nn::block(name) {
+                    Some(block) => self.fields((block.fields)(), name, fields, &item.at),
+                    None => self.unknown_block(name, &item.at),
+                },
+            }
+        }
+    }
+
+    fn unknown_block(&mut self, name: &str, at: &Address) {
+        let problem =
+            self.problems.at(&self.spec.source, &at.key(), format!("unknown block `{name}`"), "not a block");
+        let names = nn::BLOCKS.iter().map(|b| b.name).chain(["residual", "sum", "repeat"]);
+        let lists = "`smelt blocks` lists them all";
+        let help = match closest(name, names) {
+            Some(near) => format!("did you mean `{near}`? {lists}"),
+            None => lists.to_owned(),
+        };
+        problem.remarks.push(Remark { tag: "help", text: help });
+    }
+
+    /// Checks what `defaults` says of a block.
+    fn defaults(&mut self, known: &'static [FieldDef], block: &str, tree: &'s Tree, at: &Address) {
+        for (i, (name, value)) in tree.entries().iter().enumerate() {
+            self.field(known, block, name, value, &at.child(i));
+        }
+    }
+
+    fn fields(&mut self, known: &'static [FieldDef], block: &str, tree: &'s Tree, at: &Address) {
+        let given: Vec<&str> = match tree {
+            Tree::Map(entries) => {
+                for (i, (name, value)) in entries.iter().enumerate() {
+                    self.field(known, block, name, value, &at.child(i));
+                }
+                entries.iter().map(|(name, _)| name.as_str()).collect()
+            }
+            Tree::Null => Vec::new(),
+            value => {
+                let Some(first) = known.first() else { return };
+                self.field(known, block, first.name, value, at);
+                vec![first.name]
+            }
+        };
+        let defaults = self.spec.defaults.iter().find(|d| d.block == block);
+        for field in known {
+            let is_default = defaults.is_some_and(|d| d.fields.get(field.name).is_some());
+            if field.required && !is_default && !given.contains(&field.name) {
+                let message = format!("`{block}` needs `{}`", field.name);
+                let problem = self.problems.at(&self.spec.source, &at.key(), message, "");
+                let help = format!("add `{}: ` and {}", field.name, (field.kind)());
+                problem.remarks.push(Remark { tag: "help", text: help });
+            }
+        }
+    }
+
+    fn field(&mut self, known: &'static [FieldDef], block: &str, name: &str, value: &'s Tree, at: &Address) {
+        let Some(field) = known.iter().find(|f| f.name == name) else {
+            let message = format!("unknown field `{name}` of `{block}`");
+            let problem = self.problems.at(&self.spec.source, &at.key(), message, "");
+            suggest(problem, name, &known.iter().map(|f| f.name).collect::<Vec<_>>());
+            return;
+        };
+        self.names(value, at);
+        match field.shape {
+            FieldShape::Fields(fields) | FieldShape::PathOrFields(fields)
+                if matches!(value, Tree::Map(_)) =>
+            {
+                let group = if matches!(field.shape, FieldShape::PathOrFields(_)) { "linear" } else { name };
+                self.repeated(value, at);
+                self.fields(fields(), group, value, at);
+            }
+            FieldShape::Reference if value.as_text().is_some_and(|text| !text.contains('$')) => {
+                if let Some(text) = value.as_text() {
+                    self.reference(text, at);
+                }
+            }
+            _ if !holds_expression(value) => {
+                let mut builder = Builder::new(&self.spec.source, &[], Scope::new(), self.problems);
+                builder.block = block.into();
+                builder.field = field.name;
+                (field.check)(&mut builder, value, at);
+            }
+            _ => {}
+        }
+    }
+
+    fn repeated(&mut self, tree: &Tree, at: &Address) {
+        let mut seen = HashSet::new();
+        for (i, (key, _)) in tree.entries().iter().enumerate() {
+            if !seen.insert(key) {
+                let message = format!("repeated key `{key}`");
+                self.problems.at(&self.spec.source, &at.child(i).key(), message, "already given above");
+            }
+        }
+    }
+
+    fn reference(&mut self, name: &str, at: &Address) {
+        if !self.values.contains(&name) {
+            let problem = self.problems.at(&self.spec.source, at, format!("unknown value `{name}`"), "");
+            suggest(problem, name, &self.values);
+        }
+    }
+}
+
+fn holds_expression(tree: &Tree) -> bool {
+    let mut found = false;
+    tree.visit_texts(&Address::root(), &mut |text, _| found |= text.contains('$'));
+    found
+}
+
+fn suggest(problem: &mut Problem, name: &str, known: &[&str]) {
+    let help = match closest(name, known.iter().copied()) {
+        Some(near) => format!("did you mean `{near}`?"),
+        None => format!("expected one of {}", listed(known)),
+    };
+    problem.remarks.push(Remark { tag: "help", text: help });
+}

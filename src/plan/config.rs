@@ -1,0 +1,239 @@
+//! `config.json`, and the values that a description's names take from it.
+
+use std::collections::HashMap;
+
+use crate::error::{ErrorKind, Problem, Remark, Result, closest};
+use crate::spec::{
+    Address, Binding, BindingValue, Problems, Scope, Source, Spec, Template, Test, Tree, listed,
+};
+
+/// A model's `config.json`.
+#[derive(Debug)]
+pub struct Config {
+    source: Source,
+}
+
+impl Config {
+    /// Reads a config; `label` names the file in messages.
+    pub fn parse(label: impl Into<String>, text: impl Into<String>) -> Result<Config> {
+        let config = Config { source: Source::json(label, text)? };
+        let mut problems = Problems::default();
+        if !matches!(config.source.tree, Tree::Map(_)) {
+            let message = format!("expected a map of settings, found {}", config.source.tree.kind());
+            problems.at(&config.source, &Address::root(), message, "");
+        }
+        repeated_keys(&config.source, &config.source.tree, &Address::root(), &mut problems);
+        problems.finish(ErrorKind::Config)?;
+        Ok(config)
+    }
+
+    /// The value of a key, with dots for nested ones, and where it stands.
+    pub fn find(&self, key: &str) -> Option<(&Tree, Address)> {
+        let (mut tree, mut at) = (&self.source.tree, Address::root());
+        for segment in key.split('.') {
+            let i = tree.entries().iter().position(|(k, _)| k == segment)?;
+            (tree, at) = (&tree.entries()[i].1, at.child(i));
+        }
+        Some((tree, at))
+    }
+
+    /// The string at a key.
+    pub fn text(&self, key: &str) -> Option<&str> {
+        self.find(key)?.0.as_text()
+    }
+
+    /// The strings at a key: a list of them, or one alone.
+    pub fn texts(&self, key: &str) -> Vec<&str> {
+        match self.find(key) {
+            Some((Tree::List(items), _)) => items.iter().filter_map(Tree::as_text).collect(),
+            Some((Tree::Text(text), _)) => vec![text],
+            _ => Vec::new(),
+        }
+    }
+
+    /// The file and line of a place: `models/bert/config.json:14`.
+    fn whereabouts(&self, at: &Address) -> String {
+        match self.source.line(at) {
+            Some(line) => format!("{}:{line}", self.source.name),
+            None => self.source.name.clone(),
+        }
+    }
+
+    /// The file's name.
+    pub fn name(&self) -> &str {
+        &self.source.name
+    }
+}
+
+fn repeated_keys(source: &Source, tree: &Tree, at: &Address, problems: &mut Problems) {
+    let mut seen = std::collections::HashSet::new();
+    for (i, (key, value)) in tree.entries().iter().enumerate() {
+        if !seen.insert(key) {
+            problems.at(source, &at.child(i).key(), format!("repeated key `{key}`"), "already given above");
+        }
+        repeated_keys(source, value, &at.child(i), problems);
+    }
+    if let Tree::List(items) = tree {
+        items.iter().enumerate().for_each(|(i, item)| repeated_keys(source, item, &at.child(i), problems));
+    }
+}
+
+/// What names stand for, and where each value comes from.
+#[derive(Debug, Default)]
+pub struct Bound {
+    /// The values.
+    pub scope: Scope,
+    /// Notes such as `` `heads` is `num_attention_heads` (12) in config.json:7 ``.
+    pub origins: HashMap<String, String>,
+}
+
+/// Gives each name of a description its value, and checks what it matches and requires.
+pub fn bind(spec: &Spec, config: &Config, problems: &mut Problems) -> Bound {
+    for test in &spec.matches {
+        // A key that is not there does not speak against the description: old files lack many.
+        if let Some((found, at)) = config.find(&test.key)
+            && !accepts(test, found)
+        {
+            let message = mismatch("does not describe this model", test, found);
+            let problem = problems.brief(&spec.source, &test.at, message, "");
+            note(problem, format!("set in {}", config.whereabouts(&at)));
+        }
+    }
+    for test in &spec.require {
+        let (found, at) = match config.find(&test.key) {
+            Some((found, at)) if *found != Tree::Null || test.default.is_none() => (found.clone(), Some(at)),
+            _ => match &test.default {
+                Some(default) => (default.clone(), None),
+                None => {
+                    problems.push(missing_key(spec, config, &test.key, &test.at, "which `require` asks for"));
+                    continue;
+                }
+            },
+        };
+        if !accepts(test, &found) {
+            let problem = problems.brief(
+                &spec.source,
+                &test.at,
+                mismatch(&format!("unsupported `{}`", test.key), test, &found),
+                "",
+            );
+            if let Some(at) = at {
+                note(problem, format!("set in {}", config.whereabouts(&at)));
+            }
+        }
+    }
+    let mut bound = Bound::default();
+    for binding in &spec.config {
+        if let Some(value) = value_of(spec, config, binding, &mut bound, problems) {
+            bound.scope.insert(binding.name.clone(), value);
+        }
+    }
+    bound
+}
+
+fn note(problem: &mut Problem, text: String) {
+    problem.remarks.push(Remark { tag: "note", text });
+}
+
+fn mismatch(what: &str, test: &Test, found: &Tree) -> String {
+    let accepted: Vec<String> = test.accepted.iter().map(Tree::to_string).collect();
+    let accepted: Vec<&str> = accepted.iter().map(String::as_str).collect();
+    let key = if what.contains(&test.key) { String::new() } else { format!("`{}` ", test.key) };
+    format!("{what}: expected {key}{}, found `{found}`", listed(&accepted))
+}
+
+/// Whether a test is met.
+pub fn accepts(test: &Test, found: &Tree) -> bool {
+    test.accepted.iter().any(|accepted| match (accepted, found) {
+        (Tree::Int(a), Tree::Float(b)) | (Tree::Float(b), Tree::Int(a)) => *a as f64 == *b,
+        (a, b) => a == b,
+    })
+}
+
+fn value_of(
+    spec: &Spec,
+    config: &Config,
+    binding: &Binding,
+    bound: &mut Bound,
+    problems: &mut Problems,
+) -> Option<Tree> {
+    let (keys, default, when_null) = match &binding.value {
+        BindingValue::Derived(tree, at) => return evaluate(spec, tree, at, bound, problems),
+        BindingValue::Key { keys, default, when_null } => (keys, default, when_null),
+    };
+    let mut is_null = false;
+    for key in keys {
+        match config.find(key) {
+            Some((Tree::Null, _)) => is_null = true,
+            Some((value, at)) => {
+                let origin =
+                    format!("`{}` is `{key}` ({value}) in {}", binding.name, config.whereabouts(&at));
+                bound.origins.insert(binding.name.clone(), origin);
+                return Some(value.clone());
+            }
+            None => {}
+        }
+    }
+    if let Some((tree, at)) = when_null.as_ref().filter(|_| is_null).or(default.as_ref()) {
+        return evaluate(spec, tree, at, bound, problems);
+    }
+    let reason = format!("needed by `${}`", binding.name);
+    let key = keys.first().map_or("", String::as_str);
+    problems.push(missing_key(spec, config, key, &binding.at, &reason));
+    None
+}
+
+fn evaluate(spec: &Spec, tree: &Tree, at: &Address, bound: &Bound, problems: &mut Problems) -> Option<Tree> {
+    let Tree::Text(text) = tree else { return Some(tree.clone()) };
+    let template = Template::parse(text).ok()?; // what is wrong with it is reported already
+    // A name that has no value is reported already.
+    let is_bound = |name: &String| bound.scope.contains_key(name);
+    if !template.names().iter().all(is_bound) {
+        return None;
+    }
+    match template.value(&bound.scope) {
+        Ok(value) => Some(value),
+        Err(message) => {
+            let problem = problems.at(&spec.source, at, format!("cannot evaluate {message}"), "");
+            for name in template.names() {
+                if let Some(origin) = bound.origins.get(&name) {
+                    note(problem, origin.clone());
+                }
+            }
+            None
+        }
+    }
+}
+
+fn missing_key(spec: &Spec, config: &Config, key: &str, at: &Address, reason: &str) -> Problem {
+    let message = format!("`{}` has no `{key}`, {reason}", file_name(config.name()));
+    let mut scratch = Problems::default();
+    let mut problem = scratch.brief(&spec.source, at, message, "").clone();
+    let present = config.source.tree.entries().iter().map(|(k, _)| k.as_str());
+    let near =
+        closest(key, present.clone()).or_else(|| present.filter(|k| related(key, k)).min_by_key(|k| k.len()));
+    let model_type = config.text("model_type").map(|t| format!("model_type is `{t}`"));
+    match (near, model_type) {
+        (Some(near), Some(model_type)) => {
+            problem = problem.remark("found", format!("`{near}` looks close; {model_type}"));
+        }
+        (Some(near), None) => problem = problem.remark("found", format!("`{near}` looks close")),
+        (None, Some(model_type)) => problem = problem.remark("found", model_type),
+        (None, None) => {}
+    }
+    problem
+}
+
+/// Whether two keys share a telling word, as `n_head` and `num_attention_heads` do.
+fn related(a: &str, b: &str) -> bool {
+    let words = |key: &str| -> Vec<String> {
+        let words = key.split('_').filter(|w| w.len() > 3);
+        words.map(|w| w.trim_end_matches('s').to_owned()).collect()
+    };
+    let b = words(b);
+    words(a).iter().any(|word| b.contains(word))
+}
+
+fn file_name(path: &str) -> &str {
+    path.rsplit(['/', '\\']).next().unwrap_or(path)
+}

@@ -1,0 +1,248 @@
+//! A description with a config, to blocks: conditions decided, loops unrolled, shapes computed.
+
+use crate::nn::combinators::{Repeat, Residual, Sequence, Sum};
+use crate::nn::{self, Block, Builder, PlannedValue, Rows, Shape, ValueId};
+use crate::spec::{Address, Head, Item, Spec, Step, Tree};
+
+/// Most layers of one loop.
+const MAX_REPEAT: usize = 4096;
+
+/// Most blocks of a model, loops unrolled.
+const MAX_BLOCKS: usize = 100_000;
+
+/// Builds the values of a description that somebody asks for, and those that they need.
+pub struct Expander<'s, 'b> {
+    spec: &'s Spec,
+    head: Option<&'s Head>,
+    /// Where blocks declare what they need.
+    pub builder: Builder<'b>,
+    values: Vec<Option<PlannedValue>>,
+    /// Names of the values that are being built, to find circles.
+    open: Vec<String>,
+    blocks: usize,
+}
+
+impl<'s, 'b> Expander<'s, 'b> {
+    /// Nothing built yet.
+    pub fn new(spec: &'s Spec, head: Option<&'s Head>, builder: Builder<'b>) -> Self {
+        Expander { spec, head, builder, values: Vec::new(), open: Vec::new(), blocks: 0 }
+    }
+
+    /// The values that were built.
+    pub fn finish(self) -> (Vec<PlannedValue>, nn::Declared) {
+        (self.values.into_iter().flatten().collect(), self.builder.declared)
+    }
+
+    /// Builds a value, unless it is built already; `at` is where it is asked for.
+    pub fn value(&mut self, name: &str, at: &Address) -> Option<(ValueId, Shape)> {
+        if let Some(found) = self.builder.values.get(name) {
+            return Some(*found);
+        }
+        let of_head = self.head.iter().flat_map(|head| &head.values);
+        let Some(value) = self.spec.values.iter().chain(of_head).find(|v| v.name == name) else {
+            self.builder.problem(at, format!("unknown value `{name}`"));
+            return None;
+        };
+        if self.open.iter().any(|open| open == name) {
+            let circle = format!("{} and {name}", self.open.join(", "));
+            self.builder.problem(at, format!("values refer to each other in a circle: {circle}"));
+            return None;
+        }
+        self.open.push(name.to_owned());
+        let id = ValueId(self.values.len());
+        self.values.push(None);
+        // A value stands by itself: neither path nor index of where it was asked for hold in it.
+        let path = std::mem::take(&mut self.builder.path);
+        let loops = std::mem::take(&mut self.builder.loops);
+        let scope = self.builder.scope.clone();
+        let outer: Vec<&String> = self.spec.config.iter().map(|b| &b.name).collect();
+        self.builder.scope.retain(|name, _| outer.contains(&name));
+        let built = self.sequence(&value.body, None, Some(id), &value.at);
+        self.builder.scope = scope;
+        self.builder.path = path;
+        self.builder.loops = loops;
+        self.open.pop();
+        let (body, shape) = built?;
+        self.values[id.0] = Some(PlannedValue { name: name.to_owned(), body: Box::new(body), shape });
+        self.builder.values.insert(name.to_owned(), (id, shape));
+        Some((id, shape))
+    }
+
+    /// Builds steps one after another. `value` is the value whose layers the loops among them are, if they are.
+    fn sequence(
+        &mut self,
+        items: &'s [Item],
+        input: Option<Shape>,
+        value: Option<ValueId>,
+        at: &Address,
+    ) -> Option<(Sequence, Shape)> {
+        let mut blocks = Vec::new();
+        let mut shape = input;
+        for item in items {
+            if !self.included(item)? {
+                continue;
+            }
+            let (block, next) = self.item(item, shape, value)?;
+            if let Shape::Matrix { cols, .. } = next {
+                let widest = &mut self.builder.declared.widest;
+                *widest = (*widest).max(cols);
+            }
+            blocks.push(block);
+            shape = Some(next);
+        }
+        match shape {
+            Some(shape) => Some((Sequence(blocks), shape)),
+            None => {
+                self.builder.problem(at, "a sequence without blocks");
+                None
+            }
+        }
+    }
+
+    fn included(&mut self, item: &Item) -> Option<bool> {
+        let Some((tree, at)) = &item.when else { return Some(true) };
+        match self.builder.evaluate(tree, at)? {
+            Tree::Bool(included) => Some(included),
+            other => {
+                self.builder.wrong_value(at, format!("expected `when` to be true or false, found `{other}`"));
+                None
+            }
+        }
+    }
+
+    fn item(
+        &mut self,
+        item: &'s Item,
+        input: Option<Shape>,
+        value: Option<ValueId>,
+    ) -> Option<(Box<dyn Block>, Shape)> {
+        self.blocks += 1;
+        if self.blocks > MAX_BLOCKS {
+            self.builder.problem(&item.at, format!("more than {MAX_BLOCKS} blocks"));
+            return None;
+        }
+        match &item.step {
+            Step::Residual(body) => {
+                self.builder.block = "residual".into();
+                self.builder.matrix(input, &item.at)?;
+                let (body, shape) = self.sequence(body, input, None, &item.at)?;
+                self.same(input?, shape, "`residual` adds its input", &item.at)?;
+                Some((Box::new(Residual(body)), shape))
+            }
+            Step::Sum(branches) => {
+                let mut built = Vec::new();
+                let mut first = None;
+                for (i, branch) in branches.iter().enumerate() {
+                    let at = item.at.child(i);
+                    let (branch, shape) = self.sequence(branch, input, None, &at)?;
+                    self.same(*first.get_or_insert(shape), shape, "`sum` adds its branches", &at)?;
+                    built.push(branch);
+                }
+                match first {
+                    Some(shape) => Some((Box::new(Sum(built)), shape)),
+                    None => {
+                        self.builder.problem(&item.at, "`sum` without branches");
+                        None
+                    }
+                }
+            }
+            Step::Repeat { count, path, index, body } => {
+                let n = self.count(&count.0, &count.1)?;
+                let mut shape = input;
+                let mut layers = Vec::new();
+                for i in 0..n {
+                    let outer = self.builder.scope.insert(index.clone(), Tree::Int(i as i64));
+                    self.builder.loops.push((i, n));
+                    let prefix = self.builder.path.clone();
+                    let layer = self.layer(path.as_ref(), body, shape, &item.at);
+                    self.builder.path = prefix;
+                    self.builder.loops.pop();
+                    match outer {
+                        Some(outer) => self.builder.scope.insert(index.clone(), outer),
+                        None => self.builder.scope.remove(index),
+                    };
+                    let (layer, next) = layer?;
+                    if let Some(shape) = shape {
+                        self.same(
+                            shape,
+                            next,
+                            "each round of `repeat` takes what the last one gave",
+                            &item.at,
+                        )?;
+                    }
+                    layers.push(layer);
+                    shape = Some(next);
+                }
+                self.builder.block = "repeat".into();
+                self.builder.matrix(shape, &item.at)?;
+                Some((Box::new(Repeat { layers, value }), shape?))
+            }
+            Step::Block { name, fields } => self.block(name, fields, &item.at, input),
+        }
+    }
+
+    fn count(&mut self, tree: &Tree, at: &Address) -> Option<usize> {
+        match self.builder.evaluate(tree, at)? {
+            Tree::Int(n) if (0..=MAX_REPEAT as i64).contains(&n) => Some(n as usize),
+            other => {
+                let message = format!("expected to repeat 0 to {MAX_REPEAT} times, found `{other}`");
+                self.builder.wrong_value(at, message);
+                None
+            }
+        }
+    }
+
+    fn layer(
+        &mut self,
+        path: Option<&(Tree, Address)>,
+        body: &'s [Item],
+        input: Option<Shape>,
+        at: &Address,
+    ) -> Option<(Sequence, Shape)> {
+        if let Some((path, at)) = path {
+            match self.builder.evaluate(path, at)? {
+                Tree::Text(path) => self.builder.path = self.builder.join(&path),
+                other => {
+                    self.builder.wrong_value(at, format!("expected a path, found `{other}`"));
+                    return None;
+                }
+            }
+        }
+        self.sequence(body, input, None, at)
+    }
+
+    fn block(
+        &mut self,
+        name: &str,
+        fields: &Tree,
+        at: &Address,
+        input: Option<Shape>,
+    ) -> Option<(Box<dyn Block>, Shape)> {
+        let definition = nn::block(name)?; // an unknown one is reported already
+        loop {
+            let built = (definition.build)(&mut self.builder, fields, at, input);
+            match self.builder.wanted.take() {
+                // The block refers to a value that is not built yet: build it first.
+                Some(wanted) if built.is_none() => self.value(&wanted.name, &wanted.at)?,
+                _ => return built,
+            };
+        }
+    }
+
+    fn same(&mut self, expected: Shape, found: Shape, why: &str, at: &Address) -> Option<()> {
+        if expected == found {
+            return Some(());
+        }
+        let message = format!("{why}: expected {}, found {}", describe(expected), describe(found));
+        self.builder.problem(at, message);
+        None
+    }
+}
+
+fn describe(shape: Shape) -> String {
+    match shape {
+        Shape::Matrix { rows: Rows::Tokens(_), cols } => format!("{cols} columns per token"),
+        Shape::Matrix { rows: Rows::Sequences, cols } => format!("{cols} columns per sequence"),
+        Shape::Bias { heads, .. } => format!("a position bias for {heads} heads"),
+    }
+}

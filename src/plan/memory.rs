@@ -1,0 +1,104 @@
+//! How much memory a plan needs, before any is taken.
+
+use crate::backend::Backend;
+use crate::error::{Error, ErrorKind, Result};
+use crate::nn::{Declared, Stream};
+use crate::tensor::DType;
+
+/// What a model needs, in bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Memory {
+    /// Weights as they are kept.
+    pub weights: u64,
+    /// Stored weights that stay in the mapped file: read where needed, never copied.
+    pub mapped: u64,
+    /// Keys and values of one token, all layers together.
+    pub cache_per_token: u64,
+    /// Activations of one token, at most.
+    pub activations_per_token: u64,
+}
+
+impl Memory {
+    /// The needs of what was declared, on a backend that keeps weights in the types that `kept` gives.
+    pub fn of(declared: &Declared, backend: &dyn Backend, kept: impl Fn(usize) -> DType) -> Memory {
+        let mut memory = Memory::default();
+        for linear in &declared.linears {
+            let dtype = linear_type(linear.parts.iter().map(|part| kept(part.weight.0)));
+            let bias = linear.parts.iter().any(|part| part.bias.is_some());
+            memory.weights += backend.linear_bytes(linear.inputs, linear.outputs, dtype);
+            memory.weights += if bias { 4 * linear.outputs as u64 } else { 0 };
+        }
+        let elements = |tensor: usize| -> u64 {
+            let shape = &declared.tensors[tensor].shape;
+            shape.iter().fold(1u64, |n, d| n.saturating_mul(*d as u64))
+        };
+        for vector in &declared.vectors {
+            memory.weights = memory.weights.saturating_add(4 * elements(vector.0));
+        }
+        for table in &declared.tables {
+            let bytes = elements(table.0).saturating_mul(kept(table.0).size() as u64);
+            memory.mapped = memory.mapped.saturating_add(bytes);
+        }
+        for cache in &declared.caches {
+            let bytes = 4 * (cache.kv_heads * (cache.k_dim + cache.v_dim)) as u64;
+            // Caches that do not outlive their block are alive one at a time.
+            if cache.kept {
+                memory.cache_per_token += bytes;
+            } else {
+                memory.activations_per_token = memory.activations_per_token.max(bytes);
+            }
+        }
+        // At most five matrices are alive in a layer: the sum, its normed copy, and the block's own three.
+        memory.activations_per_token += 5 * 4 * declared.widest as u64;
+        memory
+    }
+
+    /// An error if the weights need more than `limit` bytes.
+    pub fn check(&self, limit: u64) -> Result<()> {
+        if self.weights <= limit {
+            return Ok(());
+        }
+        let message =
+            format!("the weights need {}, more than the limit of {}", shown(self.weights), shown(limit));
+        Err(Error::new(ErrorKind::Limit, message).help("set a higher limit, or keep them in half precision"))
+    }
+
+    /// An error if a batch of `tokens` tokens, `cached` of which leave keys and values behind, does not fit beside the
+    /// weights into `limit` bytes.
+    pub fn check_batch(&self, tokens: u64, cached: u64, limit: u64) -> Result<()> {
+        let batch = tokens
+            .saturating_mul(self.activations_per_token)
+            .saturating_add(cached.saturating_mul(self.cache_per_token));
+        if self.weights.saturating_add(batch) <= limit {
+            return Ok(());
+        }
+        let message = format!(
+            "{tokens} tokens at once need {} beside the weights, more than the limit of {}",
+            shown(batch),
+            shown(limit)
+        );
+        Err(Error::new(ErrorKind::Limit, message).help("give fewer or shorter texts at once"))
+    }
+}
+
+/// The type in which a linear map of several stored weights is kept: theirs if they agree, else float32.
+pub fn linear_type(mut parts: impl Iterator<Item = DType>) -> DType {
+    let first = parts.next().unwrap_or(DType::F32);
+    if parts.all(|dtype| dtype == first) { first } else { DType::F32 }
+}
+
+/// Most tokens that a sequence of a stream can have, with the reason.
+pub fn token_limit(declared: &Declared, stream: Stream) -> Option<(usize, &str)> {
+    let limits = declared.limits.iter().filter(|(of, ..)| *of == stream);
+    limits.map(|(_, limit, why)| (*limit, why.as_str())).min()
+}
+
+/// A size for people.
+pub fn shown(bytes: u64) -> String {
+    let bytes = bytes as f64;
+    match bytes {
+        b if b >= 1e9 => format!("{:.1} GB", b / 1e9),
+        b if b >= 1e6 => format!("{:.1} MB", b / 1e6),
+        b => format!("{:.1} kB", b / 1e3),
+    }
+}

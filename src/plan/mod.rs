@@ -1,0 +1,250 @@
+//! From a description, a config and a checkpoint's headers to a plan in which every block is resolved, every shape is a
+//! number and every tensor is accounted for. No weight data is read.
+//!
+//! Read [`Plan::new`] first: it is the list of the steps.
+
+#![forbid(unsafe_code)]
+
+pub mod builtin;
+mod check;
+mod config;
+mod expand;
+mod memory;
+mod tensors;
+
+use crate::error::{Error, ErrorKind, Remark, Result, closest};
+use crate::nn::{Builder, Declared, PlannedValue, Shape, Stream, TensorUse, ValueId};
+use crate::spec::{Address, Head, Problems, Source, Spec, listed};
+use crate::weights::Index;
+pub use check::TASKS;
+pub use config::Config;
+pub use memory::{Memory, linear_type, shown, token_limit};
+pub use tensors::Tensors;
+
+use expand::Expander;
+
+/// What a plan is to compute.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Target {
+    /// The head that the config's `architectures` ask for.
+    Config,
+    /// The head of this task.
+    Task(String),
+    /// The token vectors, whatever head the checkpoint has.
+    Features,
+}
+
+/// A model that is checked in every respect but its numbers.
+#[derive(Debug)]
+pub struct Plan {
+    /// Name of the description.
+    pub name: String,
+    /// The task of the head; none without a head.
+    pub task: Option<String>,
+    /// All values, in the order in which they can be computed.
+    pub values: Vec<PlannedValue>,
+    /// What is to be computed, by the names that transformers gives the outputs.
+    pub outputs: Vec<(String, ValueId)>,
+    /// What the blocks need.
+    pub declared: Declared,
+    /// Where the tensors are stored.
+    pub tensors: Tensors,
+}
+
+impl Plan {
+    /// Plans a model. Everything that is wrong with the description and the config is reported in one go, then
+    /// everything that does not fit, then everything that is wrong with the tensors.
+    pub fn new(source: Source, config: &Config, index: &Index, target: &Target) -> Result<Plan> {
+        let mut problems = Problems::default();
+        let spec = parse(source, &mut problems);
+        let head = choose_head(&spec, config, target, &mut problems);
+        let bound = config::bind(&spec, config, &mut problems);
+        // What stands in the way of a plan may lie in either file; a mistake in the description comes first.
+        problems.finish(ErrorKind::Config)?;
+
+        let mut builder = Builder::new(&spec.source, &spec.defaults, bound.scope.clone(), &mut problems);
+        builder.origins = bound.origins.clone();
+        let mut expander = Expander::new(&spec, head, builder);
+        let targets = targets(&spec, head);
+        let built: Vec<Option<(ValueId, Shape)>> =
+            targets.iter().map(|(name, at)| expander.value(name, at)).collect();
+        let (values, declared) = expander.finish();
+        problems.finish(ErrorKind::Config)?;
+
+        let elsewhere = elsewhere(&spec, head, &bound);
+        let tensors = tensors::resolve(&spec, &declared, &elsewhere, index, &mut problems);
+        problems.finish(ErrorKind::Checkpoint)?;
+
+        let mut plan = Plan {
+            name: spec.source.name.clone(),
+            task: head.map(|head| head.task.clone()),
+            outputs: Vec::new(),
+            values,
+            declared,
+            tensors,
+        };
+        debug_assert!(built.iter().all(Option::is_some), "a value that cannot be built is a problem");
+        plan.outputs = (0..plan.values.len())
+            .filter(|i| matches!(plan.values[*i].shape, Shape::Matrix { .. }))
+            .map(|i| (plan.output_name(ValueId(i)), ValueId(i)))
+            .collect();
+        Ok(plan)
+    }
+
+    /// Whether some value is computed from what a decoder has written.
+    pub fn has_decoder(&self) -> bool {
+        self.values.iter().any(|value| stream_of(value.shape) == Some(Stream::Decoder))
+    }
+
+    /// The name that transformers gives a value: `hidden`, `encoder` and `pooled` have others there.
+    fn output_name(&self, id: ValueId) -> String {
+        match (self.values[id.0].name.as_str(), self.has_decoder()) {
+            ("encoder", true) => "encoder_last_hidden_state",
+            ("encoder", false) | ("hidden", _) => "last_hidden_state",
+            ("pooled", _) => "pooler_output",
+            (name, _) => name,
+        }
+        .to_owned()
+    }
+
+    /// The name that transformers gives the inputs of a value's layers, if it has one.
+    pub fn hidden_states_name(&self, id: ValueId) -> String {
+        match (self.values[id.0].name.as_str(), self.has_decoder()) {
+            ("encoder", true) => "encoder_hidden_states".into(),
+            ("hidden", true) => "decoder_hidden_states".into(),
+            ("encoder" | "hidden", false) => "hidden_states".into(),
+            (name, _) => format!("{name}_hidden_states"),
+        }
+    }
+
+    /// The output of that name.
+    pub fn output(&self, name: &str) -> Option<ValueId> {
+        self.outputs.iter().find(|(n, _)| n == name).map(|(_, id)| *id)
+    }
+
+    /// Most tokens that a sequence of a stream can have.
+    pub fn token_limit(&self, stream: Stream) -> Option<usize> {
+        token_limit(&self.declared, stream).map(|(limit, _)| limit)
+    }
+}
+
+pub(crate) fn stream_of(shape: Shape) -> Option<Stream> {
+    match shape {
+        Shape::Matrix { rows: crate::nn::Rows::Tokens(stream), .. } => Some(stream),
+        _ => None,
+    }
+}
+
+/// Reads a description and reports everything that is wrong with it by itself.
+fn parse(source: Source, problems: &mut Problems) -> Spec {
+    let spec = Spec::parse(source, problems);
+    check::check(&spec, problems);
+    spec
+}
+
+/// Checks a description by itself: its syntax, blocks, fields and names.
+pub fn check_spec(source: Source) -> Result<()> {
+    let mut problems = Problems::default();
+    parse(source, &mut problems);
+    problems.finish(ErrorKind::Spec)
+}
+
+fn choose_head<'s>(
+    spec: &'s Spec,
+    config: &Config,
+    target: &Target,
+    problems: &mut Problems,
+) -> Option<&'s Head> {
+    let tasks: Vec<&str> = spec.heads.iter().map(|head| head.task.as_str()).collect();
+    match target {
+        Target::Features => None,
+        Target::Task(task) => {
+            let found = spec.heads.iter().find(|head| head.task == *task);
+            if found.is_none() {
+                let message = format!("{} has no head for the task `{task}`", spec.source.name);
+                let problem = problems.push(crate::error::Problem::new(message));
+                let help = match closest(task, tasks.iter().copied()) {
+                    Some(near) => format!("did you mean `{near}`?"),
+                    None => format!("expected one of {}", listed(&tasks)),
+                };
+                problem.remarks.push(Remark { tag: "help", text: help });
+            }
+            found
+        }
+        Target::Config => {
+            let classes = config.texts("architectures");
+            let asked = |head: &&Head| head.classes.iter().any(|class| classes.contains(&class.as_str()));
+            let found = spec.heads.iter().find(asked);
+            if found.is_none() && !classes.is_empty() {
+                let known: Vec<&str> =
+                    spec.heads.iter().flat_map(|h| &h.classes).map(String::as_str).collect();
+                let message =
+                    format!("unsupported class `{}`: expected {}", classes.join("`, `"), listed(&known));
+                let problem = problems.push(crate::error::Problem::new(message));
+                let note = format!("`architectures` in {}", config.name());
+                problem.remarks.push(Remark { tag: "note", text: note });
+                let help = format!("name the task to use another head: one of {}", listed(&tasks));
+                problem.remarks.push(Remark { tag: "help", text: help });
+            }
+            // A config without classes is that of a bare model.
+            found.or_else(|| spec.heads.iter().find(|head| head.task == "features"))
+        }
+    }
+}
+
+/// The names of the values that have to be built, each with the place that asks for it.
+fn targets<'s>(spec: &'s Spec, head: Option<&'s Head>) -> Vec<(&'s str, Address)> {
+    let Some(head) = head else {
+        // Token vectors are those of the encoder, where there is one.
+        let encoder = spec.values.iter().find(|v| v.name == "encoder");
+        let value =
+            encoder.or_else(|| spec.values.iter().find(|v| v.name == "hidden")).or(spec.values.first());
+        return value.map(|v| (v.name.as_str(), v.at.clone())).into_iter().collect();
+    };
+    let outputs = head.outputs.iter().map(|(name, at)| (name.as_str(), at.clone()));
+    outputs.chain(head.values.iter().map(|v| (v.name.as_str(), v.at.clone()))).collect()
+}
+
+/// The tensors of all values and heads but the ones that were asked for: a checkpoint may hold them.
+fn elsewhere(spec: &Spec, chosen: Option<&Head>, bound: &config::Bound) -> Vec<TensorUse> {
+    let mut tensors = Vec::new();
+    let others = spec.heads.iter().filter(|head| chosen.is_none_or(|c| c.task != head.task)).map(Some);
+    for head in others.chain([None]) {
+        // Whatever keeps one of them from being built is of no concern here.
+        let mut ignored = Problems::default();
+        let builder = Builder::new(&spec.source, &spec.defaults, bound.scope.clone(), &mut ignored);
+        let mut expander = Expander::new(spec, head, builder);
+        for (name, at) in targets(spec, head) {
+            expander.value(name, &at);
+        }
+        for value in &spec.values {
+            expander.value(&value.name, &value.at);
+        }
+        tensors.extend(expander.finish().1.tensors);
+    }
+    tensors
+}
+
+/// Reads a description from a file, or a built-in one by its name.
+pub fn load_source(name: &str) -> Result<Source> {
+    let path = std::path::Path::new(name);
+    if !path.exists() {
+        if let Some(text) = builtin::text(name) {
+            return Source::yaml(name, text);
+        }
+        let error = Error::new(
+            ErrorKind::Io,
+            format!("no architecture `{name}`: neither a file nor a built-in name"),
+        );
+        let near = closest(name, builtin::names()).map(|near| format!("did you mean `{near}`?"));
+        return Err(error.help(near.unwrap_or_else(|| format!("built in are {}", listed(&builtin::names())))));
+    }
+    /// A description is a page; more is a mistake.
+    const MAX_BYTES: u64 = 1 << 20;
+    let size = std::fs::metadata(path).map_err(|e| Error::io(path, &e))?.len();
+    if size > MAX_BYTES {
+        let message = format!("`{name}` has {} bytes; an architecture has at most {MAX_BYTES}", size);
+        return Err(Error::new(ErrorKind::Spec, message));
+    }
+    Source::yaml(name, std::fs::read_to_string(path).map_err(|e| Error::io(path, &e))?)
+}

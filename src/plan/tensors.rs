@@ -1,0 +1,285 @@
+//! Tensor names: which stored tensor each declared one is, and whether all are accounted for, both ways.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+
+use crate::error::{Place, Problem, Remark, count};
+use crate::nn::{Declared, TensorUse};
+use crate::spec::{Problems, Spec, Weights};
+use crate::tensor::DType;
+use crate::weights::{Entry, Index, StoredType};
+
+/// The stored tensors of a plan.
+#[derive(Debug, Default)]
+pub struct Tensors {
+    /// For each declared tensor the name under which it is stored.
+    pub stored: Vec<String>,
+    /// Stored tensors that say the same thing twice: loading checks that they do.
+    pub twins: Vec<(String, String)>,
+}
+
+/// A checkpoint's names, read the way a description says.
+struct Names<'a> {
+    weights: &'a Weights,
+    index: &'a Index,
+    /// Names after renaming, with all stored names that become them.
+    renamed: HashMap<String, Vec<&'a str>>,
+}
+
+impl<'a> Names<'a> {
+    fn new(weights: &'a Weights, index: &'a Index) -> Self {
+        let mut renamed: HashMap<String, Vec<&str>> = HashMap::new();
+        for (name, _) in index.iter() {
+            renamed.entry(rename(name, weights)).or_default().push(name);
+        }
+        Names { weights, index, renamed }
+    }
+
+    /// The stored tensors that a declared name means, the first prefix first.
+    fn find(&self, name: &str) -> Option<&[&'a str]> {
+        let mut names = self.weights.prefixes.iter().map(|prefix| with_prefix(prefix, name));
+        names.find_map(|name| self.renamed.get(&name)).map(Vec::as_slice)
+    }
+
+    fn entry(&self, stored: &str) -> Option<&'a Entry> {
+        self.index.get(stored)
+    }
+
+    /// Whether `ignore` lists a stored name, with or without one of the prefixes.
+    fn is_ignored(&self, stored: &str) -> bool {
+        let name = rename(stored, self.weights);
+        let bare = self.weights.prefixes.iter().filter_map(|prefix| match prefix.as_str() {
+            "" => Some(name.as_str()),
+            prefix => name.strip_prefix(prefix)?.strip_prefix('.'),
+        });
+        bare.into_iter().any(|bare| self.weights.ignore.iter().any(|(pattern, _)| matches(pattern, bare)))
+    }
+}
+
+fn with_prefix(prefix: &str, name: &str) -> String {
+    if prefix.is_empty() { name.to_owned() } else { format!("{prefix}.{name}") }
+}
+
+/// The name with each run of segments that `rename` lists replaced.
+fn rename(name: &str, weights: &Weights) -> String {
+    let mut name = format!(".{name}.");
+    for (from, to, _) in &weights.rename {
+        name = name.replace(&format!(".{from}."), &format!(".{to}."));
+    }
+    name[1..name.len() - 1].to_owned()
+}
+
+/// Whether a name fits a pattern in which `*` stands for one segment.
+fn matches(pattern: &str, name: &str) -> bool {
+    pattern.split('.').count() == name.split('.').count()
+        && pattern.split('.').zip(name.split('.')).all(|(p, n)| p == "*" || p == n)
+}
+
+/// Finds every declared tensor in a checkpoint. `elsewhere` are the tensors of what the description can do but was
+/// not asked for.
+pub fn resolve(
+    spec: &Spec,
+    declared: &Declared,
+    elsewhere: &[TensorUse],
+    index: &Index,
+    problems: &mut Problems,
+) -> Tensors {
+    let names = Names::new(&spec.weights, index);
+    let mut tensors = Tensors::default();
+    let mut used: HashSet<&str> = HashSet::new();
+    let mut missing: Vec<&TensorUse> = Vec::new();
+    for tensor in &declared.tensors {
+        // A tie holds both ways: if only the other one is stored, it serves as this one.
+        let partners = declared.tensors.iter().filter(|t| t.tie.as_ref() == Some(&tensor.name));
+        let found = names
+            .find(&tensor.name)
+            .or_else(|| names.find(tensor.tie.as_ref()?))
+            .or_else(|| partners.into_iter().find_map(|partner| names.find(&partner.name)));
+        let Some(stored) = found else {
+            missing.push(tensor);
+            tensors.stored.push(String::new());
+            continue;
+        };
+        used.extend(stored);
+        tensors.stored.push(stored[0].to_owned());
+        tensors.twins.extend(stored[1..].iter().map(|twin| (stored[0].to_owned(), (*twin).to_owned())));
+        if let Some(entry) = names.entry(stored[0]) {
+            check_entry(spec, tensor, stored[0], entry, problems);
+        }
+    }
+    report_missing(spec, &names, &missing, problems);
+    for tensor in elsewhere {
+        used.extend(names.find(&tensor.name).into_iter().flatten());
+    }
+    let unused: Vec<&str> = index
+        .iter()
+        .map(|(name, _)| name)
+        .filter(|name| !used.contains(name) && !names.is_ignored(name))
+        .collect();
+    report_unused(spec, &unused, problems);
+    tensors
+}
+
+fn check_entry(spec: &Spec, tensor: &TensorUse, stored: &str, entry: &Entry, problems: &mut Problems) {
+    if entry.shape != tensor.shape {
+        let message = format!(
+            "shape mismatch for tensor `{stored}`: expected {:?}, found {:?}",
+            tensor.shape, entry.shape
+        );
+        let problem = problems.brief(&spec.source, &tensor.at, message, &label(tensor));
+        let swapped = entry.shape.len() == 2 && entry.shape.iter().rev().eq(&tensor.shape);
+        let help = if swapped {
+            "the sizes are swapped; does this checkpoint store linear weights as `layout: in_out`?"
+        } else {
+            "the sizes come from config.json; is it the one that belongs to this checkpoint?"
+        };
+        problem.remarks.push(Remark { tag: "help", text: help.into() });
+    }
+    if !matches!(&entry.dtype, StoredType::Known(dtype) if dtype.is_weight()) {
+        let message = format!(
+            "unsupported type of tensor `{stored}`: expected {}, {} or {}, found {}",
+            DType::F32,
+            DType::F16,
+            DType::Bf16,
+            entry.dtype
+        );
+        let problem = problems.brief(&spec.source, &tensor.at, message, &label(tensor));
+        let help = "quantised checkpoints are not read; convert it to one of these types";
+        problem.remarks.push(Remark { tag: "help", text: help.into() });
+    }
+}
+
+/// `` `k` of `attention`, layer 3 of 6 ``.
+fn label(tensor: &TensorUse) -> String {
+    match tensor.layer {
+        Some((i, n)) => format!("{}, layer {i} of {n}", tensor.label),
+        None => tensor.label.clone(),
+    }
+}
+
+/// A name with its numbers replaced by `*`.
+fn pattern(name: &str) -> String {
+    let star = |segment: &str| {
+        if segment.bytes().all(|b| b.is_ascii_digit()) { "*".into() } else { segment.to_owned() }
+    };
+    name.split('.').map(star).collect::<Vec<_>>().join(".")
+}
+
+fn report_missing(spec: &Spec, names: &Names<'_>, missing: &[&TensorUse], problems: &mut Problems) {
+    let mut groups: BTreeMap<(usize, String), Vec<&TensorUse>> = BTreeMap::new();
+    let mut order: HashMap<String, usize> = HashMap::new();
+    for tensor in missing {
+        let pattern = pattern(&tensor.name);
+        let next = order.len();
+        let rank = *order.entry(pattern.clone()).or_insert(next);
+        groups.entry((rank, pattern)).or_default().push(tensor);
+    }
+    for ((_, pattern), group) in groups {
+        let first = group[0];
+        let name = if group.len() == 1 { &first.name } else { &pattern };
+        let shape = &first.shape;
+        let message = match group.len() {
+            1 => format!("missing tensor `{name}`, expected shape {shape:?}"),
+            n => format!("missing {n} tensors `{name}`, expected shape {shape:?}"),
+        };
+        let label = if group.len() == 1 { label(first) } else { first.label.clone() };
+        let problem = problems.brief(&spec.source, &first.at, message, &label);
+        let mut remark = |tag, text| problem.remarks.push(Remark { tag, text });
+        let prefixes: Vec<String> = spec.weights.prefixes.iter().map(|p| shown_prefix(p)).collect();
+        remark("tried", format!("prefixes: {}", prefixes.join(", ")));
+        if let Some(tie) = &first.tie {
+            remark("tried", format!("`{tie}`, to which it is tied"));
+        }
+        // The same tensor of other layers tells a wrong name from an incomplete file.
+        let stem = |name: &str| crate::plan::tensors::pattern(name);
+        let present: Vec<usize> = names
+            .renamed
+            .keys()
+            .filter(|stored| spec.weights.prefixes.iter().any(|p| stem(stored) == with_prefix(p, &pattern)))
+            .filter_map(|stored| stored.split('.').find_map(|s| s.parse().ok()))
+            .collect();
+        if !present.is_empty() && pattern.contains('*') {
+            let n = count(present.len(), "layer");
+            remark(
+                "note",
+                format!("{n} of it are there; is the checkpoint complete, and `config.json` its own?"),
+            );
+        } else if let Some(near) = nearest(&first.name, names) {
+            remark("found", format!("`{near}`, which nothing uses, looks close"));
+        }
+    }
+}
+
+fn shown_prefix(prefix: &str) -> String {
+    if prefix.is_empty() { "none".into() } else { format!("`{prefix}`") }
+}
+
+/// A stored name that shares the most with `name`: the same last segments, and a similar beginning.
+fn nearest<'a>(name: &str, names: &Names<'a>) -> Option<&'a str> {
+    let stored = names.index.iter().map(|(name, _)| name);
+    crate::error::closest(name, stored)
+}
+
+fn report_unused(spec: &Spec, unused: &[&str], problems: &mut Problems) {
+    if unused.is_empty() {
+        return;
+    }
+    let mut groups: BTreeMap<String, Vec<&str>> = BTreeMap::new();
+    for name in unused {
+        groups.entry(pattern(name)).or_default().push(name);
+    }
+    let verb = if unused.len() == 1 { "is" } else { "are" };
+    let what = count(unused.len(), "stored tensor");
+    let mut problem = Problem::new(format!("{what} {verb} not used by {}", spec.source.name));
+    problem.place = None::<Place>;
+    for (pattern, names) in groups.iter().take(20) {
+        let text = match names.len() {
+            1 => format!("`{}`", names[0]),
+            n => format!("`{pattern}` ({n} tensors)"),
+        };
+        problem.remarks.push(Remark { tag: "", text });
+    }
+    if groups.len() > 20 {
+        problem.remarks.push(Remark { tag: "", text: format!("and {} more patterns", groups.len() - 20) });
+    }
+    let help = "bind them, or list them under `weights: ignore` if they do not change the result";
+    problem.remarks.push(Remark { tag: "help", text: help.into() });
+    problems.push(problem);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::spec::Address;
+
+    #[test]
+    fn names_are_matched_by_segment() {
+        let cases = [
+            ("a.*.c", "a.b.c", true),
+            ("a.*.c", "a.b.b.c", false),
+            ("a.b", "a.b", true),
+            ("a.b", "a.bc", false),
+            ("h.*.attn.bias", "h.12.attn.bias", true),
+        ];
+        for (pattern, name, expected) in cases {
+            assert_eq!(matches(pattern, name), expected, "{pattern} {name}");
+        }
+    }
+
+    #[test]
+    fn names_are_renamed_by_segment() {
+        let rule = |from: &str, to: &str| (from.to_owned(), to.to_owned(), Address::root());
+        let weights = Weights {
+            rename: vec![rule("norm.gamma", "norm.weight"), rule("old", "new.er")],
+            ..Weights::default()
+        };
+        let cases = [
+            ("a.norm.gamma", "a.norm.weight"),
+            ("a.mynorm.gamma", "a.mynorm.gamma"),
+            ("old.x.old", "new.er.x.new.er"),
+            ("older.x", "older.x"),
+        ];
+        for (name, expected) in cases {
+            assert_eq!(rename(name, &weights), expected);
+        }
+    }
+}

@@ -1,0 +1,282 @@
+//! `$name` and `${ expression }` in the strings of a description.
+
+use std::collections::BTreeMap;
+
+use minijinja::value::ValueKind;
+use minijinja::{Environment, UndefinedBehavior, Value};
+
+use super::tree::Tree;
+
+/// Names that expressions may use, each with its value.
+pub type Scope = BTreeMap<String, Tree>;
+
+/// Longest expression that is accepted, in bytes: one line of YAML.
+const MAX_LENGTH: usize = 1000;
+
+/// Steps of minijinja's machine that one expression may take. It has no loops, so only its length counts.
+const FUEL: u64 = 10_000;
+
+/// A string cut into literal text and expressions.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Template {
+    parts: Vec<Part>,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+enum Part {
+    Text(String),
+    Expression(String),
+}
+
+impl Template {
+    /// Cuts `text`. `$name` stands for `${ name }`, `$$` for a dollar sign. The error says what is wrong.
+    pub fn parse(text: &str) -> Result<Template, String> {
+        let mut parts = Vec::new();
+        let mut literal = String::new();
+        let mut rest = text;
+        while let Some(dollar) = rest.find('$') {
+            literal += &rest[..dollar];
+            rest = &rest[dollar + 1..];
+            if let Some(after) = rest.strip_prefix('$') {
+                literal.push('$');
+                rest = after;
+                continue;
+            }
+            let expression;
+            if let Some(inside) = rest.strip_prefix('{') {
+                let end = closing_brace(inside).ok_or("`${` without its `}`")?;
+                expression = inside[..end].trim();
+                rest = &inside[end + 1..];
+            } else {
+                let end = rest.find(|c: char| !(c.is_ascii_alphanumeric() || c == '_')).unwrap_or(rest.len());
+                expression = &rest[..end];
+                rest = &rest[end..];
+            }
+            if expression.is_empty() {
+                return Err("`$` without a name; write `$$` for a dollar sign".into());
+            }
+            check(expression)?;
+            if !literal.is_empty() {
+                parts.push(Part::Text(std::mem::take(&mut literal)));
+            }
+            parts.push(Part::Expression(expression.to_owned()));
+        }
+        literal += rest;
+        if !literal.is_empty() {
+            parts.push(Part::Text(literal));
+        }
+        Ok(Template { parts })
+    }
+
+    /// The names that the expressions use.
+    pub fn names(&self) -> Vec<String> {
+        let mut names: Vec<String> = Vec::new();
+        for part in &self.parts {
+            if let Part::Expression(text) = part {
+                names.extend(names_in(text).into_iter().map(str::to_owned));
+            }
+        }
+        names.sort();
+        names.dedup();
+        names
+    }
+
+    /// The value: of any type if the whole string is one expression, else text. The error says what is wrong.
+    pub fn value(&self, scope: &Scope) -> Result<Tree, String> {
+        if let [Part::Expression(text)] = &self.parts[..] {
+            return evaluate(text, scope);
+        }
+        let mut whole = String::new();
+        for part in &self.parts {
+            match part {
+                Part::Text(text) => whole += text,
+                Part::Expression(text) => match evaluate(text, scope)? {
+                    Tree::Text(value) => whole += &value,
+                    value @ (Tree::Int(_) | Tree::Bool(_)) => whole += &value.to_string(),
+                    other => return Err(format!("`{text}` is {} and cannot be put into text", other.kind())),
+                },
+            }
+        }
+        Ok(Tree::Text(whole))
+    }
+}
+
+/// The end of an expression: the brace that closes it, not one inside of it or of a string.
+fn closing_brace(text: &str) -> Option<usize> {
+    let mut depth = 0usize;
+    let mut quote = None;
+    for (i, c) in text.char_indices() {
+        match (quote, c) {
+            (Some(q), c) if q == c => quote = None,
+            (Some(_), _) => {}
+            (None, '"' | '\'') => quote = Some(c),
+            (None, '{') => depth += 1,
+            (None, '}') if depth == 0 => return Some(i),
+            (None, '}') => depth -= 1,
+            _ => {}
+        }
+    }
+    None
+}
+
+/// Words of an expression that are not names of values.
+const KEYWORDS: [&str; 12] =
+    ["if", "else", "and", "or", "not", "in", "is", "none", "None", "true", "True", "false"];
+
+/// The names of values in an expression: identifiers that are not attributes, filters, keywords or parts of strings.
+/// (minijinja's own list leaves out what is sliced.)
+fn names_in(text: &str) -> Vec<&str> {
+    let is_word = |c: char| c.is_ascii_alphanumeric() || c == '_';
+    let mut names = Vec::new();
+    let mut rest = text;
+    let mut before = ' ';
+    while let Some(c) = rest.chars().next() {
+        let len = match c {
+            '"' | '\'' => rest[1..].find(c).map_or(rest.len(), |end| end + 2),
+            c if is_word(c) => rest.find(|c| !is_word(c)).unwrap_or(rest.len()),
+            c => c.len_utf8(),
+        };
+        let word = &rest[..len];
+        let is_name = c.is_ascii_alphabetic() || c == '_';
+        if is_name && before != '.' && before != '|' && !KEYWORDS.contains(&word) {
+            names.push(word);
+        }
+        if !c.is_whitespace() {
+            before = c;
+        }
+        rest = &rest[len..];
+    }
+    names
+}
+
+fn environment() -> Environment<'static> {
+    let mut env = Environment::empty();
+    env.set_undefined_behavior(UndefinedBehavior::Strict);
+    env.set_fuel(Some(FUEL));
+    env.add_filter("length", minijinja::filters::length);
+    env.add_filter("int", minijinja::filters::int);
+    env
+}
+
+fn check(text: &str) -> Result<(), String> {
+    if text.len() > MAX_LENGTH {
+        return Err(format!("an expression of {} bytes; at most {MAX_LENGTH} are accepted", text.len()));
+    }
+    environment().compile_expression(text).map(|_| ()).map_err(|e| explain(text, &e))
+}
+
+fn evaluate(text: &str, scope: &Scope) -> Result<Tree, String> {
+    let env = environment();
+    let expression = env.compile_expression(text).map_err(|e| explain(text, &e))?;
+    // Only what is used is handed over: a config may hold long lists.
+    let used: BTreeMap<&str, Value> =
+        names_in(text).into_iter().filter_map(|n| Some((n, to_jinja(scope.get(n)?)))).collect();
+    let value = expression.eval(Value::from(used)).map_err(|e| explain(text, &e))?;
+    from_jinja(&value).ok_or_else(|| format!("`{text}` has no plain value (it is {})", value.kind()))
+}
+
+fn explain(text: &str, error: &minijinja::Error) -> String {
+    let detail = error.detail().map_or_else(|| error.kind().to_string(), str::to_owned);
+    format!("`{text}`: {detail}")
+}
+
+fn to_jinja(tree: &Tree) -> Value {
+    match tree {
+        Tree::Null => Value::from(()),
+        Tree::Bool(x) => Value::from(*x),
+        Tree::Int(x) => Value::from(*x),
+        Tree::Float(x) => Value::from(*x),
+        Tree::Text(x) => Value::from(x.as_str()),
+        Tree::List(items) => items.iter().map(to_jinja).collect(),
+        Tree::Map(entries) => {
+            Value::from(entries.iter().map(|(k, v)| (k.as_str(), to_jinja(v))).collect::<BTreeMap<_, _>>())
+        }
+    }
+}
+
+fn from_jinja(value: &Value) -> Option<Tree> {
+    Some(match value.kind() {
+        ValueKind::None => Tree::Null,
+        ValueKind::Bool => Tree::Bool(value.is_true()),
+        ValueKind::Number => match value.as_i64() {
+            Some(x) if value.is_integer() => Tree::Int(x),
+            _ => Tree::Float(f64::try_from(value.clone()).ok()?),
+        },
+        ValueKind::String => Tree::Text(value.as_str()?.to_owned()),
+        ValueKind::Seq => Tree::List(value.try_iter().ok()?.map(|x| from_jinja(&x)).collect::<Option<_>>()?),
+        ValueKind::Map => {
+            let mut entries = Vec::new();
+            for key in value.try_iter().ok()? {
+                entries.push((key.as_str()?.to_owned(), from_jinja(&value.get_item(&key).ok()?)?));
+            }
+            Tree::Map(entries)
+        }
+        _ => return None,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn scope() -> Scope {
+        let list = ["full", "window"].map(|x| Tree::Text(x.into())).to_vec();
+        [
+            ("hidden", Tree::Int(48)),
+            ("heads", Tree::Int(6)),
+            ("none_set", Tree::Null),
+            ("kinds", Tree::List(list)),
+            ("i", Tree::Int(1)),
+            ("act", Tree::Text("gated-gelu".into())),
+        ]
+        .map(|(name, value)| (name.to_owned(), value))
+        .into()
+    }
+
+    #[test]
+    fn expressions_have_values() {
+        let text = |x: &str| Tree::Text(x.into());
+        let cases = [
+            ("plain", text("plain")),
+            ("$hidden", Tree::Int(48)),
+            ("layer.$i.ln_$i", text("layer.1.ln_1")),
+            ("${hidden // heads}", Tree::Int(8)),
+            ("${heads if none_set == none else none_set}", Tree::Int(6)),
+            ("${kinds[i]}", text("window")),
+            ("${hidden ** -0.5}", Tree::Float(48f64.powf(-0.5))),
+            ("${act[6:] if act[:6] == 'gated-' else act}", text("gelu")),
+            ("${'}' ~ i}", text("}1")),
+            ("${kinds | length}", Tree::Int(2)),
+            ("$$5", text("$5")),
+        ];
+        for (template, expected) in cases {
+            assert_eq!(Template::parse(template).unwrap().value(&scope()), Ok(expected), "{template}");
+        }
+    }
+
+    #[test]
+    fn mistakes_are_explained() {
+        for template in ["${hidden", "$", "${1 +}", "a $ b"] {
+            assert!(Template::parse(template).is_err(), "{template}");
+        }
+        let long = format!("${{{}1}}", "1+".repeat(600));
+        assert!(Template::parse(&long).unwrap_err().contains("at most 1000"));
+        let nested = format!("${{{}1{}}}", "(".repeat(400), ")".repeat(400));
+        assert!(Template::parse(&nested).is_err());
+        for template in ["$unknown", "${hidden.x}", "${f(1)}", "${'a' * 99999999999}", "a$kinds", "${1 // 0}"]
+        {
+            let found = Template::parse(template).and_then(|t| t.value(&scope()));
+            assert!(found.is_err(), "{template}: {found:?}");
+        }
+        // Numbers of unbounded size are not kept.
+        assert!(matches!(Template::parse("${9 ** 9 ** 9}").and_then(|t| t.value(&scope())), Err(_)));
+    }
+
+    #[test]
+    fn names_are_listed() {
+        let template = Template::parse("${hidden if i == 0 else x.y}.$z").unwrap();
+        assert_eq!(template.names(), ["hidden", "i", "x", "z"]);
+        let template = Template::parse("${kinds[i:][0] ~ 'if x' if a | length > 1 else none}").unwrap();
+        assert_eq!(template.names(), ["a", "i", "kinds"]);
+    }
+}

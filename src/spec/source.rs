@@ -1,0 +1,204 @@
+//! A YAML or JSON file that errors can point into.
+
+use std::fmt;
+
+use serde::de::{self, DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
+
+use super::tree::{Address, Tree};
+use crate::error::{Error, ErrorKind, Place, Problem};
+
+/// A file's name, text and tree.
+#[derive(Debug)]
+pub struct Source {
+    /// The file as the user would name it.
+    pub name: String,
+    /// Its text.
+    pub text: String,
+    /// What it says.
+    pub tree: Tree,
+}
+
+impl Source {
+    /// Reads a YAML file. A syntax error is shown where it stands.
+    pub fn yaml(name: impl Into<String>, text: impl Into<String>) -> Result<Source, Error> {
+        let (name, text) = (name.into(), text.into());
+        match Tree::from_yaml(&text) {
+            Ok(tree) => Ok(Source { name, text, tree }),
+            Err(e) => {
+                let place = e.location().map(|l| place(&name, &text, l.line(), l.column(), None));
+                let message = format!("invalid YAML: {}", without_position(&e.to_string()));
+                Err(Problem::new(message).at(place).into_error(ErrorKind::Spec))
+            }
+        }
+    }
+
+    /// Reads a JSON file. A syntax error is shown where it stands.
+    pub fn json(name: impl Into<String>, text: impl Into<String>) -> Result<Source, Error> {
+        let (name, text) = (name.into(), text.into());
+        match Tree::from_json(&text) {
+            Ok(tree) => Ok(Source { name, text, tree }),
+            Err(e) => {
+                let place = place(&name, &text, e.line(), e.column().max(1), None);
+                let message = format!("invalid JSON: {}", without_position(&e.to_string()));
+                Err(Problem::new(message).at(Some(place)).into_error(ErrorKind::Config))
+            }
+        }
+    }
+
+    /// Where `at` stands, with its line as an excerpt. The file is read again for it, which only errors pay.
+    pub fn place(&self, at: &Address) -> Option<Place> {
+        let (line, column) = locate(&self.text, at)?;
+        Some(place(&self.name, &self.text, line, column, self.spelling(at)))
+    }
+
+    /// The line on which the value of the entry at `at` begins.
+    pub fn line(&self, at: &Address) -> Option<usize> {
+        locate(&self.text, at).map(|(line, _)| line)
+    }
+
+    /// The text of a key or a plain value, as far as it can be known.
+    fn spelling(&self, at: &Address) -> Option<&str> {
+        let mut tree = &self.tree;
+        let mut key = None;
+        for &i in at.steps() {
+            match tree {
+                Tree::Map(entries) => (key, tree) = (Some(&*entries.get(i)?.0), &entries.get(i)?.1),
+                Tree::List(items) => (key, tree) = (None, items.get(i)?),
+                _ => return None,
+            }
+        }
+        if at.is_key() { key } else { tree.as_text() }
+    }
+}
+
+/// A place whose excerpt underlines `spelling` if it stands there, else one word.
+fn place(file: &str, text: &str, line: usize, column: usize, spelling: Option<&str>) -> Place {
+    // Long lines are cut: an excerpt is for reading.
+    let excerpt: String = text.lines().nth(line - 1).unwrap_or("").chars().take(200).collect();
+    let rest: String = excerpt.chars().skip(column - 1).collect();
+    let width = match (rest.chars().next(), spelling) {
+        (_, Some(spelling)) if !spelling.is_empty() && rest.starts_with(spelling) => spelling.chars().count(),
+        (Some(quote @ ('"' | '\'')), _) => {
+            rest[1..].find(quote).map_or(1, |end| rest[..end + 2].chars().count())
+        }
+        (Some('[' | '{') | None, _) => 1,
+        _ => rest.chars().take_while(|c| !c.is_whitespace() && !",]}:".contains(*c)).count(),
+    };
+    Place { file: file.into(), line, column, excerpt: Some((excerpt, width)), label: String::new() }
+}
+
+/// The parsers append where it happened; the place says so already.
+fn without_position(message: &str) -> &str {
+    message.find(" at line ").map_or(message, |end| &message[..end])
+}
+
+/// Line and column (both from 1) of the node at `at`.
+///
+/// serde_yaml tells positions only in errors. So the file is walked once more along the address, and the visit
+/// of the node there ends in an error, which then carries the node's position.
+fn locate(text: &str, at: &Address) -> Option<(usize, usize)> {
+    let walk = Walk { steps: at.steps(), key: at.is_key() };
+    let error = walk.deserialize(serde_yaml::Deserializer::from_str(text)).err()?;
+    error.location().map(|l| (l.line(), l.column()))
+}
+
+#[derive(Clone, Copy)]
+struct Walk<'a> {
+    steps: &'a [usize],
+    key: bool,
+}
+
+impl Walk<'_> {
+    fn arrived<T, E: de::Error>(&self) -> Result<T, E> {
+        Err(E::custom("here"))
+    }
+}
+
+impl<'de> DeserializeSeed<'de> for Walk<'_> {
+    type Value = ();
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
+        deserializer.deserialize_any(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Walk<'_> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a value")
+    }
+    fn visit_unit<E: de::Error>(self) -> Result<(), E> {
+        self.arrived()
+    }
+    fn visit_bool<E: de::Error>(self, _: bool) -> Result<(), E> {
+        self.arrived()
+    }
+    fn visit_i64<E: de::Error>(self, _: i64) -> Result<(), E> {
+        self.arrived()
+    }
+    fn visit_u64<E: de::Error>(self, _: u64) -> Result<(), E> {
+        self.arrived()
+    }
+    fn visit_f64<E: de::Error>(self, _: f64) -> Result<(), E> {
+        self.arrived()
+    }
+    fn visit_str<E: de::Error>(self, _: &str) -> Result<(), E> {
+        self.arrived()
+    }
+    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<(), A::Error> {
+        let Some((&first, rest)) = self.steps.split_first() else { return self.arrived() };
+        for _ in 0..first {
+            seq.next_element::<IgnoredAny>()?;
+        }
+        seq.next_element_seed(Walk { steps: rest, key: self.key })?;
+        Ok(())
+    }
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
+        let Some((&first, rest)) = self.steps.split_first() else { return self.arrived() };
+        for _ in 0..first {
+            map.next_entry::<IgnoredAny, IgnoredAny>()?;
+        }
+        if self.key && rest.is_empty() {
+            map.next_key_seed(Walk { steps: rest, key: false })?;
+        } else {
+            map.next_key::<IgnoredAny>()?;
+            map.next_value_seed(Walk { steps: rest, key: self.key })?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn places_are_found() {
+        let text = "smelt: 1\nmodel:\n  hidden:\n    - layernorm: {at: x, \"eps\": '1'}\n    - linear: ü\n";
+        let source = Source::yaml("a.yaml", text).unwrap();
+        let at = |steps: &[usize]| steps.iter().fold(Address::root(), |a, &i| a.child(i));
+        let cases = [
+            (at(&[0]), (1, 8, 1)),
+            (at(&[1]).key(), (2, 1, 5)),
+            (at(&[1, 0, 0, 0]).key(), (4, 7, 9)),
+            (at(&[1, 0, 0, 0, 0]), (4, 23, 1)),
+            (at(&[1, 0, 0, 0, 1]).key(), (4, 26, 5)),
+            (at(&[1, 0, 0, 0, 1]), (4, 33, 3)),
+            (at(&[1, 0, 1, 0]), (5, 15, 1)),
+        ];
+        for (address, (line, column, width)) in cases {
+            let place = source.place(&address).unwrap();
+            let found = (place.line, place.column, place.excerpt.unwrap().1);
+            assert_eq!(found, (line, column, width), "{address:?}");
+        }
+    }
+
+    #[test]
+    fn a_syntax_error_has_a_place() {
+        let error = Source::yaml("a.yaml", "a: [1, 2\nb: 3").unwrap_err().to_string();
+        assert!(error.contains("a.yaml:"), "{error}");
+        let error = Source::json("c.json", "{\n  \"a\": x\n}").unwrap_err().to_string();
+        assert!(error.contains("c.json:2:"), "{error}");
+    }
+}

@@ -1,0 +1,278 @@
+//! The plain tree that YAML and JSON files are read into, and addresses of places in it.
+
+use std::fmt;
+
+use serde::de::{self, Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
+
+/// A value of a YAML or JSON file. Maps keep their order and their repeated keys.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Tree {
+    /// `null`, `~` or nothing.
+    Null,
+    /// `true` or `false`.
+    Bool(bool),
+    /// A whole number.
+    Int(i64),
+    /// Any other number.
+    Float(f64),
+    /// A string.
+    Text(String),
+    /// A list.
+    List(Vec<Tree>),
+    /// A map.
+    Map(Vec<(String, Tree)>),
+}
+
+/// Nodes that one file may have, aliases expanded: a page of YAML has some hundreds.
+const MAX_NODES: usize = 1_000_000;
+
+impl Tree {
+    /// Reads a YAML file; the error names line and column.
+    pub fn from_yaml(text: &str) -> Result<Tree, serde_yaml::Error> {
+        let tree: Tree = serde_yaml::from_str(text)?;
+        match tree.nodes(MAX_NODES) {
+            Some(_) => Ok(tree),
+            None => Err(de::Error::custom("the file is too large once its aliases are expanded")),
+        }
+    }
+
+    /// Reads a JSON file; the error names line and column.
+    pub fn from_json(text: &str) -> Result<Tree, serde_json::Error> {
+        serde_json::from_str(text)
+    }
+
+    /// Number of nodes, or none if there are more than `limit`.
+    fn nodes(&self, limit: usize) -> Option<usize> {
+        let mut left = limit.checked_sub(1)?;
+        let children: Box<dyn Iterator<Item = &Tree>> = match self {
+            Tree::List(items) => Box::new(items.iter()),
+            Tree::Map(entries) => Box::new(entries.iter().map(|(_, value)| value)),
+            _ => return Some(1),
+        };
+        for child in children {
+            left -= child.nodes(left)?;
+        }
+        Some(limit - left)
+    }
+
+    /// The value of `key`, if this is a map that has it.
+    pub fn get(&self, key: &str) -> Option<&Tree> {
+        self.entries().iter().find(|(k, _)| k == key).map(|(_, value)| value)
+    }
+
+    /// The entries, if this is a map; otherwise none.
+    pub fn entries(&self) -> &[(String, Tree)] {
+        if let Tree::Map(entries) = self { entries } else { &[] }
+    }
+
+    /// The string, if this is one.
+    pub fn as_text(&self) -> Option<&str> {
+        if let Tree::Text(text) = self { Some(text) } else { None }
+    }
+
+    /// What kind of value this is, for messages.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Tree::Null => "null",
+            Tree::Bool(_) => "a bool",
+            Tree::Int(_) | Tree::Float(_) => "a number",
+            Tree::Text(_) => "a string",
+            Tree::List(_) => "a list",
+            Tree::Map(_) => "a map",
+        }
+    }
+
+    /// Every string in here, each with its address; `at` is the address of this value.
+    pub fn visit_texts<'a>(&'a self, at: &Address, visit: &mut dyn FnMut(&'a str, &Address)) {
+        match self {
+            Tree::Text(text) => visit(text, at),
+            Tree::List(items) => {
+                for (i, item) in items.iter().enumerate() {
+                    item.visit_texts(&at.child(i), visit);
+                }
+            }
+            Tree::Map(entries) => {
+                for (i, (_, value)) in entries.iter().enumerate() {
+                    value.visit_texts(&at.child(i), visit);
+                }
+            }
+            _ => {}
+        }
+    }
+}
+
+/// As it would stand in a message: short, strings bare.
+impl fmt::Display for Tree {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Tree::Null => f.write_str("null"),
+            Tree::Bool(x) => write!(f, "{x}"),
+            Tree::Int(x) => write!(f, "{x}"),
+            Tree::Float(x) => write!(f, "{x:?}"),
+            Tree::Text(x) if x.chars().count() > 60 => {
+                write!(f, "{}…", x.chars().take(60).collect::<String>())
+            }
+            Tree::Text(x) => f.write_str(x),
+            Tree::List(items) if items.len() <= 4 => {
+                let items: Vec<String> = items.iter().map(Tree::to_string).collect();
+                write!(f, "[{}]", items.join(", "))
+            }
+            Tree::List(items) => write!(f, "[{}, … {} items]", items[0], items.len()),
+            Tree::Map(entries) => {
+                let keys: Vec<&str> = entries.iter().map(|(k, _)| k.as_str()).take(4).collect();
+                write!(f, "{{{}}}", keys.join(", "))
+            }
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for Tree {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Reader;
+        impl<'de> Visitor<'de> for Reader {
+            type Value = Tree;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a plain value without a tag")
+            }
+            fn visit_unit<E>(self) -> Result<Tree, E> {
+                Ok(Tree::Null)
+            }
+            fn visit_bool<E>(self, x: bool) -> Result<Tree, E> {
+                Ok(Tree::Bool(x))
+            }
+            fn visit_i64<E>(self, x: i64) -> Result<Tree, E> {
+                Ok(Tree::Int(x))
+            }
+            fn visit_u64<E>(self, x: u64) -> Result<Tree, E> {
+                Ok(i64::try_from(x).map_or(Tree::Float(x as f64), Tree::Int))
+            }
+            fn visit_f64<E>(self, x: f64) -> Result<Tree, E> {
+                Ok(Tree::Float(x))
+            }
+            fn visit_str<E>(self, x: &str) -> Result<Tree, E> {
+                Ok(Tree::Text(x.to_owned()))
+            }
+            fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Tree, A::Error> {
+                let mut items = Vec::new();
+                while let Some(item) = seq.next_element()? {
+                    items.push(item);
+                }
+                Ok(Tree::List(items))
+            }
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Tree, A::Error> {
+                let mut entries = Vec::new();
+                while let Some(key) = map.next_key::<Tree>()? {
+                    if matches!(key, Tree::List(_) | Tree::Map(_)) {
+                        return Err(de::Error::custom(format!("expected a plain key, found {}", key.kind())));
+                    }
+                    entries.push((key.to_string(), map.next_value()?));
+                }
+                Ok(Tree::Map(entries))
+            }
+        }
+        deserializer.deserialize_any(Reader)
+    }
+}
+
+/// A place in a [`Tree`]: which child of which child, and whether a map's key is meant or its value.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Address {
+    steps: Vec<usize>,
+    key: bool,
+}
+
+impl Address {
+    /// The root.
+    pub fn root() -> Self {
+        Address::default()
+    }
+
+    /// The value of the `i`-th item or entry of the value here.
+    pub fn child(&self, i: usize) -> Self {
+        let mut steps = self.steps.clone();
+        steps.push(i);
+        Address { steps, key: false }
+    }
+
+    /// The key instead of the value. The place must be the entry of a map.
+    pub fn key(&self) -> Self {
+        Address { steps: self.steps.clone(), key: true }
+    }
+
+    /// The value here, if there is one.
+    pub fn value<'t>(&self, tree: &'t Tree) -> Option<&'t Tree> {
+        self.steps.iter().try_fold(tree, |tree, &i| match tree {
+            Tree::List(items) => items.get(i),
+            Tree::Map(entries) => entries.get(i).map(|(_, value)| value),
+            _ => None,
+        })
+    }
+
+    /// The steps from the root.
+    pub fn steps(&self) -> &[usize] {
+        &self.steps
+    }
+
+    /// Whether the key of the last entry is meant.
+    pub fn is_key(&self) -> bool {
+        self.key
+    }
+
+    /// Written out, such as `model.hidden[2].repeat`.
+    pub fn path(&self, mut tree: &Tree) -> String {
+        let mut path = String::new();
+        for &i in &self.steps {
+            match tree {
+                Tree::Map(entries) if i < entries.len() => {
+                    if !path.is_empty() {
+                        path.push('.');
+                    }
+                    path += &entries[i].0;
+                    tree = &entries[i].1;
+                }
+                Tree::List(items) if i < items.len() => {
+                    path += &format!("[{i}]");
+                    tree = &items[i];
+                }
+                _ => return path,
+            }
+        }
+        path
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn repeated_keys_are_kept() {
+        let tree = Tree::from_yaml("a: 1\nb: [x, 2.5, null]\na: true").unwrap();
+        let expected = Tree::Map(vec![
+            ("a".into(), Tree::Int(1)),
+            ("b".into(), Tree::List(vec![Tree::Text("x".into()), Tree::Float(2.5), Tree::Null])),
+            ("a".into(), Tree::Bool(true)),
+        ]);
+        assert_eq!(tree, expected);
+        assert_eq!(Address::root().child(1).child(2).path(&tree), "b[2]");
+    }
+
+    #[test]
+    fn an_alias_bomb_is_refused() {
+        let mut text = String::from("a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n");
+        for i in 1..10 {
+            let refs = vec![format!("*a{}", i - 1); 10].join(", ");
+            text += &format!("a{i}: &a{i} [{refs}]\n");
+        }
+        assert!(Tree::from_yaml(&text).is_err());
+    }
+
+    #[test]
+    fn deep_nesting_is_refused() {
+        for text in ["[".repeat(100_000), format!("{}{}", "[".repeat(5000), "]".repeat(5000))] {
+            assert!(Tree::from_yaml(&text).is_err());
+            assert!(Tree::from_json(&text).is_err());
+        }
+    }
+}

@@ -1,0 +1,312 @@
+//! Raw tensors: padded batches of ids in, padded outputs back, and comparison with a reference.
+
+use std::collections::BTreeMap;
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::model::{Batch, Network, Output};
+use crate::nn::{Stream, Tokens};
+use crate::tensor::{Array, Tensor};
+
+/// Tensors by their names, as files with inputs and reference outputs hold them.
+///
+/// Inputs are `input_ids`, `attention_mask` and `token_type_ids` of shape `[batch, seq]` and `decoder_input_ids` of shape
+/// `[batch, decoder seq]`, with or without `input.` before their names. The mask must be ones followed by zeros.
+#[derive(Debug)]
+pub struct Bundle {
+    tensors: BTreeMap<String, Array>,
+    batch: Batch,
+    /// Length of the padded rows of each stream.
+    widths: [usize; 2],
+}
+
+/// How one output agrees with its reference.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Comparison {
+    /// The output.
+    pub name: String,
+    /// The largest absolute difference over the positions that are not masked; infinite when a value is not a number.
+    pub largest: f32,
+    /// Number of elements that were compared.
+    pub elements: usize,
+}
+
+/// A greedy continuation: the tokens, and the logits from which each was taken.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Greedy {
+    /// The new tokens.
+    pub tokens: Vec<u32>,
+    /// `[new tokens, vocab]`.
+    pub logits: Tensor,
+}
+
+/// Names of inputs that are understood.
+const INPUTS: [&str; 4] = ["input_ids", "attention_mask", "token_type_ids", "decoder_input_ids"];
+
+impl Bundle {
+    /// Reads the inputs among `tensors`.
+    ///
+    /// # Errors
+    /// `Input` when there are no `input_ids`, when an input is not understood, or when shapes, types or values do not fit.
+    pub fn new(tensors: BTreeMap<String, Array>) -> Result<Bundle> {
+        let mut inputs = BTreeMap::new();
+        for (name, array) in &tensors {
+            let bare = name.strip_prefix("input.").unwrap_or(name);
+            if INPUTS.contains(&bare) {
+                inputs.insert(bare, Grid::read(name, array)?);
+            } else if name.starts_with("input.") || !name.contains('.') {
+                let message = format!("unknown input `{name}`: expected {}", crate::spec::listed(&INPUTS));
+                return Err(input_error(message));
+            }
+        }
+        let Some(ids) = inputs.get("input_ids") else {
+            return Err(input_error("no `input_ids`"));
+        };
+        let lengths = match inputs.get("attention_mask") {
+            Some(mask) => ids.masked_lengths(mask)?,
+            None => vec![ids.cols; ids.rows],
+        };
+        let mut batch = Batch::default();
+        for (i, len) in lengths.iter().enumerate() {
+            batch.input.push(&ids.ids(i, *len)?, 0);
+            if let Some(types) = inputs.get("token_type_ids") {
+                types.same_size(ids)?;
+                batch.input.type_ids.extend(types.ids(i, *len)?);
+            }
+        }
+        let mut widths = [ids.cols, 0];
+        if let Some(decoder) = inputs.get("decoder_input_ids") {
+            widths[1] = decoder.cols;
+            for i in 0..decoder.rows {
+                batch.decoder.push(&decoder.ids(i, decoder.cols)?, 0);
+            }
+        }
+        Ok(Bundle { batch, widths, tensors })
+    }
+
+    /// The sequences.
+    pub fn batch(&self) -> &Batch {
+        &self.batch
+    }
+
+    /// An output as transformers would give it: `[batch, seq, cols]` with zeros at masked positions, or `[batch, cols]`.
+    pub fn padded(&self, output: &Output) -> (Vec<usize>, Vec<f32>) {
+        let (rows, cols) = (output.value.rows(), output.value.cols());
+        let Some(stream) = output.stream else {
+            return (vec![rows, cols], output.value.data().to_vec());
+        };
+        let width = self.widths[usize::from(stream == Stream::Decoder)];
+        let tokens = self.tokens(stream);
+        let mut padded = vec![0.0; tokens.spans.len() * width * cols];
+        for (i, span) in tokens.spans.iter().enumerate() {
+            let values = &output.value.data()[span.rows.start * cols..span.rows.end * cols];
+            padded[i * width * cols..][..values.len()].copy_from_slice(values);
+        }
+        let mut shape = vec![tokens.spans.len(), width, cols];
+        // transformers gives these without their last axis.
+        if cols == 1 && ["start_logits", "end_logits"].contains(&output.name.as_str()) {
+            shape.pop();
+        }
+        (shape, padded)
+    }
+
+    /// Computes everything that the file has reference outputs for and compares.
+    ///
+    /// # Errors
+    /// `Input` when the model lacks an output that the reference has, or gives it another shape; whatever
+    /// [`Network::forward`] gives.
+    pub fn compare(&self, network: &Network) -> Result<Vec<Comparison>> {
+        let wanted: Vec<(&str, &Array)> =
+            self.tensors.iter().filter_map(|(name, a)| Some((name.strip_prefix("output.")?, a))).collect();
+        let is_state = |name: &str| name.contains("hidden_states.");
+        let names: Vec<&str> = wanted.iter().map(|(name, _)| *name).filter(|name| !is_state(name)).collect();
+        let hidden = wanted.iter().any(|(name, _)| is_state(name));
+        let outputs = network.forward(&self.batch, &names, hidden)?;
+        let mut comparisons = Vec::new();
+        for (name, reference) in wanted {
+            let Some(output) = outputs.iter().find(|output| output.name == name) else {
+                return Err(input_error(format!(
+                    "the reference has `{name}`, which the model does not compute"
+                )));
+            };
+            let (shape, padded) = self.padded(output);
+            if shape != reference.shape() {
+                let message = format!("`{name}`: expected shape {:?}, found {shape:?}", reference.shape());
+                return Err(input_error(message));
+            }
+            comparisons.push(self.difference(output, &padded, &reference.to_f32()));
+        }
+        comparisons.sort_by_key(|c| order(&c.name));
+        for (i, prompt, tokens, logits) in self.prompts()? {
+            let greedy = self.greedy_of(network, &prompt, tokens.len())?;
+            if greedy.tokens != tokens {
+                comparisons.push(Comparison {
+                    name: format!("generate.{i}.tokens"),
+                    largest: f32::INFINITY,
+                    elements: tokens.len(),
+                });
+            }
+            let largest = largest(greedy.logits.data(), &logits);
+            comparisons.push(Comparison {
+                name: format!("generate.{i}.logits"),
+                largest,
+                elements: logits.len(),
+            });
+        }
+        Ok(comparisons)
+    }
+
+    /// Continues each sequence greedily by `steps` tokens, none of which ends it. Encoder-decoders begin with the first of
+    /// the `decoder_input_ids`.
+    pub fn greedy(&self, network: &Network, steps: usize) -> Result<Vec<Greedy>> {
+        let input = &self.batch.input;
+        input.spans.iter().map(|span| self.greedy_of(network, &input.ids[span.rows.clone()], steps)).collect()
+    }
+
+    fn greedy_of(&self, network: &Network, prompt: &[u32], steps: usize) -> Result<Greedy> {
+        let mut session = network.session(1);
+        let mut next = prompt.to_vec();
+        if network.plan().has_decoder() {
+            session.encode(&[prompt])?;
+            let start = self.batch.decoder.ids.first();
+            next = vec![*start.ok_or_else(|| input_error("no `decoder_input_ids` to begin with"))?];
+        }
+        let mut greedy = Greedy { tokens: Vec::new(), logits: Tensor::default() };
+        let mut logits = Vec::new();
+        for _ in 0..steps {
+            let step = session.step(&[&next], "logits")?;
+            let best = crate::generate::argmax(step.row(0));
+            greedy.tokens.push(best);
+            logits.extend_from_slice(step.row(0));
+            next = vec![best];
+        }
+        let cols = logits.len() / steps.max(1);
+        greedy.logits = Tensor::from_vec(steps, cols, logits);
+        Ok(greedy)
+    }
+
+    /// The prompts of the reference with their tokens and logits.
+    #[allow(clippy::type_complexity)] // a row of the file, taken apart where it is used
+    fn prompts(&self) -> Result<Vec<(usize, Vec<u32>, Vec<u32>, Vec<f32>)>> {
+        let mut prompts = Vec::new();
+        for i in 0.. {
+            let part = |what: &str| self.tensors.get(&format!("generate.{i}.{what}"));
+            let (Some(prompt), Some(tokens), Some(logits)) = (part("prompt"), part("tokens"), part("logits"))
+            else {
+                break;
+            };
+            prompts.push((i, to_ids("prompt", prompt)?, to_ids("tokens", tokens)?, logits.to_f32()));
+        }
+        Ok(prompts)
+    }
+
+    fn tokens(&self, stream: Stream) -> &Tokens {
+        match stream {
+            Stream::Input => &self.batch.input,
+            Stream::Decoder => &self.batch.decoder,
+        }
+    }
+
+    fn difference(&self, output: &Output, found: &[f32], reference: &[f32]) -> Comparison {
+        let name = output.name.clone();
+        let Some(stream) = output.stream else {
+            return Comparison { name, largest: largest(found, reference), elements: found.len() };
+        };
+        let row = self.widths[usize::from(stream == Stream::Decoder)] * output.value.cols();
+        let mut comparison = Comparison { name, largest: 0.0, elements: output.value.data().len() };
+        for (i, span) in self.tokens(stream).spans.iter().enumerate() {
+            let range = i * row..i * row + span.rows.len() * output.value.cols();
+            comparison.largest = comparison.largest.max(largest(&found[range.clone()], &reference[range]));
+        }
+        comparison
+    }
+}
+
+fn largest(a: &[f32], b: &[f32]) -> f32 {
+    if a.len() != b.len() {
+        return f32::INFINITY;
+    }
+    let difference =
+        |(a, b): (&f32, &f32)| if a.is_nan() || b.is_nan() { f32::INFINITY } else { (a - b).abs() };
+    a.iter().zip(b).map(difference).fold(0.0, f32::max)
+}
+
+/// Layers in the order of their numbers, before the results.
+fn order(name: &str) -> (bool, String, usize) {
+    match name.rsplit_once('.') {
+        Some((stem, n)) => (false, stem.to_owned(), n.parse().unwrap_or(0)),
+        None => (true, name.to_owned(), 0),
+    }
+}
+
+fn input_error(message: impl Into<String>) -> Error {
+    Error::new(ErrorKind::Input, message)
+}
+
+fn to_ids(name: &str, array: &Array) -> Result<Vec<u32>> {
+    let ids = array
+        .to_i64()
+        .ok_or_else(|| input_error(format!("expected integers in `{name}`, found {}", array.dtype())))?;
+    ids.into_iter()
+        .map(|id| {
+            u32::try_from(id).map_err(|_| input_error(format!("`{name}` holds {id}, which is not an id")))
+        })
+        .collect()
+}
+
+/// Integers in rows.
+struct Grid {
+    name: String,
+    rows: usize,
+    cols: usize,
+    values: Vec<i64>,
+}
+
+impl Grid {
+    fn read(name: &str, array: &Array) -> Result<Grid> {
+        let [rows, cols] = *array.shape() else {
+            let message = format!("expected `{name}` of shape [batch, seq], found {:?}", array.shape());
+            return Err(input_error(message));
+        };
+        let values = array
+            .to_i64()
+            .ok_or_else(|| input_error(format!("expected integers in `{name}`, found {}", array.dtype())))?;
+        Ok(Grid { name: name.to_owned(), rows, cols, values })
+    }
+
+    fn ids(&self, row: usize, len: usize) -> Result<Vec<u32>> {
+        let values = &self.values[row * self.cols..row * self.cols + len];
+        let id = |id: &i64| {
+            u32::try_from(*id)
+                .map_err(|_| input_error(format!("`{}` holds {id}, which is not an id", self.name)))
+        };
+        values.iter().map(id).collect()
+    }
+
+    fn same_size(&self, other: &Grid) -> Result<()> {
+        if (self.rows, self.cols) == (other.rows, other.cols) {
+            return Ok(());
+        }
+        let message = format!(
+            "expected `{}` of shape [{}, {}] as `{}`, found [{}, {}]",
+            self.name, other.rows, other.cols, other.name, self.rows, self.cols
+        );
+        Err(input_error(message))
+    }
+
+    /// How many positions of each row a mask leaves.
+    fn masked_lengths(&self, mask: &Grid) -> Result<Vec<usize>> {
+        mask.same_size(self)?;
+        let rows = if self.cols == 0 { Vec::new() } else { mask.values.chunks(self.cols).collect() };
+        rows.into_iter()
+            .map(|row| {
+                let ones = row.iter().take_while(|x| **x == 1).count();
+                if row[ones..].iter().all(|x| *x == 0) {
+                    Ok(ones)
+                } else {
+                    let message = format!("`{}` is not ones followed by zeros", mask.name);
+                    Err(input_error(message).help("pad on the right"))
+                }
+            })
+            .collect()
+    }
+}

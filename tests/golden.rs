@@ -1,0 +1,67 @@
+//! Every fixture under `tests/golden`: outputs, hidden states and greedy tokens as transformers computes them.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use smelt::backend::Backend;
+use smelt::model::{LoadOptions, Network};
+use smelt::plan::{Config, Plan, Target, builtin};
+use smelt::reference::Reference;
+use smelt::task::Bundle;
+use smelt::weights::{Checkpoint, Index, Repository, read_bundle};
+
+/// Largest absolute difference from transformers, whose own float32 sums are that far from exact.
+const TOLERANCE: f32 = 1e-4;
+
+fn fixtures() -> Vec<PathBuf> {
+    fn walk(dir: &Path, found: &mut Vec<PathBuf>) {
+        for entry in std::fs::read_dir(dir).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                walk(&path, found);
+            } else if path.file_name().unwrap() == "reference.safetensors" {
+                found.push(dir.to_owned());
+            }
+        }
+    }
+    let mut found = Vec::new();
+    walk(&Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden"), &mut found);
+    found.sort();
+    found
+}
+
+fn load(dir: &Path, backend: Arc<dyn Backend>) -> smelt::Result<Network> {
+    let repository = Repository::open(dir)?;
+    let config = Config::parse("config.json", repository.text("config.json")?.unwrap())?;
+    let index = Index::open(&repository)?;
+    let plan = Plan::new(builtin::find(&config)?, &config, &index, &Target::Config)?;
+    Network::load(plan, &Checkpoint::map(&repository, &index)?, backend, &LoadOptions::default())
+}
+
+fn check(backend: Arc<dyn Backend>) {
+    let fixtures = fixtures();
+    assert!(fixtures.len() >= 17, "the fixtures are there");
+    let mut failures = Vec::new();
+    for dir in fixtures {
+        let name = dir.strip_prefix(env!("CARGO_MANIFEST_DIR")).unwrap().display().to_string();
+        let result = load(&dir, backend.clone()).and_then(|network| {
+            Bundle::new(read_bundle(&dir.join("reference.safetensors"))?)?.compare(&network)
+        });
+        match result {
+            Ok(comparisons) => {
+                assert!(!comparisons.is_empty(), "{name} compares nothing");
+                let bad: Vec<_> = comparisons.iter().filter(|c| c.largest > TOLERANCE).collect();
+                if !bad.is_empty() {
+                    failures.push(format!("{name}: {bad:?}"));
+                }
+            }
+            Err(error) => failures.push(format!("{name}: {error}")),
+        }
+    }
+    assert!(failures.is_empty(), "{}", failures.join("\n"));
+}
+
+#[test]
+fn the_reference_backend_agrees_with_transformers() {
+    check(Arc::new(Reference));
+}

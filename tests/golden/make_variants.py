@@ -1,0 +1,337 @@
+#!/usr/bin/env python3
+"""Derive small checkpoints that are stored in unusual ways, with the outputs they must give.
+
+    python make_variants.py             # all, into variants/ beside this script
+    python make_variants.py --out DIR
+
+make_reference.py must have run first: weights come from its fixtures, cut to one layer and, for
+GPT-2 and Llama, to fewer vocabulary entries. Every variant is loaded with transformers as its
+users would, and its outputs must be those of the model it was derived from. README.md lists the
+variants.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+
+from make_reference import HERE, flatten, normal, pad_batch, write_json
+from tokenizers import Tokenizer
+
+State = dict[str, torch.Tensor]
+
+BERT_IDS = [[2, 17, 88, 150, 41, 9, 3], [2, 60, 33, 3]]
+DECODER_IDS = [[1, 17, 88, 120, 41, 9, 77], [1, 60, 33, 99]]
+VOCAB = 150  # entries kept of GPT-2 and Llama
+
+# --------------------------------------------------------------------------------------
+# The models that variants are made of
+# --------------------------------------------------------------------------------------
+
+
+def source(case: str) -> tuple[dict[str, Any], State]:
+    """Config and weights of a fixture, cut down."""
+    config = json.loads((HERE / case / "config.json").read_text())
+    state = load_file(str(HERE / case / "model.safetensors"))
+    layers = "n_layer" if config["model_type"] == "gpt2" else "num_hidden_layers"
+    config[layers] = 1
+    state = {k: v for k, v in state.items() if ".1." not in k}  # the second of two layers
+    if config["model_type"] != "bert":
+        full, config["vocab_size"] = config["vocab_size"], VOCAB
+        state = {k: v[:VOCAB].contiguous() if v.shape[0] == full else v for k, v in state.items()}
+    return config, state
+
+
+def batch(config: dict[str, Any]) -> State:
+    rows = BERT_IDS if config["model_type"] == "bert" else DECODER_IDS
+    width = max(map(len, rows))
+    pad = config.get("pad_token_id") or 0
+    out = {
+        "input_ids": torch.tensor([r + [pad] * (width - len(r)) for r in rows]),
+        "attention_mask": torch.tensor([[1] * len(r) + [0] * (width - len(r)) for r in rows]),
+    }
+    if config["model_type"] == "bert":
+        out["token_type_ids"] = torch.tensor([[0] * 4 + [1] * (width - 4)] * len(rows))
+    return out
+
+
+def outputs(model: Any, inputs: State) -> State:
+    found: State = {}
+    flatten(model.float().eval()(**inputs), "output", found, hidden=False)
+    return found
+
+
+def plain(name: str, config: dict[str, Any], state: State) -> Any:
+    """The model of class `name` with exactly these weights (a tied head may be left out)."""
+    cls = getattr(transformers, name)
+    model = cls._from_config(cls.config_class(**config), attn_implementation="eager")
+    if "lm_head.weight" in state:  # not the embedding, so it needs its own storage
+        model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.clone())
+    missing, unexpected = model.load_state_dict({k: v.float() for k, v in state.items()}, strict=False)
+    if unexpected or any(not (k.endswith("lm_head.weight") or "decoder" in k) for k in missing):
+        raise RuntimeError(f"{name}: missing {missing}, unexpected {unexpected}")
+    return model
+
+
+# --------------------------------------------------------------------------------------
+# Writing
+# --------------------------------------------------------------------------------------
+
+
+def write(path: Path, config: dict[str, Any], state: State, shards: int = 1) -> None:
+    if path.exists():
+        shutil.rmtree(path)
+    path.mkdir(parents=True)
+    write_json(path / "config.json", config)
+    if shards == 1:
+        save_file(state, str(path / "model.safetensors"), metadata={"format": "pt"})
+        return
+    # Names are dealt out in turn, so that a layer's tensors lie in different shards.
+    index: dict[str, str] = {}
+    for s in range(shards):
+        part = dict(list(state.items())[s::shards])
+        file = f"model-{s + 1:05}-of-{shards:05}.safetensors"
+        save_file(part, str(path / file), metadata={"format": "pt"})
+        index |= dict.fromkeys(part, file)
+    size = sum(t.numel() * t.element_size() for t in state.values())
+    write_json(path / "model.safetensors.index.json", {"metadata": {"total_size": size}, "weight_map": index})
+
+
+def variant(
+    out: Path, id: str, cls: str, note: str, config: dict[str, Any], state: State, expected: Any, *, shards: int = 1
+) -> None:
+    """Write a variant; `expected` is the model whose outputs it must give when loaded as `cls`."""
+    path = out / id
+    write(path, config, state, shards)
+    inputs = batch(config)
+    want = outputs(expected, inputs)
+    loaded, report = getattr(transformers, cls).from_pretrained(
+        str(path), dtype=torch.float32, attn_implementation="eager", output_loading_info=True
+    )
+    if report["missing_keys"] or report["mismatched_keys"]:
+        raise RuntimeError(f"{id}: {report}")
+    got = outputs(loaded, inputs)
+    worst = max((got[k] - want[k]).abs().max().item() for k in want)
+    if set(got) != set(want) or worst > 1e-5:
+        raise RuntimeError(f"{id}: transformers computes something else, by {worst}")
+    tensors = {f"input.{k}": v for k, v in inputs.items()} | want
+    save_file(tensors, str(path / "reference.safetensors"))
+    finish(path, {"model_class": cls, "note": note, "tensors": {k: list(v.shape) for k, v in tensors.items()}})
+
+
+def finish(path: Path, info: dict[str, Any]) -> None:
+    versions = {"transformers": transformers.__version__, "torch": torch.__version__.split("+")[0]}
+    write_json(path / "reference.json", {"case": f"variants/{path.name}", "versions": versions, **info})
+    size = sum(f.stat().st_size for f in path.rglob("*") if f.is_file())
+    print(f"{path.name:28} {size / 1024:5.0f} KiB", flush=True)
+
+
+# --------------------------------------------------------------------------------------
+# Storage types, shards, names
+# --------------------------------------------------------------------------------------
+
+
+def storage(out: Path) -> None:
+    config, state = source("bert/base")
+
+    def stored(id: str, note: str, dtype: str, convert: Callable[[str, torch.Tensor], torch.Tensor]) -> None:
+        new = {k: convert(k, v) for k, v in state.items()}
+        variant(out, id, "BertModel", note, {**config, "dtype": dtype}, new, plain("BertModel", config, new))
+
+    stored("bert-float16", "weights in float16", "float16", lambda k, v: v.half())
+    stored("bert-bfloat16", "weights in bfloat16", "bfloat16", lambda k, v: v.bfloat16())
+
+    def mixed(k: str, v: torch.Tensor) -> torch.Tensor:
+        if k.startswith("embeddings"):
+            return v.half()
+        return v.bfloat16() if ".attention." in k else v
+
+    stored("bert-mixed", "embeddings in float16, attention in bfloat16, the rest in float32", "float32", mixed)
+
+    config, state = source("llama/causal")
+    expected = plain("LlamaForCausalLM", config, state)
+    variant(out, "llama-sharded", "LlamaForCausalLM", "three shards and an index", config, state, expected, shards=3)
+
+
+def heads(out: Path) -> None:
+    config, state = source("gpt2/causal")  # stored without lm_head, which is tied
+    tied = plain("GPT2LMHeadModel", config, state)
+    tied.tie_weights()
+
+    own = state | {"lm_head.weight": normal((VOCAB, config["n_embd"]), "gpt2-own-head") * 0.3}
+    # The flag is true by default for GPT-2 and the head is stored all the same: what is stored wins.
+    variant(
+        out, "gpt2-own-head", "GPT2LMHeadModel", "stores an lm_head that differs from wte; the stored one is used",
+        config, own, plain("GPT2LMHeadModel", config, own),
+    )
+    same = state | {"lm_head.weight": state["transformer.wte.weight"].clone()}
+    variant(
+        out, "gpt2-repeated-head", "GPT2LMHeadModel", "stores wte a second time as lm_head", config, same, tied
+    )
+    bare = {k.removeprefix("transformer."): v for k, v in state.items()}
+    variant(
+        out, "gpt2-bare-base", "GPT2LMHeadModel", "names of the bare model, head class in config.json (as gpt2 on the hub)",
+        config, bare, tied,
+    )
+
+    config, state = source("bert/sequence-classification")
+    bare = {k.removeprefix("bert."): v for k, v in state.items()}
+    variant(
+        out, "bert-unprefixed-head", "BertForSequenceClassification", "a head, but the base without its bert. prefix",
+        config, bare, plain("BertForSequenceClassification", config, state),
+    )
+    base = {k.removeprefix("bert."): v for k, v in state.items() if k.startswith("bert.")}
+    variant(
+        out, "bert-base-of-head", "BertModel", "weights of a classifier, to be loaded as the bare model",
+        config, state, plain("BertModel", config, base),
+    )
+
+
+def old_forms(out: Path) -> None:
+    config, state = source("bert/masked-lm")
+    expected = plain("BertForMaskedLM", config, state)
+    expected.tie_weights()
+
+    def old(k: str) -> str:
+        return k.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta")
+
+    renamed = {old(k): v for k, v in state.items()}
+    renamed["bert.embeddings.position_ids"] = torch.arange(config["max_position_embeddings"])[None]
+    sizes = ("architectures", "model_type", "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads",
+             "intermediate_size", "max_position_embeddings")
+    variant(
+        out, "bert-old-names", "BertForMaskedLM",
+        "LayerNorm.gamma and beta, an int64 position_ids, and only the sizes in config.json",
+        {k: config[k] for k in sizes}, renamed, expected,
+    )
+
+    config, state = source("llama/causal-rope-llama3")
+    rope = dict(config.pop("rope_parameters"))
+    theta = rope.pop("rope_theta")
+    for name, key, scaling in (
+        ("llama-old-rope-llama3", "rope_type", {k: v for k, v in rope.items() if k != "rope_type"}),
+        ("llama-old-rope-linear", "type", {"factor": 2.0}),
+    ):
+        kind = name.rpartition("-")[2]
+        new = {**config, "rope_parameters": {"rope_type": kind, "rope_theta": theta, **scaling}}
+        expected = plain("LlamaForCausalLM", new, state)
+        expected.tie_weights()
+        older = {**config, "rope_theta": theta, "rope_scaling": {key: kind, **scaling}}
+        variant(
+            out, name, "LlamaForCausalLM", f'rope_theta at top level, rope_scaling with "{key}"', older, state, expected
+        )
+
+
+# --------------------------------------------------------------------------------------
+# Sentence embedding repositories
+# --------------------------------------------------------------------------------------
+
+TEXTS = [
+    "the cat sat on the mat.",
+    "hello world",
+    "a quick brown fox jumps over the lazy dog while it rains in the city, or so they say",
+]
+MAX_LENGTH = 16  # less than the last text has, so that cutting it is tested
+POOLING = ("cls_token", "max_tokens", "mean_tokens", "mean_sqrt_len_tokens", "weightedmean_tokens", "lasttoken")
+
+
+def pool(mode: str, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """One pooling mode of sentence-transformers; x is [batch, tokens, width]."""
+    m = mask[:, :, None].to(x.dtype)
+    if mode == "cls_token":
+        return x[:, 0]
+    if mode == "max_tokens":
+        return x.masked_fill(m == 0, -1e9).max(1).values
+    if mode == "mean_tokens":
+        return (x * m).sum(1) / m.sum(1)
+    if mode == "mean_sqrt_len_tokens":
+        return (x * m).sum(1) / m.sum(1).sqrt()
+    if mode == "weightedmean_tokens":  # later tokens weigh more
+        w = m * torch.arange(1, x.shape[1] + 1, dtype=x.dtype)[None, :, None]
+        return (x * w).sum(1) / w.sum(1)
+    if mode == "lasttoken":
+        return x[torch.arange(len(x)), mask.sum(1) - 1]
+    raise ValueError(mode)
+
+
+def sentence(out: Path, id: str, modes: tuple[str, ...], *, dense: bool = False, normalise: bool = False) -> None:
+    """A repository as sentence-transformers saves it, around the tiny BERT in float16."""
+    path = out / id
+    config, state = source("bert/base")
+    state = {k: v.half() for k, v in state.items()}
+    write(path, {**config, "dtype": "float16"}, state)
+    for file in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(HERE / "bert/base" / file, path / file)
+    modules = [("", "Transformer"), ("1_Pooling", "Pooling")]
+    write_json(path / "sentence_bert_config.json", {"max_seq_length": MAX_LENGTH, "do_lower_case": False})
+    width = config["hidden_size"]
+    (path / "1_Pooling").mkdir()
+    write_json(
+        path / "1_Pooling" / "config.json",
+        {"word_embedding_dimension": width, "include_prompt": True}
+        | {f"pooling_mode_{m}": m in modes for m in POOLING},
+    )
+
+    tok = Tokenizer.from_file(str(path / "tokenizer.json"))
+    tok.enable_truncation(MAX_LENGTH)
+    inputs = pad_batch([tok.encode(t) for t in TEXTS], config["pad_token_id"])
+    tokens = plain("BertModel", config, state).eval()(**inputs).last_hidden_state
+    # Several modes are joined in this fixed order.
+    value = torch.cat([pool(m, tokens, inputs["attention_mask"]) for m in POOLING if m in modes], -1)
+    if dense:
+        given, wanted = value.shape[-1], 24
+        weight, bias = normal((wanted, given), id, "weight") / given**0.5, normal((wanted,), id, "bias") * 0.2
+        folder = path / f"{len(modules)}_Dense"
+        folder.mkdir()
+        write_json(
+            folder / "config.json",
+            {"in_features": given, "out_features": wanted, "bias": True,
+             "activation_function": "torch.nn.modules.activation.Tanh"},
+        )
+        save_file({"linear.weight": weight, "linear.bias": bias}, str(folder / "model.safetensors"))
+        modules.append((folder.name, "Dense"))
+        value = torch.tanh(value @ weight.T + bias)
+    if normalise:
+        modules.append((f"{len(modules)}_Normalize", "Normalize"))  # has no files
+        value = value / value.norm(dim=-1, keepdim=True)
+    write_json(
+        path / "modules.json",
+        [{"idx": i, "name": str(i), "path": p, "type": f"sentence_transformers.models.{t}"} for i, (p, t) in enumerate(modules)],
+    )
+    tensors = {f"input.{k}": v for k, v in inputs.items()}
+    tensors |= {"output.last_hidden_state": tokens, "output.sentence_embedding": value}
+    save_file({k: v.contiguous() for k, v in tensors.items()}, str(path / "expected.safetensors"))
+    shapes = {k: list(v.shape) for k, v in tensors.items()}
+    finish(path, {"model_class": "BertModel", "note": "sentence-transformers repository", "batch_texts": TEXTS,
+                  "modules": [t for _, t in modules], "pooling": list(modes), "tensors": shapes})
+
+
+def sentences(out: Path) -> None:
+    sentence(out, "sentence-mean", ("mean_tokens",), normalise=True)
+    sentence(out, "sentence-cls-dense", ("cls_token",), dense=True, normalise=True)
+    sentence(out, "sentence-max-mean", ("max_tokens", "mean_tokens"))
+    sentence(out, "sentence-mean-sqrt-len", ("mean_sqrt_len_tokens",))
+    sentence(out, "sentence-weightedmean", ("weightedmean_tokens",))
+    sentence(out, "sentence-lasttoken", ("lasttoken",), normalise=True)
+
+
+def main() -> None:
+    ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    ap.add_argument("--out", type=Path, default=HERE / "variants")
+    a = ap.parse_args()
+    storage(a.out)
+    heads(a.out)
+    old_forms(a.out)
+    sentences(a.out)
+
+
+if __name__ == "__main__":
+    main()
