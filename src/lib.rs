@@ -13,6 +13,12 @@ pub mod reference;
 pub mod spec;
 pub mod task;
 pub mod tensor;
+pub mod tokenizer;
 pub mod weights;
 
 pub use error::{Error, ErrorKind, Result};
+pub use generate::SamplingOptions;
+pub use task::{
+    Answer, AnswerOptions, BackendKind, Classification, Embedding, FinishReason, GenerateOptions, Generation,
+    Label, MaskFills, Model, OpenOptions, Pooling, Text, TokenLabels, load_from_spec,
+};

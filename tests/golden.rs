@@ -10,8 +10,16 @@ use smelt::reference::Reference;
 use smelt::task::Bundle;
 use smelt::weights::{Checkpoint, Index, Repository, read_bundle};
 
-/// Largest absolute difference from transformers, whose own float32 sums are that far from exact.
+/// Largest absolute difference from transformers.
 const TOLERANCE: f32 = 1e-4;
+
+/// How far transformers itself, in float32, is from exact, for the outputs where that is more than half of
+/// [`TOLERANCE`]: `measure_noise.py` compares it with float64. Those outputs may differ by twice as much, once for each
+/// side.
+fn noise() -> serde_json::Value {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/noise.json");
+    serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap()
+}
 
 fn fixtures() -> Vec<PathBuf> {
     fn walk(dir: &Path, found: &mut Vec<PathBuf>) {
@@ -41,6 +49,7 @@ fn load(dir: &Path, backend: Arc<dyn Backend>) -> smelt::Result<Network> {
 fn check(backend: Arc<dyn Backend>) {
     let fixtures = fixtures();
     assert!(fixtures.len() >= 17, "the fixtures are there");
+    let noise = noise();
     let mut failures = Vec::new();
     for dir in fixtures {
         let name = dir.strip_prefix(env!("CARGO_MANIFEST_DIR")).unwrap().display().to_string();
@@ -50,7 +59,10 @@ fn check(backend: Arc<dyn Backend>) {
         match result {
             Ok(comparisons) => {
                 assert!(!comparisons.is_empty(), "{name} compares nothing");
-                let bad: Vec<_> = comparisons.iter().filter(|c| c.largest > TOLERANCE).collect();
+                let case = &noise[name.strip_prefix("tests/golden/").unwrap()];
+                let tolerance =
+                    |output: &str| TOLERANCE.max(2.0 * case[output].as_f64().unwrap_or(0.0) as f32);
+                let bad: Vec<_> = comparisons.iter().filter(|c| c.largest > tolerance(&c.name)).collect();
                 if !bad.is_empty() {
                     failures.push(format!("{name}: {bad:?}"));
                 }

@@ -1,11 +1,9 @@
-//! TEMPORARY
-/// t
-pub fn argmax(x: &[f32]) -> u32 {
-    let mut b = 0;
-    for i in 0..x.len() {
-        if x[i] > x[b] {
-            b = i;
-        }
-    }
-    b as u32
-}
+//! Choosing the next token from logits, and knowing when to stop. Works on numbers and text alone.
+
+#![forbid(unsafe_code)]
+
+mod sample;
+mod stop;
+
+pub use sample::{Sampler, SamplingOptions, argmax};
+pub use stop::{Piece, StopStrings};

@@ -1,7 +1,23 @@
 //! Text in, answer out: joins a tokenizer and a network.
+//!
+//! [`Model`] is a loaded model directory. Its methods are the tasks, one file each.
 
 #![forbid(unsafe_code)]
 
+mod answer;
 mod bundle;
+mod classify;
+mod embed;
+mod fill_mask;
+mod generate;
+mod model;
+mod sentence;
 
+pub use answer::{Answer, AnswerOptions};
 pub use bundle::{Bundle, Comparison, Greedy};
+pub use classify::{Classification, Label, TokenLabel, TokenLabels};
+pub use embed::Embedding;
+pub use fill_mask::{Fill, MaskFills};
+pub use generate::{FinishReason, GenerateOptions, Generation, TextStream};
+pub use model::{BackendKind, Model, OpenOptions, Text, load_from_spec};
+pub use sentence::Pooling;

@@ -110,6 +110,7 @@ def variant(
 ) -> None:
     """Write a variant; `expected` is the model whose outputs it must give when loaded as `cls`."""
     path = out / id
+    config = {**config, "architectures": [cls]}
     write(path, config, state, shards)
     inputs = batch(config)
     want = outputs(expected, inputs)
@@ -262,30 +263,50 @@ def pool(mode: str, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     raise ValueError(mode)
 
 
-def sentence(out: Path, id: str, modes: tuple[str, ...], *, dense: bool = False, normalise: bool = False) -> None:
-    """A repository as sentence-transformers saves it, around the tiny BERT in float16."""
+def sentence(
+    out: Path, id: str, modes: tuple[str, ...], *, dense: bool = False, normalise: bool = False, v6: bool = False
+) -> None:
+    """A repository as sentence-transformers saves it, around the tiny BERT in float16.
+
+    With `v6` the files are those of version 6, else those of versions 2 to 5.
+    """
     path = out / id
     config, state = source("bert/base")
     state = {k: v.half() for k, v in state.items()}
     write(path, {**config, "dtype": "float16"}, state)
-    for file in ("tokenizer.json", "tokenizer_config.json"):
-        shutil.copy(HERE / "bert/base" / file, path / file)
-    modules = [("", "Transformer"), ("1_Pooling", "Pooling")]
-    write_json(path / "sentence_bert_config.json", {"max_seq_length": MAX_LENGTH, "do_lower_case": False})
     width = config["hidden_size"]
-    (path / "1_Pooling").mkdir()
-    write_json(
-        path / "1_Pooling" / "config.json",
-        {"word_embedding_dimension": width, "include_prompt": True}
-        | {f"pooling_mode_{m}": m in modes for m in POOLING},
-    )
 
-    tok = Tokenizer.from_file(str(path / "tokenizer.json"))
+    tok = Tokenizer.from_file(str(HERE / "bert/base/tokenizer.json"))
+    tok_config = json.loads((HERE / "bert/base/tokenizer_config.json").read_text())
+    if v6:  # the tokenizer's files hold the length
+        tok.enable_truncation(MAX_LENGTH)
+        tok_config["model_max_length"] = MAX_LENGTH
+        text = {"text": {"method": "forward", "method_output_name": "last_hidden_state"}}
+        write_json(
+            path / "sentence_bert_config.json",
+            {"transformer_task": "feature-extraction", "modality_config": text, "module_output_name": "token_embeddings"},
+        )
+    else:
+        write_json(path / "sentence_bert_config.json", {"max_seq_length": MAX_LENGTH, "do_lower_case": False})
+    tok.save(str(path / "tokenizer.json"))
+    write_json(path / "tokenizer_config.json", tok_config)
     tok.enable_truncation(MAX_LENGTH)
+
     inputs = pad_batch([tok.encode(t) for t in TEXTS], config["pad_token_id"])
     tokens = plain("BertModel", config, state).eval()(**inputs).last_hidden_state
-    # Several modes are joined in this fixed order.
-    value = torch.cat([pool(m, tokens, inputs["attention_mask"]) for m in POOLING if m in modes], -1)
+    if v6:  # joined in the order of the list
+        names = {"cls_token": "cls", "max_tokens": "max", "mean_tokens": "mean", "weightedmean_tokens": "weightedmean"}
+        short = [names.get(m, m) for m in modes]
+        pooling = {"embedding_dimension": width, "pooling_mode": short[0] if len(short) == 1 else short}
+        order = modes
+    else:  # joined in a fixed order
+        pooling = {"word_embedding_dimension": width} | {f"pooling_mode_{m}": m in modes for m in POOLING}
+        order = tuple(m for m in POOLING if m in modes)
+    value = torch.cat([pool(m, tokens, inputs["attention_mask"]) for m in order], -1)
+    modules = [("", "Transformer"), ("1_Pooling", "Pooling")]
+    (path / "1_Pooling").mkdir()
+    write_json(path / "1_Pooling" / "config.json", pooling | {"include_prompt": True})
+
     if dense:
         given, wanted = value.shape[-1], 24
         weight, bias = normal((wanted, given), id, "weight") / given**0.5, normal((wanted,), id, "bias") * 0.2
@@ -299,19 +320,26 @@ def sentence(out: Path, id: str, modes: tuple[str, ...], *, dense: bool = False,
         save_file({"linear.weight": weight, "linear.bias": bias}, str(folder / "model.safetensors"))
         modules.append((folder.name, "Dense"))
         value = torch.tanh(value @ weight.T + bias)
-    if normalise:
-        modules.append((f"{len(modules)}_Normalize", "Normalize"))  # has no files
+    if normalise:  # has no files
+        modules.append((f"{len(modules)}_Normalize", "Normalize"))
         value = value / value.norm(dim=-1, keepdim=True)
+
+    def module_type(name: str) -> str:
+        if not v6:
+            return f"sentence_transformers.models.{name}"
+        place = "sentence_transformer" if name == "Pooling" else "base"
+        return f"sentence_transformers.{place}.modules.{name.lower()}.{name}"
+
     write_json(
         path / "modules.json",
-        [{"idx": i, "name": str(i), "path": p, "type": f"sentence_transformers.models.{t}"} for i, (p, t) in enumerate(modules)],
+        [{"idx": i, "name": str(i), "path": p, "type": module_type(t)} for i, (p, t) in enumerate(modules)],
     )
     tensors = {f"input.{k}": v for k, v in inputs.items()}
     tensors |= {"output.last_hidden_state": tokens, "output.sentence_embedding": value}
     save_file({k: v.contiguous() for k, v in tensors.items()}, str(path / "expected.safetensors"))
     shapes = {k: list(v.shape) for k, v in tensors.items()}
     finish(path, {"model_class": "BertModel", "note": "sentence-transformers repository", "batch_texts": TEXTS,
-                  "modules": [t for _, t in modules], "pooling": list(modes), "tensors": shapes})
+                  "modules": [t for _, t in modules], "pooling": list(order), "tensors": shapes})
 
 
 def sentences(out: Path) -> None:
@@ -321,6 +349,7 @@ def sentences(out: Path) -> None:
     sentence(out, "sentence-mean-sqrt-len", ("mean_sqrt_len_tokens",))
     sentence(out, "sentence-weightedmean", ("weightedmean_tokens",))
     sentence(out, "sentence-lasttoken", ("lasttoken",), normalise=True)
+    sentence(out, "sentence-v6", ("mean_tokens", "max_tokens"), dense=True, normalise=True, v6=True)
 
 
 def main() -> None:

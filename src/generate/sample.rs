@@ -1,0 +1,247 @@
+use crate::error::{Error, ErrorKind, Result};
+
+/// How the next token is chosen.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SamplingOptions {
+    /// Logits are divided by it; 0 takes the likeliest token.
+    pub temperature: f32,
+    /// Only the `top_k` likeliest tokens are considered.
+    pub top_k: Option<usize>,
+    /// Only the fewest likeliest tokens that together have this probability are considered.
+    pub top_p: Option<f32>,
+    /// Only tokens with at least this share of the likeliest one's probability are considered.
+    pub min_p: Option<f32>,
+    /// Logits of tokens that occurred already are divided by it if positive, else multiplied. Keskar et al., “CTRL”, 2019.
+    pub repetition_penalty: f32,
+    /// The same seed gives the same text.
+    pub seed: u64,
+}
+
+impl Default for SamplingOptions {
+    /// The likeliest token, always.
+    fn default() -> Self {
+        SamplingOptions {
+            temperature: 0.0,
+            top_k: None,
+            top_p: None,
+            min_p: None,
+            repetition_penalty: 1.0,
+            seed: 0,
+        }
+    }
+}
+
+impl SamplingOptions {
+    /// Checks that each option is in its range.
+    pub fn validate(&self) -> Result<()> {
+        let check = |name: &str, holds: bool, range: &str, found: f32| {
+            let message = || format!("`{name}` out of range: expected {range}, found {found}");
+            if holds { Ok(()) } else { Err(Error::new(ErrorKind::Input, message())) }
+        };
+        let unit = |x: f32| (0.0..=1.0).contains(&x);
+        let t = self.temperature;
+        check("temperature", t >= 0.0 && t.is_finite(), "a number from 0 on", t)?;
+        check("top_k", self.top_k != Some(0), "at least 1", 0.0)?;
+        let p = self.top_p.unwrap_or(1.0);
+        check("top_p", unit(p) && p > 0.0, "more than 0 and at most 1", p)?;
+        let p = self.min_p.unwrap_or(0.0);
+        check("min_p", unit(p), "0 to 1", p)?;
+        let r = self.repetition_penalty;
+        check("repetition_penalty", r > 0.0 && r.is_finite(), "a positive number", r)
+    }
+}
+
+/// Chooses tokens for one sequence.
+#[derive(Clone, Debug)]
+pub struct Sampler {
+    options: SamplingOptions,
+    state: u64,
+}
+
+impl Sampler {
+    /// A sampler for the `sequence`-th sequence of a batch: what it chooses does not depend on the others.
+    pub fn new(options: &SamplingOptions, sequence: usize) -> Result<Sampler> {
+        options.validate()?;
+        let mut seed = Sampler { options: options.clone(), state: options.seed };
+        // Streams of neighbouring numbers would run in step; a scrambled number does not.
+        let offset = (0..=sequence % 4096).fold(0, |_, _| seed.next());
+        Ok(Sampler { options: options.clone(), state: offset ^ (sequence as u64 / 4096) })
+    }
+
+    /// The next token. `history` are the tokens so far, for the repetition penalty.
+    ///
+    /// # Errors
+    /// `Checkpoint` when a logit is not a number.
+    pub fn pick(&mut self, logits: &[f32], history: &[u32]) -> Result<u32> {
+        if logits.iter().any(|x| x.is_nan()) {
+            let message = "the model's logits are not numbers";
+            return Err(Error::new(ErrorKind::Checkpoint, message).help("is the checkpoint damaged?"));
+        }
+        let mut scores = logits.to_vec();
+        self.penalise(&mut scores, history);
+        if self.options.temperature == 0.0 {
+            return Ok(argmax(&scores));
+        }
+        let kept = self.candidates(&scores);
+        let total: f64 = kept.iter().map(|(_, p)| p).sum();
+        let mut left = self.uniform() * total;
+        for (id, p) in &kept {
+            left -= p;
+            if left < 0.0 {
+                return Ok(*id);
+            }
+        }
+        // Rounding may leave a rest: the last candidate has it.
+        Ok(kept.last().map_or(0, |(id, _)| *id))
+    }
+
+    fn penalise(&self, scores: &mut [f32], history: &[u32]) {
+        let penalty = self.options.repetition_penalty;
+        if penalty == 1.0 {
+            return;
+        }
+        let mut seen: Vec<u32> = history.to_vec();
+        seen.sort_unstable();
+        seen.dedup();
+        for id in seen {
+            if let Some(score) = scores.get_mut(id as usize) {
+                *score = if *score < 0.0 { *score * penalty } else { *score / penalty };
+            }
+        }
+    }
+
+    /// Tokens that may be chosen with their probabilities up to a common factor, likeliest first. The order of the filters
+    /// is that of transformers 5.23: temperature, top-k, top-p, min-p.
+    fn candidates(&self, scores: &[f32]) -> Vec<(u32, f64)> {
+        let temperature = f64::from(self.options.temperature);
+        let mut kept: Vec<(u32, f64)> =
+            scores.iter().enumerate().map(|(id, s)| (id as u32, f64::from(*s) / temperature)).collect();
+        kept.sort_by(|(a, x), (b, y)| y.total_cmp(x).then(a.cmp(b)));
+        if let Some(k) = self.options.top_k.filter(|k| *k < kept.len()) {
+            let least = kept[k - 1].1;
+            kept.retain(|(_, score)| *score >= least); // ties with the last one stay
+        }
+        let best = kept.first().map_or(0.0, |(_, score)| *score);
+        kept.iter_mut().for_each(|(_, score)| *score = (*score - best).exp());
+        if let Some(p) = self.options.top_p {
+            let total: f64 = kept.iter().map(|(_, p)| p).sum();
+            let mut sum = 0.0;
+            let enough = kept.iter().position(|(_, weight)| {
+                sum += weight / total;
+                sum >= f64::from(p)
+            });
+            kept.truncate(enough.map_or(kept.len(), |last| last + 1));
+        }
+        if let Some(p) = self.options.min_p {
+            // The likeliest token's weight is 1.
+            kept.retain(|(_, weight)| *weight >= f64::from(p));
+        }
+        kept
+    }
+
+    /// A number in 0 .. 1 with 53 random bits.
+    fn uniform(&mut self) -> f64 {
+        (self.next() >> 11) as f64 / (1u64 << 53) as f64
+    }
+
+    /// SplitMix64: Steele, Lea, Flood, “Fast Splittable Pseudorandom Number Generators”, 2014.
+    fn next(&mut self) -> u64 {
+        self.state = self.state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.state;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+}
+
+/// The index of the largest element, the first of equals; 0 without elements.
+pub fn argmax(x: &[f32]) -> u32 {
+    let mut best = 0;
+    for (i, value) in x.iter().enumerate() {
+        if *value > x[best] {
+            best = i;
+        }
+    }
+    best as u32
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn candidates(options: SamplingOptions, logits: &[f32]) -> Vec<u32> {
+        let sampler = Sampler::new(&options, 0).unwrap();
+        sampler.candidates(logits).into_iter().map(|(id, _)| id).collect()
+    }
+
+    #[test]
+    fn filters_keep_what_transformers_keeps() {
+        // transformers 5.23: TopKLogitsWarper, TopPLogitsWarper, MinPLogitsWarper on these logits
+        let logits = [1.0, 3.0, 2.0, 3.0, -1.0];
+        let base = SamplingOptions { temperature: 1.0, ..SamplingOptions::default() };
+        let cases = [
+            (base.clone(), vec![1, 3, 2, 0, 4]),
+            (SamplingOptions { top_k: Some(1), ..base.clone() }, vec![1, 3]),
+            (SamplingOptions { top_k: Some(3), ..base.clone() }, vec![1, 3, 2]),
+            (SamplingOptions { top_p: Some(0.5), ..base.clone() }, vec![1, 3]),
+            (SamplingOptions { top_p: Some(0.3), ..base.clone() }, vec![1]),
+            (SamplingOptions { top_p: Some(0.9), ..base.clone() }, vec![1, 3, 2]),
+            (SamplingOptions { min_p: Some(0.3), ..base.clone() }, vec![1, 3, 2]),
+            (SamplingOptions { min_p: Some(0.1), temperature: 0.5, ..base.clone() }, vec![1, 3, 2]),
+        ];
+        for (options, expected) in cases {
+            assert_eq!(candidates(options.clone(), &logits), expected, "{options:?}");
+        }
+    }
+
+    #[test]
+    fn a_seed_gives_a_sequence() {
+        let options = SamplingOptions { temperature: 1.0, seed: 7, ..SamplingOptions::default() };
+        let logits = [0.0; 50];
+        let draw = |sequence| {
+            let mut sampler = Sampler::new(&options, sequence).unwrap();
+            (0..20).map(|_| sampler.pick(&logits, &[]).unwrap()).collect::<Vec<_>>()
+        };
+        assert_eq!(draw(0), draw(0));
+        assert_ne!(draw(0), draw(1));
+    }
+
+    #[test]
+    fn frequencies_are_probabilities() {
+        let options = SamplingOptions { temperature: 1.0, ..SamplingOptions::default() };
+        let mut sampler = Sampler::new(&options, 0).unwrap();
+        let logits = [0.1f32.ln(), 0.2f32.ln(), 0.7f32.ln()];
+        let mut counts = [0; 3];
+        for _ in 0..20_000 {
+            counts[sampler.pick(&logits, &[]).unwrap() as usize] += 1;
+        }
+        for (count, expected) in counts.into_iter().zip([2000, 4000, 14_000]) {
+            assert!((count - expected as i32).abs() < 300, "{counts:?}");
+        }
+    }
+
+    #[test]
+    fn wrong_options_and_logits_are_refused() {
+        let base = SamplingOptions::default();
+        for options in [
+            SamplingOptions { temperature: -1.0, ..base.clone() },
+            SamplingOptions { temperature: f32::NAN, ..base.clone() },
+            SamplingOptions { top_k: Some(0), ..base.clone() },
+            SamplingOptions { top_p: Some(1.5), ..base.clone() },
+            SamplingOptions { min_p: Some(-0.1), ..base.clone() },
+            SamplingOptions { repetition_penalty: 0.0, ..base.clone() },
+        ] {
+            assert!(options.validate().is_err(), "{options:?}");
+        }
+        assert!(Sampler::new(&base, 0).unwrap().pick(&[0.0, f32::NAN], &[]).is_err());
+    }
+
+    #[test]
+    fn repeated_tokens_are_penalised() {
+        let options = SamplingOptions { repetition_penalty: 2.0, ..SamplingOptions::default() };
+        let mut sampler = Sampler::new(&options, 0).unwrap();
+        assert_eq!(sampler.pick(&[3.0, 2.0], &[]).unwrap(), 0);
+        assert_eq!(sampler.pick(&[3.0, 2.0], &[0]).unwrap(), 1);
+        assert_eq!(sampler.pick(&[-3.0, -4.0], &[0]).unwrap(), 1);
+    }
+}

@@ -1,0 +1,63 @@
+use super::model::{Model, Text};
+use super::sentence::{Pipeline, Pooling};
+use crate::error::{Error, ErrorKind, Result};
+
+/// A text as a vector.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Embedding {
+    /// The vector.
+    pub vector: Vec<f32>,
+    /// Tokens that were cut off the text.
+    pub truncated: usize,
+}
+
+impl Model {
+    /// Vectors of texts.
+    ///
+    /// They are made the way that the repository's own pipeline says, if it has one (`modules.json` with Pooling, Dense and
+    /// Normalize modules); else, or if `pooling` is given, by pooling the token vectors, by default with their mean.
+    ///
+    /// ```
+    /// # fn main() -> smelt::Result<()> {
+    /// use smelt::{Model, OpenOptions};
+    /// let options = OpenOptions { task: Some("embed".into()), ..OpenOptions::default() };
+    /// let model = Model::open_with("examples/models/language-id", &options)?;
+    /// let embeddings = model.embed(&["one text".into(), "another".into()], None)?;
+    /// assert_eq!(embeddings.len(), 2);
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    /// `Unsupported` when the pipeline has a module that is not known; `Input` when a text is too long.
+    pub fn embed(&self, texts: &[Text<'_>], pooling: Option<Pooling>) -> Result<Vec<Embedding>> {
+        let plan = self.network.plan();
+        let states = ["last_hidden_state", "encoder_last_hidden_state"];
+        let Some(name) = states.into_iter().find(|name| plan.output(name).is_some()) else {
+            return Err(Error::new(ErrorKind::Input, "this model has no token vectors"));
+        };
+        if plan.has_decoder() {
+            let message = "an encoder-decoder has no vectors of texts";
+            return Err(Error::new(ErrorKind::Input, message).help("open it for the task `embed`"));
+        }
+        let pipeline = match pooling {
+            Some(pooling) => Pipeline::of(pooling),
+            None => Pipeline::open(&self.repository)?.unwrap_or_else(|| Pipeline::of(Pooling::Mean)),
+        };
+        let prompted: Vec<String> = texts.iter().map(|t| format!("{}{}", pipeline.prompt, t.text)).collect();
+        let texts: Vec<Text<'_>> =
+            texts.iter().zip(&prompted).map(|(t, text)| Text { text, pair: t.pair }).collect();
+        let mut all = Vec::with_capacity(texts.len());
+        self.each_batch(&self.encode(&texts, pipeline.max_tokens)?, &[name], |encodings, outputs| {
+            let states = &outputs[0].value;
+            let mut row = 0;
+            for encoding in encodings {
+                let tokens = &states.data()[row * states.cols()..(row + encoding.ids.len()) * states.cols()];
+                row += encoding.ids.len();
+                let vector = pipeline.apply(tokens, states.cols())?;
+                all.push(Embedding { vector, truncated: encoding.truncated });
+            }
+            Ok(())
+        })?;
+        Ok(all)
+    }
+}

@@ -1,0 +1,286 @@
+use std::collections::VecDeque;
+
+use super::model::{Model, Text};
+use crate::error::{Error, ErrorKind, Result};
+use crate::generate::{Sampler, SamplingOptions, StopStrings};
+use crate::model::Session;
+use crate::nn::Stream as Tokens;
+use crate::tokenizer::Stream;
+
+/// How text is generated.
+#[derive(Clone, Debug, PartialEq)]
+pub struct GenerateOptions {
+    /// Most new tokens.
+    pub max_tokens: usize,
+    /// How each token is chosen; the likeliest by default.
+    pub sampling: SamplingOptions,
+    /// Generation ends where one of these would appear; they are not part of the text.
+    pub stop: Vec<String>,
+    /// Go on after an end-of-sequence token.
+    pub ignore_eos: bool,
+}
+
+impl Default for GenerateOptions {
+    fn default() -> Self {
+        GenerateOptions {
+            max_tokens: 64,
+            sampling: SamplingOptions::default(),
+            stop: Vec::new(),
+            ignore_eos: false,
+        }
+    }
+}
+
+/// Why a text ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FinishReason {
+    /// The model ended it.
+    Eos,
+    /// A stop string appeared.
+    Stop,
+    /// It has as many tokens as were asked for, or as the model can take.
+    Length,
+}
+
+/// A generated text.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Generation {
+    /// The text, without the prompt.
+    pub text: String,
+    /// Its tokens.
+    pub tokens: Vec<u32>,
+    /// Why it ended.
+    pub finish: FinishReason,
+    /// Tokens that were cut off the prompt.
+    pub truncated: usize,
+}
+
+impl Model {
+    /// Continues texts, or answers them with an encoder-decoder. All texts go through the network together; what is generated
+    /// for one does not depend on the others.
+    ///
+    /// ```
+    /// use smelt::GenerateOptions;
+    /// # fn main() -> smelt::Result<()> {
+    /// let model = smelt::Model::open("examples/models/prose")?;
+    /// let options = GenerateOptions { max_tokens: 8, ..GenerateOptions::default() };
+    /// let texts = model.generate(&["The view".into(), "You can use".into()], &options)?;
+    /// assert!(texts.iter().all(|t| !t.text.is_empty()));
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    /// `Input` when the model is for another task, an option is out of its range, or a text is too long.
+    pub fn generate(&self, texts: &[Text<'_>], options: &GenerateOptions) -> Result<Vec<Generation>> {
+        let mut generator = Generator::new(self, texts, options)?;
+        while generator.step()? {}
+        Ok(generator.into_generations())
+    }
+
+    /// Continues a text, giving pieces of it as soon as they are certain. The pieces together are what
+    /// [`generate`](Self::generate) gives.
+    ///
+    /// ```
+    /// use smelt::GenerateOptions;
+    /// # fn main() -> smelt::Result<()> {
+    /// let model = smelt::Model::open("examples/models/prose")?;
+    /// let options = GenerateOptions { max_tokens: 8, ..GenerateOptions::default() };
+    /// for piece in model.stream("The view".into(), &options)? {
+    ///     print!("{}", piece?);
+    /// }
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    /// As [`generate`](Self::generate).
+    pub fn stream(&self, text: Text<'_>, options: &GenerateOptions) -> Result<TextStream<'_>> {
+        Ok(TextStream { generator: Generator::new(self, &[text], options)?, done: false })
+    }
+}
+
+/// Pieces of a text that is being generated.
+#[derive(Debug)]
+pub struct TextStream<'m> {
+    generator: Generator<'m>,
+    done: bool,
+}
+
+impl TextStream<'_> {
+    /// Tokens that were cut off the prompt.
+    pub fn truncated(&self) -> usize {
+        self.generator.sequences[0].truncated
+    }
+
+    /// Why the text ended, once it has.
+    pub fn finish(&self) -> Option<FinishReason> {
+        self.generator.sequences[0].finish
+    }
+}
+
+impl Iterator for TextStream<'_> {
+    type Item = Result<String>;
+
+    fn next(&mut self) -> Option<Result<String>> {
+        loop {
+            if let Some(piece) = self.generator.sequences[0].pieces.pop_front() {
+                return Some(Ok(piece));
+            }
+            if self.done {
+                return None;
+            }
+            match self.generator.step() {
+                Ok(more) => self.done = !more,
+                Err(error) => {
+                    self.done = true;
+                    return Some(Err(error));
+                }
+            }
+        }
+    }
+}
+
+/// Sequences that are being generated together.
+#[derive(Debug)]
+struct Generator<'m> {
+    session: Session<'m>,
+    sequences: Vec<Sequence<'m>>,
+    /// The sequences that go on, in the order in which the session has them.
+    running: Vec<usize>,
+    eos: Vec<u32>,
+    max_tokens: usize,
+    max_length: usize,
+}
+
+#[derive(Debug)]
+struct Sequence<'m> {
+    /// Tokens that the network has not seen.
+    next: Vec<u32>,
+    /// All tokens, for the repetition penalty.
+    history: Vec<u32>,
+    tokens: Vec<u32>,
+    sampler: Sampler,
+    stream: Stream<'m>,
+    stop: StopStrings,
+    pieces: VecDeque<String>,
+    finish: Option<FinishReason>,
+    truncated: usize,
+}
+
+impl<'m> Generator<'m> {
+    fn new(model: &'m Model, texts: &[Text<'_>], options: &GenerateOptions) -> Result<Self> {
+        model.expect_task(&["causal_lm", "seq2seq_lm"])?;
+        let tokenizer = model.tokenizer()?;
+        let plan = model.network.plan();
+        let encodings = model.encode(texts, None)?;
+        let mut session = model.network.session(encodings.len());
+        let mut start = None;
+        if plan.has_decoder() {
+            let prompts: Vec<&[u32]> = encodings.iter().map(|e| e.ids.as_slice()).collect();
+            session.encode(&prompts)?;
+            start = model.token_ids("decoder_start_token_id").first().copied();
+            if start.is_none() {
+                let message = "neither generation_config.json nor config.json has a `decoder_start_token_id`";
+                return Err(Error::new(ErrorKind::Config, message));
+            }
+        }
+        let sequences: Vec<Sequence<'m>> = encodings
+            .into_iter()
+            .enumerate()
+            .map(|(i, encoding)| {
+                let next = start.map_or(encoding.ids, |id| vec![id]);
+                Ok(Sequence {
+                    history: next.clone(),
+                    next,
+                    tokens: Vec::new(),
+                    sampler: Sampler::new(&options.sampling, i)?,
+                    stream: Stream::new(tokenizer),
+                    stop: StopStrings::new(&options.stop),
+                    pieces: VecDeque::new(),
+                    finish: (options.max_tokens == 0).then_some(FinishReason::Length),
+                    truncated: encoding.truncated,
+                })
+            })
+            .collect::<Result<_>>()?;
+        let running = if options.max_tokens == 0 { Vec::new() } else { (0..sequences.len()).collect() };
+        let stream = if plan.has_decoder() { Tokens::Decoder } else { Tokens::Input };
+        Ok(Generator {
+            session,
+            sequences,
+            running,
+            eos: if options.ignore_eos { Vec::new() } else { model.token_ids("eos_token_id") },
+            max_tokens: options.max_tokens,
+            max_length: plan.token_limit(stream).unwrap_or(usize::MAX),
+        })
+    }
+
+    /// Adds a token to each sequence that goes on; says whether any does after that.
+    fn step(&mut self) -> Result<bool> {
+        if self.running.is_empty() {
+            return Ok(false);
+        }
+        let tokens: Vec<&[u32]> = self.running.iter().map(|i| self.sequences[*i].next.as_slice()).collect();
+        let logits = self.session.step(&tokens, "logits")?;
+        let mut keep = Vec::with_capacity(self.running.len());
+        for (row, i) in self.running.iter().enumerate() {
+            let full = self.session.length(row) >= self.max_length;
+            let sequence = &mut self.sequences[*i];
+            let id = sequence.sampler.pick(logits.row(row), &sequence.history)?;
+            sequence.add(id, &self.eos)?;
+            if sequence.finish.is_none() && (sequence.tokens.len() >= self.max_tokens || full) {
+                sequence.end(FinishReason::Length)?;
+            }
+            keep.push(sequence.finish.is_none());
+        }
+        self.session.retain(&keep);
+        let mut kept = keep.iter();
+        self.running.retain(|_| kept.next().copied().unwrap_or(false));
+        Ok(!self.running.is_empty())
+    }
+
+    fn into_generations(self) -> Vec<Generation> {
+        let generation = |s: Sequence<'_>| Generation {
+            text: s.pieces.into_iter().collect(),
+            tokens: s.tokens,
+            finish: s.finish.unwrap_or(FinishReason::Length),
+            truncated: s.truncated,
+        };
+        self.sequences.into_iter().map(generation).collect()
+    }
+}
+
+impl Sequence<'_> {
+    fn add(&mut self, id: u32, eos: &[u32]) -> Result<()> {
+        if eos.contains(&id) {
+            return self.end(FinishReason::Eos);
+        }
+        self.tokens.push(id);
+        self.history.push(id);
+        self.next = vec![id];
+        let text = self.stream.push(id)?;
+        self.give(&text);
+        Ok(())
+    }
+
+    fn give(&mut self, text: &str) {
+        let piece = self.stop.push(text);
+        if !piece.text.is_empty() {
+            self.pieces.push_back(piece.text);
+        }
+        if piece.stopped {
+            self.finish = Some(FinishReason::Stop);
+        }
+    }
+
+    fn end(&mut self, reason: FinishReason) -> Result<()> {
+        let text = self.stream.finish()?;
+        self.give(&text);
+        if self.finish.is_none() {
+            self.finish = Some(reason);
+            let rest = self.stop.finish();
+            if !rest.is_empty() {
+                self.pieces.push_back(rest);
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,290 @@
+use std::path::Path;
+use std::sync::Arc;
+
+use crate::backend::Backend;
+use crate::error::{Error, ErrorKind, Result};
+use crate::model::{Batch, LoadOptions, Network, Output};
+use crate::nn::Stream;
+use crate::plan::{Config, Plan, Target, builtin, load_source};
+use crate::reference::Reference;
+use crate::tensor::DType;
+use crate::tokenizer::{Encoding, Limit, Tokenizer};
+use crate::weights::{Checkpoint, Index, Repository};
+
+/// A loaded model directory: configuration, tokenizer and weights. Any number of threads may use it at once.
+#[derive(Debug)]
+pub struct Model {
+    pub(super) repository: Repository,
+    pub(super) config: Config,
+    pub(super) generation: Option<Config>,
+    pub(super) network: Network,
+    pub(super) tokenizer: Option<Tokenizer>,
+    pub(super) truncate: bool,
+}
+
+/// Which backend computes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum BackendKind {
+    /// The fast one.
+    #[default]
+    Cpu,
+    /// The plain one.
+    Reference,
+}
+
+/// How a model is opened.
+#[derive(Clone, Debug, Default)]
+pub struct OpenOptions {
+    /// The architecture: a YAML file or the name of a built-in one; by default the built-in one that matches the config.
+    pub arch: Option<String>,
+    /// The task: a head of the architecture, or `embed` for token vectors; by default what the config asks for.
+    pub task: Option<String>,
+    /// Type in which weights are kept; as they are stored by default.
+    pub dtype: Option<DType>,
+    /// Threads to compute with; one per core by default.
+    pub threads: Option<usize>,
+    /// Bytes that weights and batches may take; what the machine has by default.
+    pub memory_limit: Option<u64>,
+    /// Whether texts that are too long are cut instead of refused.
+    pub truncate: bool,
+    /// Which backend computes.
+    pub backend: BackendKind,
+}
+
+/// A text, or a pair of texts that belong together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Text<'t> {
+    /// The text.
+    pub text: &'t str,
+    /// The second text.
+    pub pair: Option<&'t str>,
+}
+
+impl<'t> From<&'t str> for Text<'t> {
+    fn from(text: &'t str) -> Self {
+        Text { text, pair: None }
+    }
+}
+
+impl<'t> From<(&'t str, &'t str)> for Text<'t> {
+    fn from((text, pair): (&'t str, &'t str)) -> Self {
+        Text { text, pair: Some(pair) }
+    }
+}
+
+/// Opens a model directory with an architecture of one's own.
+///
+/// `spec` is a YAML file, or the name of a built-in architecture; `dir` holds `config.json`, `*.safetensors` and
+/// `tokenizer.json`.
+///
+/// ```
+/// # fn main() -> smelt::Result<()> {
+/// # let dir = "examples/models/language-id";
+/// let model = smelt::load_from_spec("architectures/bert.yaml", dir)?;
+/// let answers = model.classify(&["Where is the station?".into()])?;
+/// assert_eq!(answers[0].labels[0].label, "en");
+/// # Ok(()) }
+/// ```
+///
+/// # Errors
+/// Everything that is wrong with the description, the config and the checkpoint, see [`ErrorKind`].
+pub fn load_from_spec(spec: impl AsRef<Path>, dir: impl AsRef<Path>) -> Result<Model> {
+    let arch = Some(spec.as_ref().display().to_string());
+    Model::open_with(dir, &OpenOptions { arch, ..OpenOptions::default() })
+}
+
+impl Model {
+    /// Opens a model directory with the built-in architecture that matches its config, for the task that its config asks for.
+    ///
+    /// ```
+    /// # fn main() -> smelt::Result<()> {
+    /// let model = smelt::Model::open("examples/models/language-id")?;
+    /// assert_eq!(model.task(), Some("sequence_classification"));
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    /// Everything that is wrong with the config and the checkpoint; `Unsupported` when no architecture matches.
+    pub fn open(dir: impl AsRef<Path>) -> Result<Model> {
+        Model::open_with(dir, &OpenOptions::default())
+    }
+
+    /// As [`open`](Self::open), with options.
+    pub fn open_with(dir: impl AsRef<Path>, options: &OpenOptions) -> Result<Model> {
+        Model::from_repository(Repository::open(dir.as_ref())?, options)
+    }
+
+    /// As [`open_with`](Self::open_with), from files that may be embedded in the program.
+    pub fn from_repository(repository: Repository, options: &OpenOptions) -> Result<Model> {
+        let config = config(&repository, "config.json")?.ok_or_else(|| {
+            let message = format!("no `{}`", repository.label("config.json"));
+            Error::new(ErrorKind::Config, message).help("is this the directory of a model?")
+        })?;
+        let source = match &options.arch {
+            Some(name) => load_source(name)?,
+            None => builtin::find(&config)?,
+        };
+        let target = match options.task.as_deref() {
+            None => Target::Config,
+            Some("embed") => Target::Features,
+            Some(task) => Target::Task(task.to_owned()),
+        };
+        let index = Index::open(&repository)?;
+        let plan = Plan::new(source, &config, &index, &target)?;
+        let checkpoint = Checkpoint::map(&repository, &index)?;
+        let backend: Arc<dyn Backend> = match options.backend {
+            BackendKind::Cpu => Arc::new(Reference),
+            BackendKind::Reference => Arc::new(Reference),
+        };
+        let load = LoadOptions { dtype: options.dtype, memory_limit: options.memory_limit };
+        let network = Network::load(plan, &checkpoint, backend, &load)?;
+        let tokenizer = match repository.text("tokenizer.json")? {
+            Some(text) => {
+                let settings = repository.text("tokenizer_config.json")?;
+                Some(Tokenizer::from_json(&text, &repository.label("tokenizer.json"), settings.as_deref())?)
+            }
+            None => None,
+        };
+        let generation = self::config(&repository, "generation_config.json")?;
+        Ok(Model { repository, config, generation, network, tokenizer, truncate: options.truncate })
+    }
+
+    /// The task that it was opened for; none when it gives token vectors.
+    pub fn task(&self) -> Option<&str> {
+        self.network.plan().task.as_deref()
+    }
+
+    /// The network, for raw tensors.
+    pub fn network(&self) -> &Network {
+        &self.network
+    }
+
+    /// Computes raw outputs, by the names of transformers (`logits`, `last_hidden_state`, …; all that the task has, without
+    /// names), for sequences of token ids.
+    ///
+    /// ```
+    /// use smelt::model::Batch;
+    /// # fn main() -> smelt::Result<()> {
+    /// let model = smelt::Model::open("examples/models/language-id")?;
+    /// let outputs = model.forward(&Batch::of([&[2, 40, 3][..], &[2, 3]]), &["logits"], false)?;
+    /// assert_eq!(outputs[0].value.rows(), 2);
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    /// As [`Network::forward`].
+    pub fn forward(&self, batch: &Batch, wanted: &[&str], hidden_states: bool) -> Result<Vec<Output>> {
+        self.network.forward(batch, wanted, hidden_states)
+    }
+
+    /// The tokenizer.
+    ///
+    /// # Errors
+    /// `Tokenizer` when the directory has no `tokenizer.json`.
+    pub fn tokenizer(&self) -> Result<&Tokenizer> {
+        self.tokenizer.as_ref().ok_or_else(|| {
+            let message = format!("no `{}`", self.repository.label("tokenizer.json"));
+            let help = "save the tokenizer with transformers' `save_pretrained`, or give ids with `--inputs`";
+            Error::new(ErrorKind::Tokenizer, message).help(help)
+        })
+    }
+
+    /// An error unless the model was opened for this task.
+    pub(super) fn expect_task(&self, expected: &[&str]) -> Result<()> {
+        match self.task() {
+            Some(task) if expected.contains(&task) => Ok(()),
+            found => {
+                let found = found.unwrap_or("embed");
+                let message = format!(
+                    "expected a model for {}, found one for `{found}`",
+                    crate::spec::listed(expected)
+                );
+                Err(Error::new(ErrorKind::Input, message)
+                    .help("open it for another task, if its checkpoint has the head"))
+            }
+        }
+    }
+
+    /// Tokens of texts, each cut or refused if it is too long for the model or for `max_tokens`.
+    pub(super) fn encode(&self, texts: &[Text<'_>], max_tokens: Option<usize>) -> Result<Vec<Encoding>> {
+        let tokenizer = self.tokenizer()?;
+        let limit = self.network.plan().token_limit(Stream::Input);
+        let limit = Limit { max_tokens: limit, truncate: self.truncate };
+        let encode = |text: &Text<'_>| {
+            let limit = match max_tokens {
+                // A limit that the repository sets cuts, as it does where the repository comes from.
+                Some(max) => {
+                    Limit { max_tokens: Some(max.min(limit.max_tokens.unwrap_or(max))), truncate: true }
+                }
+                None => limit,
+            };
+            let encoding = tokenizer.encode(text.text, text.pair, limit)?;
+            if encoding.ids.is_empty() {
+                let message = format!("the text `{}` has no tokens", text.text);
+                return Err(Error::new(ErrorKind::Input, message));
+            }
+            Ok(encoding)
+        };
+        texts.iter().map(encode).collect()
+    }
+
+    /// Runs texts through the network, some at a time, and hands each batch's output `name` to `take` with the encodings of
+    /// its texts.
+    pub(super) fn each_batch(
+        &self,
+        encodings: &[Encoding],
+        name: &[&str],
+        mut take: impl FnMut(&[Encoding], &[Output]) -> Result<()>,
+    ) -> Result<()> {
+        let mut rest = encodings;
+        while !rest.is_empty() {
+            let mut tokens = 0;
+            let fits = |e: &&Encoding| {
+                tokens += e.ids.len();
+                tokens <= BATCH_TOKENS
+            };
+            let n = rest.iter().take_while(fits).count().max(1);
+            let (now, later) = rest.split_at(n);
+            let mut batch = Batch::default();
+            for encoding in now {
+                batch.input.push(&encoding.ids, 0);
+                batch.input.type_ids.extend_from_slice(&encoding.type_ids);
+            }
+            // Types only matter where a text has two parts; a model may have fewer types than the tokenizer.
+            if batch.input.type_ids.iter().all(|t| *t == 0) {
+                batch.input.type_ids.clear();
+            }
+            take(now, &self.network.forward(&batch, name, false)?)?;
+            rest = later;
+        }
+        Ok(())
+    }
+
+    /// A token id from `generation_config.json`, else from `config.json`.
+    pub(super) fn token_ids(&self, key: &str) -> Vec<u32> {
+        let of = |config: &Config| -> Vec<u32> {
+            use crate::spec::Tree;
+            match config.find(key) {
+                Some((Tree::Int(id), _)) => u32::try_from(*id).into_iter().collect(),
+                Some((Tree::List(ids), _)) => {
+                    let id = |id: &Tree| if let Tree::Int(id) = id { u32::try_from(*id).ok() } else { None };
+                    ids.iter().filter_map(id).collect()
+                }
+                _ => Vec::new(),
+            }
+        };
+        let first = self.generation.as_ref().map(of).unwrap_or_default();
+        if first.is_empty() { of(&self.config) } else { first }
+    }
+}
+
+/// Tokens that go through the network at once: enough for its arithmetic to run at full speed, few enough to keep
+/// activations small.
+const BATCH_TOKENS: usize = 4096;
+
+fn config(repository: &Repository, file: &str) -> Result<Option<Config>> {
+    match repository.text(file)? {
+        Some(text) => Config::parse(repository.label(file), text).map(Some),
+        None => Ok(None),
+    }
+}

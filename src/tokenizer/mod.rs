@@ -1,0 +1,204 @@
+//! `tokenizer.json` to token ids and back. The work is done by the `tokenizers` crate; this module adds limits, the
+//! roles of special tokens, and decoding piece by piece.
+
+#![forbid(unsafe_code)]
+
+mod stream;
+
+use std::sync::{Arc, Mutex};
+
+use tokenizers::{TruncationDirection, TruncationParams, TruncationStrategy};
+
+use crate::error::{Error, ErrorKind, Result};
+pub use stream::Stream;
+
+/// Turns text into token ids and back.
+pub struct Tokenizer {
+    inner: tokenizers::Tokenizer,
+    label: String,
+    /// What the file itself says of truncation.
+    own_limit: Option<TruncationParams>,
+    roles: Roles,
+    /// A copy that truncates, with its limit: made when the first text is too long.
+    truncating: Mutex<Option<(usize, Arc<tokenizers::Tokenizer>)>>,
+}
+
+/// Ids of the special tokens that `tokenizer_config.json` names.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Roles {
+    /// Stands for a word to be filled in.
+    pub mask: Option<u32>,
+    /// Fills up rows.
+    pub pad: Option<u32>,
+    /// Begins a text.
+    pub bos: Option<u32>,
+    /// Ends a text.
+    pub eos: Option<u32>,
+    /// Stands for what the vocabulary lacks.
+    pub unk: Option<u32>,
+}
+
+/// How many tokens a text may have.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Limit {
+    /// Most tokens, special ones included; none for any number.
+    pub max_tokens: Option<usize>,
+    /// Whether longer texts are cut instead of refused.
+    pub truncate: bool,
+}
+
+/// A text as tokens.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Encoding {
+    /// Token ids.
+    pub ids: Vec<u32>,
+    /// 0 for the first text, 1 for the second, as the tokenizer says.
+    pub type_ids: Vec<u32>,
+    /// Bytes of the text that each token stands for.
+    pub offsets: Vec<(usize, usize)>,
+    /// Which text each token is of; none for special tokens.
+    pub texts: Vec<Option<usize>>,
+    /// How many tokens were cut off.
+    pub truncated: usize,
+}
+
+impl Tokenizer {
+    /// Reads a `tokenizer.json`; `label` names it in messages. `config` is the text of `tokenizer_config.json`, which names
+    /// the special tokens.
+    ///
+    /// # Errors
+    /// `Tokenizer` when either file is not understood.
+    pub fn from_json(text: &str, label: &str, config: Option<&str>) -> Result<Tokenizer> {
+        let wrong =
+            |what: String| Error::new(ErrorKind::Tokenizer, format!("invalid tokenizer `{label}`: {what}"));
+        let mut inner: tokenizers::Tokenizer =
+            text.parse().map_err(|e: tokenizers::Error| wrong(e.to_string()))?;
+        let own_limit = inner.get_truncation().cloned();
+        inner.with_truncation(None).map_err(|e| wrong(e.to_string()))?;
+        inner.with_padding(None); // a ragged batch needs none
+        let config: serde_json::Value = match config {
+            Some(text) => {
+                serde_json::from_str(text).map_err(|e| wrong(format!("its `tokenizer_config.json`: {e}")))?
+            }
+            None => serde_json::Value::Null,
+        };
+        let named = |role: &str| {
+            // A token is given by its text, or by an object that holds it.
+            let token = &config[role];
+            inner.token_to_id(token.as_str().or_else(|| token["content"].as_str())?)
+        };
+        let roles = Roles {
+            mask: named("mask_token")
+                .or_else(|| ["[MASK]", "<mask>"].iter().find_map(|t| inner.token_to_id(t))),
+            pad: named("pad_token"),
+            bos: named("bos_token"),
+            eos: named("eos_token"),
+            unk: named("unk_token"),
+        };
+        Ok(Tokenizer { inner, label: label.to_owned(), own_limit, roles, truncating: Mutex::default() })
+    }
+
+    /// The special tokens.
+    pub fn roles(&self) -> Roles {
+        self.roles
+    }
+
+    /// Tokens of a text, or of a pair of texts, special tokens added. A limit in the file itself is obeyed by cutting;
+    /// [`Encoding::truncated`] tells.
+    ///
+    /// # Errors
+    /// `Input` when the text has more tokens than `limit` allows and may not be cut; `Tokenizer` when the file's rules fail
+    /// on this text.
+    pub fn encode(&self, text: &str, pair: Option<&str>, limit: Limit) -> Result<Encoding> {
+        let whole = self.run(&self.inner, text, pair)?;
+        let len = whole.ids.len();
+        let own = self.own_limit.as_ref().map(|own| own.max_length);
+        if let Some(max) = limit.max_tokens
+            && !limit.truncate
+            && len.min(own.unwrap_or(usize::MAX)) > max
+        {
+            let message = format!("the text has {len} tokens, the model takes at most {max}");
+            return Err(Error::new(ErrorKind::Input, message).help("pass `--truncate` to cut it"));
+        }
+        let max = limit.max_tokens.into_iter().chain(own).min();
+        match max {
+            Some(max) if len > max => {
+                let mut cut = self.run(&*self.truncating(max, pair.is_some())?, text, pair)?;
+                cut.truncated = len - cut.ids.len();
+                Ok(cut)
+            }
+            _ => Ok(whole),
+        }
+    }
+
+    /// The tokenizer set to cut at `max` tokens.
+    fn truncating(&self, max: usize, is_pair: bool) -> Result<Arc<tokenizers::Tokenizer>> {
+        use tokenizers::PostProcessor;
+        let added = self.inner.get_post_processor().map_or(0, |p| p.added_tokens(is_pair));
+        if max <= added {
+            let message = format!("a limit of {max} tokens leaves no room beside {added} special tokens");
+            return Err(Error::new(ErrorKind::Input, message));
+        }
+        // A poisoned lock means that another thread panicked while it replaced the copy: it is whole.
+        let mut kept = self.truncating.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        if let Some((limit, tokenizer)) = &*kept
+            && *limit == max
+        {
+            return Ok(tokenizer.clone());
+        }
+        let own = self.own_limit.as_ref();
+        let params = TruncationParams {
+            direction: own.map_or(TruncationDirection::Right, |own| own.direction),
+            strategy: own.map_or(TruncationStrategy::LongestFirst, |own| own.strategy),
+            max_length: max,
+            stride: 0,
+        };
+        let mut tokenizer = self.inner.clone();
+        tokenizer.with_truncation(Some(params)).map_err(|e| self.failed(&e))?;
+        let tokenizer = Arc::new(tokenizer);
+        *kept = Some((max, tokenizer.clone()));
+        Ok(tokenizer)
+    }
+
+    fn run(&self, tokenizer: &tokenizers::Tokenizer, text: &str, pair: Option<&str>) -> Result<Encoding> {
+        let encoded = match pair {
+            Some(pair) => tokenizer.encode((text, pair), true),
+            None => tokenizer.encode(text, true),
+        };
+        let encoded = encoded.map_err(|e| self.failed(&e))?;
+        let texts = (0..encoded.len()).map(|token| encoded.token_to_sequence(token));
+        let special = encoded.get_special_tokens_mask().iter().map(|mask| *mask == 1);
+        Ok(Encoding {
+            texts: texts.zip(special).map(|(text, special)| text.filter(|_| !special)).collect(),
+            ids: encoded.get_ids().to_vec(),
+            type_ids: encoded.get_type_ids().to_vec(),
+            offsets: encoded.get_offsets().to_vec(),
+            truncated: 0,
+        })
+    }
+
+    /// The text of tokens. Ids that the vocabulary lacks stand for nothing.
+    pub fn decode(&self, ids: &[u32], skip_special: bool) -> Result<String> {
+        self.inner.decode(ids, skip_special).map_err(|e| self.failed(&e))
+    }
+
+    /// The spelling of a token.
+    pub fn token(&self, id: u32) -> Option<String> {
+        self.inner.id_to_token(id)
+    }
+
+    /// The id of a token.
+    pub fn id(&self, token: &str) -> Option<u32> {
+        self.inner.token_to_id(token)
+    }
+
+    fn failed(&self, cause: &tokenizers::Error) -> Error {
+        Error::new(ErrorKind::Tokenizer, format!("`{}` cannot be applied: {cause}", self.label))
+    }
+}
+
+impl std::fmt::Debug for Tokenizer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Tokenizer({})", self.label)
+    }
+}

@@ -1,0 +1,54 @@
+use super::Tokenizer;
+use crate::error::Result;
+
+/// Decodes tokens as they come, giving out only text that later tokens cannot change.
+///
+/// All pieces together are the text of all tokens.
+#[derive(Debug)]
+pub struct Stream<'t> {
+    tokenizer: &'t Tokenizer,
+    ids: Vec<u32>,
+    /// Tokens before this one are given out and have no influence any more.
+    start: usize,
+    /// Tokens before this one are given out.
+    given: usize,
+}
+
+impl<'t> Stream<'t> {
+    /// Nothing decoded yet. Special tokens are left out.
+    pub fn new(tokenizer: &'t Tokenizer) -> Self {
+        Stream { tokenizer, ids: Vec::new(), start: 0, given: 0 }
+    }
+
+    /// Adds a token; gives the text that is now certain.
+    pub fn push(&mut self, id: u32) -> Result<String> {
+        self.ids.push(id);
+        let (before, now) = self.texts()?;
+        // An incomplete character decodes to the replacement character.
+        if now.len() <= before.len() || now.ends_with('\u{fffd}') {
+            return Ok(String::new());
+        }
+        self.start = self.given;
+        self.given = self.ids.len();
+        Ok(now[before.len()..].to_owned())
+    }
+
+    /// Gives whatever is left: what [`push`](Self::push) held back.
+    pub fn finish(&mut self) -> Result<String> {
+        let (before, now) = self.texts()?;
+        self.start = self.ids.len();
+        self.given = self.ids.len();
+        Ok(now.get(before.len()..).unwrap_or_default().to_owned())
+    }
+
+    /// The text of the last tokens that were given out, and the same with the new ones behind it. The former is needed
+    /// because a decoder treats the first token differently.
+    fn texts(&self) -> Result<(String, String)> {
+        let before = self.tokenizer.decode(&self.ids[self.start..self.given], true)?;
+        let mut now = self.tokenizer.decode(&self.ids[self.start..], true)?;
+        if !now.starts_with(&before) {
+            now = before.clone();
+        }
+        Ok((before, now))
+    }
+}

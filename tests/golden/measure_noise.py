@@ -1,0 +1,61 @@
+#!/usr/bin/env python3
+"""Measure how far transformers itself, in float32, is from exact: its difference from the same model in float64.
+
+    python measure_noise.py .          # writes noise.json
+
+The tests compare with 1e-4. Where transformers' own rounding error is of that size, nothing that computes in float32 can
+agree to 1e-4; for those outputs noise.json states the error, and the tests allow twice as much.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+import torch
+import transformers
+from safetensors.torch import load_file
+
+from make_reference import flatten
+
+# Outputs that are less noisy than this are compared with the ordinary tolerance.
+LEAST = 5e-5
+
+
+def noise(path: Path) -> dict[str, float]:
+    info = json.loads((path / "reference.json").read_text())
+    reference = load_file(str(path / "reference.safetensors"))
+    cls = getattr(transformers, info["model_class"])
+    model = cls.from_pretrained(str(path), attn_implementation="eager").double().eval()
+    inputs = {k[len("input.") :]: v for k, v in reference.items() if k.startswith("input.")}
+    found: dict[str, torch.Tensor] = {}
+    hidden = any("hidden_states." in k for k in reference)
+    flatten(model(**inputs, **({"output_hidden_states": True} if hidden else {})), "output", found, hidden)
+    result = {}
+    for name, value in sorted(found.items()):
+        error = (value.double() - reference[name].double()).abs()
+        mask = inputs.get("attention_mask")
+        of_decoder = "input.decoder_input_ids" in reference and "encoder" not in name
+        if mask is not None and not of_decoder and error.shape[:2] == mask.shape:
+            error = error * mask.reshape(*mask.shape, *[1] * (error.dim() - 2))
+        if error.max() > LEAST:
+            result[name.removeprefix("output.")] = float(f"{error.max().item():.2g}")
+    return result
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    folder = parser.parse_args().folder
+    found = {}
+    for path in sorted(p.parent for p in folder.glob("*/*/reference.safetensors") if p.parent.parent.name != "variants"):
+        case = noise(path)
+        if case:
+            found[str(path.relative_to(folder))] = case
+    (folder / "noise.json").write_text(json.dumps(found, indent=2) + "\n")
+    print(json.dumps(found, indent=2))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
