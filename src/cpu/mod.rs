@@ -1,4 +1,189 @@
-//! The fast backend.
-pub type Cpu = CpuTemp;
+//! The fast backend: packed weights, SIMD kernels chosen at run time, and a thread pool.
+//!
+//! [`Cpu`] is the backend. The same bits come out whatever the number of threads and whatever else is in a batch; another set of
+//! instructions may round differently.
+
+mod dispatch;
+mod kernels;
+mod linear;
+#[cfg(feature = "openblas")]
+mod openblas;
+mod pool;
+
+use std::sync::Arc;
+
+use crate::backend::{
+    Activation, AttentionParams, Backend, KvCache, Linear, LinearPart, Norm, PAGE_KEYS, Rotation, Span,
+};
+use crate::tensor::{Array, DType, Tensor};
+pub use dispatch::SimdLevel;
+use dispatch::{Simds, with_simd};
+use kernels::attention::Attend;
+use kernels::matmul::panel_width;
+use kernels::rows::{Activate, Normalise, rotate};
+use kernels::simd::{Kernel, Simd};
+use linear::{Packed, packed_len};
+use pool::Pool;
+
+/// The fast backend.
 #[derive(Debug)]
-pub struct CpuTemp;
+pub struct Cpu {
+    engine: Arc<Engine>,
+    level: SimdLevel,
+    #[cfg(feature = "openblas")]
+    openblas: bool,
+}
+
+/// Instructions and threads.
+#[derive(Debug)]
+struct Engine {
+    simds: Simds,
+    pool: Pool,
+}
+
+impl Engine {
+    fn run<K: Kernel>(&self, kernel: K) -> K::Output {
+        // SAFETY: the token stands for features that the machine has.
+        with_simd!(self.simds, s => unsafe { s.run(kernel) })
+    }
+
+    fn panel_width(&self) -> usize {
+        fn width<S: Simd>(_: S) -> usize {
+            panel_width::<S>()
+        }
+        with_simd!(self.simds, s => width(s))
+    }
+}
+
+impl Cpu {
+    /// The backend with the fastest instructions of this machine and `threads` threads; one per core by default.
+    pub fn new(threads: Option<usize>) -> Cpu {
+        let found = SimdLevel::ALL.into_iter().find_map(|level| Cpu::with_level(level, threads));
+        // Plain Rust is always there.
+        found.unwrap_or_else(|| unreachable!("no instructions"))
+    }
+
+    /// The backend with these instructions, if the machine has them.
+    pub fn with_level(level: SimdLevel, threads: Option<usize>) -> Option<Cpu> {
+        let cores = || std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        let simds = level.detect()?;
+        let pool = Pool::new(threads.unwrap_or_else(cores).clamp(1, MAX_THREADS));
+        Some(Cpu {
+            engine: Arc::new(Engine { simds, pool }),
+            level,
+            #[cfg(feature = "openblas")]
+            openblas: false,
+        })
+    }
+
+    /// Matrix products by OpenBLAS, in float32. Its sums run in an order that depends on the batch and on its own threads, so what
+    /// this crate promises of equal bits does not hold.
+    #[cfg(feature = "openblas")]
+    pub fn with_openblas(mut self) -> Cpu {
+        self.openblas = true;
+        self
+    }
+}
+
+/// More threads than this are a mistake.
+const MAX_THREADS: usize = 1024;
+
+impl Backend for Cpu {
+    fn name(&self) -> String {
+        let threads = self.engine.pool.threads();
+        format!("cpu ({:?}, {threads} threads)", self.level).to_lowercase()
+    }
+
+    fn linear(&self, parts: &[LinearPart<'_>], dtype: DType) -> Box<dyn Linear> {
+        #[cfg(feature = "openblas")]
+        if self.openblas {
+            return Box::new(openblas::Blas::new(self.engine.clone(), parts));
+        }
+        Box::new(Packed::new(self.engine.clone(), parts, dtype))
+    }
+
+    fn linear_bytes(&self, inputs: usize, outputs: usize, dtype: DType) -> u64 {
+        let width = self.engine.panel_width();
+        // Sizes come from a file: only what does not overflow can be packed.
+        let fits = (inputs as u64).checked_mul(outputs as u64 + width as u64).is_some_and(|n| n < 1 << 60);
+        if fits { packed_len(inputs, outputs, width) as u64 * dtype.size() as u64 } else { u64::MAX / 4 }
+    }
+
+    fn embedding(&self, table: &Array, ids: &[u32], accumulate: bool, out: &mut Tensor) {
+        let cols = out.cols();
+        let mut row = vec![0.0; if accumulate { cols } else { 0 }];
+        for (i, id) in ids.iter().enumerate() {
+            if accumulate {
+                table.read_f32(*id as usize * cols, &mut row);
+                out.row_mut(i).iter_mut().zip(&row).for_each(|(out, x)| *out += x);
+            } else {
+                table.read_f32(*id as usize * cols, out.row_mut(i));
+            }
+        }
+    }
+
+    fn layer_norm(&self, x: &Tensor, norm: &Norm<'_>, out: &mut Tensor) {
+        self.engine.run(Normalise { pool: &self.engine.pool, x, norm, centre: true, out });
+    }
+
+    fn rms_norm(&self, x: &Tensor, norm: &Norm<'_>, out: &mut Tensor) {
+        self.engine.run(Normalise { pool: &self.engine.pool, x, norm, centre: false, out });
+    }
+
+    fn activate(&self, act: Activation, x: &mut Tensor) {
+        self.engine.run(Activate { act, x: x.data_mut() });
+    }
+
+    fn add(&self, x: &mut Tensor, y: &Tensor) {
+        x.data_mut().iter_mut().zip(y.data()).for_each(|(x, y)| *x += y);
+    }
+
+    fn scale(&self, x: &mut Tensor, factor: f32) {
+        x.data_mut().iter_mut().for_each(|x| *x *= factor);
+    }
+
+    fn rope(&self, x: &mut Tensor, start: usize, heads: usize, head_dim: usize, rope: &Rotation<'_>) {
+        for i in 0..x.rows() {
+            rotate(&mut x.row_mut(i)[start..start + heads * head_dim], heads, head_dim, i, rope);
+        }
+    }
+
+    fn append_kv(
+        &self,
+        x: &Tensor,
+        k_start: usize,
+        v_start: usize,
+        spans: &[Span],
+        caches: &mut [&mut KvCache],
+    ) {
+        for (span, cache) in spans.iter().zip(caches) {
+            let (heads, k_dim, v_dim, from) = (cache.kv_heads(), cache.k_dim(), cache.v_dim(), cache.len());
+            let page_len = cache.page_len();
+            let pages = cache.grow(span.rows.len());
+            for (j, row) in (from..).zip(span.rows.clone()) {
+                let (page, lane) = (j / PAGE_KEYS, j % PAGE_KEYS);
+                for h in 0..heads {
+                    // The layout that `KvCache` documents.
+                    let at = page * page_len + h * (k_dim + v_dim) * PAGE_KEYS;
+                    let (keys, values) = pages[at..].split_at_mut(k_dim * PAGE_KEYS);
+                    let key = &x.row(row)[k_start + h * k_dim..][..k_dim];
+                    keys[lane..].iter_mut().step_by(PAGE_KEYS).zip(key).for_each(|(to, from)| *to = *from);
+                    let value = &x.row(row)[v_start + h * v_dim..][..v_dim];
+                    values[lane * v_dim..][..v_dim].copy_from_slice(value);
+                }
+            }
+        }
+    }
+
+    fn attention(
+        &self,
+        x: &Tensor,
+        q_start: usize,
+        spans: &[Span],
+        caches: &[&KvCache],
+        params: &AttentionParams<'_>,
+        out: &mut Tensor,
+    ) {
+        self.engine.run(Attend { pool: &self.engine.pool, x, q_start, spans, caches, params, out });
+    }
+}

@@ -95,6 +95,7 @@ const fn define<T: Plan>() -> Definition {
             builder.block = T::NAME.into();
             builder.field = "";
             let block = T::read(&mut Given::new::<T>(builder, fields, at))?;
+            builder.field = "";
             block.plan(builder, input, at)
         },
     }

@@ -166,7 +166,8 @@ impl<'de> Deserialize<'de> for Tree {
                     if matches!(key, Tree::List(_) | Tree::Map(_)) {
                         return Err(de::Error::custom(format!("expected a plain key, found {}", key.kind())));
                     }
-                    entries.push((key.to_string(), map.next_value()?));
+                    let key = if let Tree::Text(key) = key { key } else { key.to_string() };
+                    entries.push((key, map.next_value()?));
                 }
                 Ok(Tree::Map(entries))
             }

@@ -2,6 +2,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use crate::backend::Backend;
+use crate::cpu::Cpu;
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::{Batch, LoadOptions, Network, Output};
 use crate::nn::Stream;
@@ -133,7 +134,7 @@ impl Model {
         let plan = Plan::new(source, &config, &index, &target)?;
         let checkpoint = Checkpoint::map(&repository, &index)?;
         let backend: Arc<dyn Backend> = match options.backend {
-            BackendKind::Cpu => Arc::new(Reference),
+            BackendKind::Cpu => Arc::new(Cpu::new(options.threads)),
             BackendKind::Reference => Arc::new(Reference),
         };
         let load = LoadOptions { dtype: options.dtype, memory_limit: options.memory_limit };

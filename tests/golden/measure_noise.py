@@ -40,7 +40,21 @@ def noise(path: Path) -> dict[str, float]:
             error = error * mask.reshape(*mask.shape, *[1] * (error.dim() - 2))
         if error.max() > LEAST:
             result[name.removeprefix("output.")] = float(f"{error.max().item():.2g}")
+    for i in range(len(reference)):
+        if f"generate.{i}.tokens" in reference:
+            error = (greedy_logits(model, reference, i) - reference[f"generate.{i}.logits"].double()).abs().max()
+            if error > LEAST:
+                result[f"generate.{i}.logits"] = float(f"{error.item():.2g}")
     return result
+
+
+def greedy_logits(model: torch.nn.Module, reference: dict[str, torch.Tensor], i: int) -> torch.Tensor:
+    """The logits of greedy run i, computed at once from its tokens."""
+    prompt, tokens = (reference[f"generate.{i}.{part}"][None] for part in ("prompt", "tokens"))
+    if "input.decoder_input_ids" in reference:
+        start = reference["input.decoder_input_ids"][:1, :1]
+        return model(input_ids=prompt, decoder_input_ids=torch.cat([start, tokens[:, :-1]], 1)).logits[0]
+    return model(input_ids=torch.cat([prompt, tokens[:, :-1]], 1)).logits[0, prompt.shape[1] - 1 :]
 
 
 def main() -> int:

@@ -1,0 +1,72 @@
+//! Which instructions the machine has: asked once, here.
+
+#![forbid(unsafe_code)]
+
+#[cfg(target_arch = "aarch64")]
+use super::kernels::neon::Neon;
+use super::kernels::simd::Portable;
+#[cfg(target_arch = "x86_64")]
+use super::kernels::x86::{Avx2, Avx512};
+
+/// A set of instructions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SimdLevel {
+    /// Vectors of 16 on x86-64.
+    Avx512,
+    /// Vectors of 8 on x86-64.
+    Avx2,
+    /// Vectors on 64-bit Arm.
+    Neon,
+    /// Plain Rust.
+    Portable,
+}
+
+/// A set of instructions that this machine has.
+#[derive(Clone, Copy, Debug)]
+pub enum Simds {
+    #[cfg(target_arch = "x86_64")]
+    Avx512(Avx512),
+    #[cfg(target_arch = "x86_64")]
+    Avx2(Avx2),
+    #[cfg(target_arch = "aarch64")]
+    Neon(Neon),
+    Portable(Portable),
+}
+
+impl SimdLevel {
+    /// All, the fastest first.
+    pub const ALL: [SimdLevel; 4] =
+        [SimdLevel::Avx512, SimdLevel::Avx2, SimdLevel::Neon, SimdLevel::Portable];
+
+    /// The tokens, if this machine has the instructions.
+    pub(super) fn detect(self) -> Option<Simds> {
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            SimdLevel::Avx512 => Avx512::detect().map(Simds::Avx512),
+            #[cfg(target_arch = "x86_64")]
+            SimdLevel::Avx2 => Avx2::detect().map(Simds::Avx2),
+            #[cfg(target_arch = "aarch64")]
+            SimdLevel::Neon => Neon::detect().map(Simds::Neon),
+            SimdLevel::Portable => Some(Simds::Portable(Portable::detect())),
+            #[allow(unreachable_patterns)] // which of them are reachable depends on the target
+            _ => None,
+        }
+    }
+}
+
+/// Evaluates an expression with `$s` standing for the token of whatever instructions there are.
+macro_rules! with_simd {
+    ($simds:expr, $s:ident => $body:expr) => {
+        match $simds {
+            #[cfg(target_arch = "x86_64")]
+            $crate::cpu::dispatch::Simds::Avx512($s) => $body,
+            #[cfg(target_arch = "x86_64")]
+            $crate::cpu::dispatch::Simds::Avx2($s) => $body,
+            #[cfg(target_arch = "aarch64")]
+            $crate::cpu::dispatch::Simds::Neon($s) => $body,
+            $crate::cpu::dispatch::Simds::Portable($s) => $body,
+        }
+    };
+}
+
+pub(super) use with_simd;

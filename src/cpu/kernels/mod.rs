@@ -1,0 +1,18 @@
+//! Slices in, slices out: the arithmetic of the fast backend. SIMD and, with the thread pool and the mapping of files, all `unsafe`
+//! code lives here.
+//!
+//! Read `simd.rs` first: a kernel is written once over its trait. `matmul.rs` and `attention.rs` are where the time goes.
+
+#![allow(unsafe_op_in_unsafe_fn)]
+
+pub mod attention;
+#[cfg(feature = "openblas")]
+pub mod blas;
+pub mod math;
+pub mod matmul;
+#[cfg(target_arch = "aarch64")]
+pub mod neon;
+pub mod rows;
+pub mod simd;
+#[cfg(target_arch = "x86_64")]
+pub mod x86;

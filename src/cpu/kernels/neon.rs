@@ -1,0 +1,134 @@
+//! NEON: two registers as one vector of eight, so that layouts are those of AVX2.
+
+use std::arch::aarch64::*;
+
+use super::simd::{Kernel, Simd};
+
+/// NEON, which every 64-bit Arm has.
+#[derive(Clone, Copy, Debug)]
+pub struct Neon(());
+
+impl Neon {
+    /// The token, on a machine that has the feature.
+    pub fn detect() -> Option<Self> {
+        std::arch::is_aarch64_feature_detected!("neon").then_some(Neon(()))
+    }
+
+    #[target_feature(enable = "neon")]
+    unsafe fn go<K: Kernel>(self, kernel: K) -> K::Output {
+        // SAFETY: the caller's promise for the kernel; the feature is on.
+        unsafe { kernel.run(self) }
+    }
+}
+
+/// The operation on both registers.
+macro_rules! both {
+    ($f:ident, $($v:ident),*) => {
+        unsafe { ($f($($v.0),*), $f($($v.1),*)) }
+    };
+}
+
+// SAFETY of the whole impl: the token proves the feature; pointers are the caller's promise.
+impl Simd for Neon {
+    type V = (float32x4_t, float32x4_t);
+    const LANES: usize = 8;
+    const TILE_ROWS: usize = 6;
+
+    #[inline(always)]
+    unsafe fn run<K: Kernel>(self, kernel: K) -> K::Output {
+        unsafe { self.go(kernel) }
+    }
+    #[inline(always)]
+    unsafe fn splat(self, x: f32) -> Self::V {
+        unsafe { (vdupq_n_f32(x), vdupq_n_f32(x)) }
+    }
+    #[inline(always)]
+    unsafe fn load(self, p: *const f32) -> Self::V {
+        unsafe { (vld1q_f32(p), vld1q_f32(p.add(4))) }
+    }
+    #[inline(always)]
+    unsafe fn store(self, p: *mut f32, v: Self::V) {
+        unsafe {
+            vst1q_f32(p, v.0);
+            vst1q_f32(p.add(4), v.1);
+        }
+    }
+    #[inline(always)]
+    unsafe fn load_part(self, p: *const f32, n: usize) -> Self::V {
+        let mut x = [0.0f32; 8];
+        unsafe {
+            std::ptr::copy_nonoverlapping(p, x.as_mut_ptr(), n.min(8));
+            self.load(x.as_ptr())
+        }
+    }
+    #[inline(always)]
+    unsafe fn store_part(self, p: *mut f32, n: usize, v: Self::V) {
+        let mut x = [0.0f32; 8];
+        unsafe {
+            self.store(x.as_mut_ptr(), v);
+            std::ptr::copy_nonoverlapping(x.as_ptr(), p, n.min(8));
+        }
+    }
+    #[inline(always)]
+    unsafe fn load_f16(self, p: *const u16) -> Self::V {
+        let x: [f32; 8] =
+            std::array::from_fn(|i| half::f16::from_bits(unsafe { p.add(i).read_unaligned() }).to_f32());
+        unsafe { self.load(x.as_ptr()) }
+    }
+    #[inline(always)]
+    unsafe fn load_bf16(self, p: *const u16) -> Self::V {
+        unsafe {
+            let narrow = vld1q_u16(p);
+            let low = vshll_n_u16::<16>(vget_low_u16(narrow));
+            let high = vshll_n_u16::<16>(vget_high_u16(narrow));
+            (vreinterpretq_f32_u32(low), vreinterpretq_f32_u32(high))
+        }
+    }
+    #[inline(always)]
+    unsafe fn add(self, a: Self::V, b: Self::V) -> Self::V {
+        both!(vaddq_f32, a, b)
+    }
+    #[inline(always)]
+    unsafe fn sub(self, a: Self::V, b: Self::V) -> Self::V {
+        both!(vsubq_f32, a, b)
+    }
+    #[inline(always)]
+    unsafe fn mul(self, a: Self::V, b: Self::V) -> Self::V {
+        both!(vmulq_f32, a, b)
+    }
+    #[inline(always)]
+    unsafe fn div(self, a: Self::V, b: Self::V) -> Self::V {
+        both!(vdivq_f32, a, b)
+    }
+    #[inline(always)]
+    unsafe fn fma(self, a: Self::V, b: Self::V, c: Self::V) -> Self::V {
+        both!(vfmaq_f32, c, a, b)
+    }
+    #[inline(always)]
+    unsafe fn max(self, a: Self::V, b: Self::V) -> Self::V {
+        unsafe { self.if_less(b, a, a, b) }
+    }
+    #[inline(always)]
+    unsafe fn min(self, a: Self::V, b: Self::V) -> Self::V {
+        unsafe { self.if_less(a, b, a, b) }
+    }
+    #[inline(always)]
+    unsafe fn if_less(self, a: Self::V, b: Self::V, yes: Self::V, no: Self::V) -> Self::V {
+        let less = both!(vcltq_f32, a, b);
+        both!(vbslq_f32, less, yes, no)
+    }
+    #[inline(always)]
+    unsafe fn round(self, a: Self::V) -> Self::V {
+        both!(vrndnq_f32, a)
+    }
+    #[inline(always)]
+    unsafe fn exp2_whole(self, n: Self::V) -> Self::V {
+        unsafe {
+            let one = |n| {
+                let exponent = vaddq_s32(vcvtnq_s32_f32(n), vdupq_n_s32(127));
+                vreinterpretq_f32_s32(vshlq_n_s32::<23>(exponent))
+            };
+            (one(n.0), one(n.1))
+        }
+    }
+}

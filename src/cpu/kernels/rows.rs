@@ -1,0 +1,205 @@
+//! What treats each row by itself: norms, activations, sums. Rows are shared between threads when there is enough to do.
+
+use super::math::activate;
+use super::matmul::Shared;
+use super::simd::{Kernel, Simd};
+use crate::backend::{Activation, Norm, Rotation};
+use crate::cpu::pool::Pool;
+use crate::tensor::Tensor;
+
+/// Elements below which it does not pay to hand rows to another thread.
+const TASK_ELEMENTS: usize = 16 << 10;
+
+/// Calls `task` with ranges of rows that together are all rows.
+pub fn each_rows(pool: &Pool, rows: usize, cols: usize, task: &(dyn Fn(std::ops::Range<usize>) + Sync)) {
+    let some = (TASK_ELEMENTS / cols.max(1)).max(1);
+    pool.run(rows.div_ceil(some), &|i| task(i * some..((i + 1) * some).min(rows)));
+}
+
+/// Layer norm, or, without `centre`, RMS norm.
+pub struct Normalise<'a> {
+    pub pool: &'a Pool,
+    pub x: &'a Tensor,
+    pub norm: &'a Norm<'a>,
+    pub centre: bool,
+    pub out: &'a mut Tensor,
+}
+
+impl Kernel for Normalise<'_> {
+    type Output = ();
+
+    /// # Safety
+    /// Lengths are checked here.
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self, s: S) {
+        let Normalise { pool, x, norm, centre, out } = self;
+        let cols = x.cols();
+        assert_eq!((out.rows(), out.cols()), (x.rows(), cols), "shapes of a norm");
+        assert!(norm.width > 0 && cols % norm.width == 0, "columns of a norm");
+        for v in norm.weight.iter().chain(&norm.bias) {
+            assert!(v.len() == norm.width || v.len() == cols, "weights of a norm");
+        }
+        let shared = Shared::new(out);
+        each_rows(pool, x.rows(), cols, &|rows| {
+            // SAFETY: the token turns its features on; lengths are checked above; ranges of rows do not overlap.
+            unsafe { s.run(NormRows { x, norm, centre, out: shared, rows }) }
+        });
+    }
+}
+
+struct NormRows<'a> {
+    x: &'a Tensor,
+    norm: &'a Norm<'a>,
+    centre: bool,
+    out: Shared,
+    rows: std::ops::Range<usize>,
+}
+
+impl Kernel for NormRows<'_> {
+    type Output = ();
+
+    /// # Safety
+    /// `Normalise` has checked the lengths.
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self, s: S) {
+        let Norm { weight, bias, eps, width } = *self.norm;
+        // Of a weight per column of the row, each run takes its own part.
+        let part = |v: Option<&[f32]>, start: usize| {
+            v.map(|v| if v.len() == width { v.as_ptr() } else { v[start..].as_ptr() })
+        };
+        for row in self.rows.clone() {
+            for start in (0..self.x.cols()).step_by(width) {
+                let x = self.x.row(row)[start..start + width].as_ptr();
+                // SAFETY: each access is to at most `width` elements of the run or of its weights.
+                unsafe {
+                    let mean = if self.centre { sum(s, x, width, 0.0, false) / width as f32 } else { 0.0 };
+                    let variance = sum(s, x, width, mean, true) / width as f32;
+                    let factor = s.splat(1.0 / (variance + eps).sqrt());
+                    let (mean, to) = (s.splat(mean), self.out.at(row, start));
+                    let (weight, bias) = (part(weight, start), part(bias, start));
+                    let mut i = 0;
+                    while i < width {
+                        let n = (width - i).min(S::LANES);
+                        let load = |p: *const f32| {
+                            if n == S::LANES { s.load(p.add(i)) } else { s.load_part(p.add(i), n) }
+                        };
+                        let mut y = s.mul(s.sub(load(x), mean), factor);
+                        if let Some(weight) = weight {
+                            y = s.mul(y, load(weight));
+                        }
+                        if let Some(bias) = bias {
+                            y = s.add(y, load(bias));
+                        }
+                        if n == S::LANES {
+                            s.store(to.add(i), y)
+                        } else {
+                            s.store_part(to.add(i), n, y)
+                        }
+                        i += n;
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// The sum of `x - shift`, or of its squares.
+#[inline(always)]
+unsafe fn sum<S: Simd>(s: S, x: *const f32, n: usize, shift: f32, square: bool) -> f32 {
+    // SAFETY: the caller's: `n` elements.
+    unsafe {
+        let (mut total, shifts) = (s.splat(0.0), s.splat(shift));
+        let mut i = 0;
+        while i + S::LANES <= n {
+            let y = s.sub(s.load(x.add(i)), shifts);
+            total = if square { s.fma(y, y, total) } else { s.add(total, y) };
+            i += S::LANES;
+        }
+        let mut sum = s.sum(total);
+        // The rest by itself: zeros in its place would be shifted too.
+        while i < n {
+            let y = *x.add(i) - shift;
+            sum += if square { y * y } else { y };
+            i += 1;
+        }
+        sum
+    }
+}
+
+/// `x = act(x)`.
+pub struct Activate<'a> {
+    pub act: Activation,
+    pub x: &'a mut [f32],
+}
+
+impl Kernel for Activate<'_> {
+    type Output = ();
+
+    /// # Safety
+    /// None beyond the features.
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self, s: S) {
+        for chunk in self.x.chunks_mut(S::LANES) {
+            let (p, n) = (chunk.as_mut_ptr(), chunk.len());
+            // SAFETY: the chunk has `n` elements.
+            unsafe { s.store_part(p, n, activate(s, self.act, s.load_part(p, n))) };
+        }
+    }
+}
+
+/// Rotates pairs of columns; see [`Backend::rope`](crate::backend::Backend::rope).
+pub fn rotate(x: &mut [f32], heads: usize, head_dim: usize, row: usize, rope: &Rotation<'_>) {
+    let (cos, sin) = (rope.cos.row(row), rope.sin.row(row));
+    let pairs = cos.len();
+    for head in x.chunks_mut(head_dim).take(heads) {
+        if rope.interleaved {
+            for (pair, (cos, sin)) in head.chunks_exact_mut(2).zip(cos.iter().zip(sin)) {
+                let (a, b) = (pair[0], pair[1]);
+                pair[0] = a * cos - b * sin;
+                pair[1] = a * sin + b * cos;
+            }
+        } else {
+            let (first, rest) = head.split_at_mut(pairs);
+            for ((a, b), (cos, sin)) in first.iter_mut().zip(rest).zip(cos.iter().zip(sin)) {
+                let (u, v) = (*a, *b);
+                *a = u * cos - v * sin;
+                *b = u * sin + v * cos;
+            }
+        }
+    }
+}
+
+/// What happens to a product that somebody else has computed.
+#[cfg(feature = "openblas")]
+pub struct Finish<'a> {
+    pub product: &'a mut Tensor,
+    pub epilogue: &'a crate::backend::Epilogue<'a>,
+    pub out: &'a mut Tensor,
+}
+
+#[cfg(feature = "openblas")]
+impl Kernel for Finish<'_> {
+    type Output = ();
+
+    /// # Safety
+    /// None beyond the features.
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self, s: S) {
+        let Finish { product, epilogue, out } = self;
+        for row in 0..product.rows() {
+            if let Some(bias) = epilogue.bias {
+                product.row_mut(row).iter_mut().zip(bias).for_each(|(y, b)| *y += b);
+            }
+            if let Some(act) = epilogue.act {
+                // SAFETY: the features are on.
+                unsafe { Activate { act, x: product.row_mut(row) }.run(s) };
+            }
+            if let Some(mul) = epilogue.mul {
+                product.row_mut(row).iter_mut().zip(mul.row(row)).for_each(|(y, m)| *y *= m);
+            }
+            for (to, y) in out.row_mut(row).iter_mut().zip(product.row(row)) {
+                *to = if epilogue.accumulate { *to + y } else { *y };
+            }
+        }
+    }
+}

@@ -1,0 +1,215 @@
+//! Vectors of float32 behind one trait. A CPU feature is a token that only its own detection can make, so a kernel cannot be
+//! run without the feature it needs.
+
+/// A kernel, written once for all vector types.
+pub trait Kernel {
+    /// What it gives.
+    type Output;
+
+    /// Runs it.
+    ///
+    /// # Safety
+    /// Only through [`Simd::run`], which turns the features of `S` on; and whatever the kernel's own documentation asks for.
+    unsafe fn run<S: Simd>(self, s: S) -> Self::Output;
+}
+
+/// Vectors of float32 of one instruction set.
+///
+/// All methods are `unsafe` for the same reason: they may only be called where the features of the token are turned on, that
+/// is, inside of a [`Kernel`]. Those with pointers also need the elements they name to be readable or writable.
+#[allow(clippy::missing_safety_doc)] // said above, once
+pub trait Simd: Copy + Send + Sync + 'static {
+    /// A vector.
+    type V: Copy;
+
+    /// Elements of a vector.
+    const LANES: usize;
+
+    /// Rows that a tile of the matrix product has at most, two vectors wide: what the registers hold.
+    const TILE_ROWS: usize;
+
+    /// Runs a kernel with the features turned on.
+    unsafe fn run<K: Kernel>(self, kernel: K) -> K::Output;
+
+    unsafe fn splat(self, x: f32) -> Self::V;
+    unsafe fn load(self, p: *const f32) -> Self::V;
+    unsafe fn store(self, p: *mut f32, v: Self::V);
+    /// The first `n` elements, then zeros.
+    unsafe fn load_part(self, p: *const f32, n: usize) -> Self::V;
+    /// Stores the first `n` elements.
+    unsafe fn store_part(self, p: *mut f32, n: usize, v: Self::V);
+    unsafe fn load_f16(self, p: *const u16) -> Self::V;
+    unsafe fn load_bf16(self, p: *const u16) -> Self::V;
+    unsafe fn add(self, a: Self::V, b: Self::V) -> Self::V;
+    unsafe fn sub(self, a: Self::V, b: Self::V) -> Self::V;
+    unsafe fn mul(self, a: Self::V, b: Self::V) -> Self::V;
+    unsafe fn div(self, a: Self::V, b: Self::V) -> Self::V;
+    /// `a * b + c`, rounded once where the machine can.
+    unsafe fn fma(self, a: Self::V, b: Self::V, c: Self::V) -> Self::V;
+    /// The larger one; `b` if either is not a number.
+    unsafe fn max(self, a: Self::V, b: Self::V) -> Self::V;
+    /// The smaller one; `b` if either is not a number.
+    unsafe fn min(self, a: Self::V, b: Self::V) -> Self::V;
+    /// `yes` where `a < b`, else `no`.
+    unsafe fn if_less(self, a: Self::V, b: Self::V, yes: Self::V, no: Self::V) -> Self::V;
+    /// The nearest whole number; of two equally near ones, the even one.
+    unsafe fn round(self, a: Self::V) -> Self::V;
+    /// `2^n` for whole `n` from -126 to 127.
+    unsafe fn exp2_whole(self, n: Self::V) -> Self::V;
+
+    /// The sum of all elements, in a fixed order: halves onto each other.
+    #[inline(always)]
+    unsafe fn sum(self, v: Self::V) -> f32 {
+        let mut x = [0.0f32; 16];
+        // SAFETY: a vector has at most 16 elements.
+        unsafe { self.store(x.as_mut_ptr(), v) };
+        let mut n = Self::LANES;
+        while n > 1 {
+            n /= 2;
+            for i in 0..n {
+                x[i] += x[i + n];
+            }
+        }
+        x[0]
+    }
+
+    /// The largest element; not a number only if the first one is.
+    #[inline(always)]
+    unsafe fn largest(self, v: Self::V) -> f32 {
+        let mut x = [0.0f32; 16];
+        // SAFETY: a vector has at most 16 elements.
+        unsafe { self.store(x.as_mut_ptr(), v) };
+        x[1..Self::LANES].iter().fold(x[0], |a, b| if *b > a { *b } else { a })
+    }
+}
+
+/// An element type that weights are kept in.
+pub trait Weight: Copy + Send + Sync + 'static {
+    /// As many elements as a vector has, widened.
+    ///
+    /// # Safety
+    /// As [`Simd::load`].
+    unsafe fn load<S: Simd>(s: S, p: *const Self) -> S::V;
+}
+
+impl Weight for f32 {
+    #[inline(always)]
+    unsafe fn load<S: Simd>(s: S, p: *const Self) -> S::V {
+        // SAFETY: the caller's.
+        unsafe { s.load(p) }
+    }
+}
+
+impl Weight for half::f16 {
+    #[inline(always)]
+    unsafe fn load<S: Simd>(s: S, p: *const Self) -> S::V {
+        // SAFETY: the caller's; the type is a transparent u16.
+        unsafe { s.load_f16(p.cast()) }
+    }
+}
+
+impl Weight for half::bf16 {
+    #[inline(always)]
+    unsafe fn load<S: Simd>(s: S, p: *const Self) -> S::V {
+        // SAFETY: the caller's; the type is a transparent u16.
+        unsafe { s.load_bf16(p.cast()) }
+    }
+}
+
+/// Plain arrays: what every machine has. Products and sums are rounded separately.
+#[derive(Clone, Copy, Debug)]
+pub struct Portable(());
+
+impl Portable {
+    /// Always there.
+    pub fn detect() -> Self {
+        Portable(())
+    }
+}
+
+#[inline(always)]
+fn each(f: impl Fn(usize) -> f32) -> [f32; 8] {
+    std::array::from_fn(f)
+}
+
+// SAFETY of the whole impl: pointers are the caller's promise; everything else is safe code.
+impl Simd for Portable {
+    type V = [f32; 8];
+    const LANES: usize = 8;
+    const TILE_ROWS: usize = 4;
+
+    #[inline(always)]
+    unsafe fn run<K: Kernel>(self, kernel: K) -> K::Output {
+        unsafe { kernel.run(self) }
+    }
+    #[inline(always)]
+    unsafe fn splat(self, x: f32) -> Self::V {
+        [x; 8]
+    }
+    #[inline(always)]
+    unsafe fn load(self, p: *const f32) -> Self::V {
+        unsafe { p.cast::<[f32; 8]>().read_unaligned() }
+    }
+    #[inline(always)]
+    unsafe fn store(self, p: *mut f32, v: Self::V) {
+        unsafe { p.cast::<[f32; 8]>().write_unaligned(v) }
+    }
+    #[inline(always)]
+    unsafe fn load_part(self, p: *const f32, n: usize) -> Self::V {
+        each(|i| if i < n { unsafe { *p.add(i) } } else { 0.0 })
+    }
+    #[inline(always)]
+    unsafe fn store_part(self, p: *mut f32, n: usize, v: Self::V) {
+        for (i, x) in v.into_iter().enumerate().take(n) {
+            unsafe { *p.add(i) = x };
+        }
+    }
+    #[inline(always)]
+    unsafe fn load_f16(self, p: *const u16) -> Self::V {
+        each(|i| half::f16::from_bits(unsafe { p.add(i).read_unaligned() }).to_f32())
+    }
+    #[inline(always)]
+    unsafe fn load_bf16(self, p: *const u16) -> Self::V {
+        each(|i| half::bf16::from_bits(unsafe { p.add(i).read_unaligned() }).to_f32())
+    }
+    #[inline(always)]
+    unsafe fn add(self, a: Self::V, b: Self::V) -> Self::V {
+        each(|i| a[i] + b[i])
+    }
+    #[inline(always)]
+    unsafe fn sub(self, a: Self::V, b: Self::V) -> Self::V {
+        each(|i| a[i] - b[i])
+    }
+    #[inline(always)]
+    unsafe fn mul(self, a: Self::V, b: Self::V) -> Self::V {
+        each(|i| a[i] * b[i])
+    }
+    #[inline(always)]
+    unsafe fn div(self, a: Self::V, b: Self::V) -> Self::V {
+        each(|i| a[i] / b[i])
+    }
+    #[inline(always)]
+    unsafe fn fma(self, a: Self::V, b: Self::V, c: Self::V) -> Self::V {
+        each(|i| a[i] * b[i] + c[i])
+    }
+    #[inline(always)]
+    unsafe fn max(self, a: Self::V, b: Self::V) -> Self::V {
+        each(|i| if a[i] > b[i] { a[i] } else { b[i] })
+    }
+    #[inline(always)]
+    unsafe fn min(self, a: Self::V, b: Self::V) -> Self::V {
+        each(|i| if a[i] < b[i] { a[i] } else { b[i] })
+    }
+    #[inline(always)]
+    unsafe fn if_less(self, a: Self::V, b: Self::V, yes: Self::V, no: Self::V) -> Self::V {
+        each(|i| if a[i] < b[i] { yes[i] } else { no[i] })
+    }
+    #[inline(always)]
+    unsafe fn round(self, a: Self::V) -> Self::V {
+        each(|i| a[i].round_ties_even())
+    }
+    #[inline(always)]
+    unsafe fn exp2_whole(self, n: Self::V) -> Self::V {
+        each(|i| f32::from_bits((((n[i] as i32) + 127) as u32) << 23))
+    }
+}

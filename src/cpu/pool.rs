@@ -1,0 +1,259 @@
+//! A pool of threads for short loops.
+//!
+//! A loop is handed out index by index, so that a core which another process takes away delays only the indices it holds. Workers
+//! look for the next loop for some microseconds before they sleep: long enough to bridge the gap between two layers, short
+//! enough not to take a core from somebody else.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, TryLockError};
+use std::thread::JoinHandle;
+
+/// Times that a waiting thread looks before it sleeps: about 20 µs.
+const SPINS: usize = 2000;
+
+/// Threads that share the indices of loops with the thread that asks.
+pub struct Pool {
+    shared: Arc<Shared>,
+    workers: Vec<JoinHandle<()>>,
+    /// Held by the thread whose loop is running.
+    caller: Mutex<()>,
+}
+
+struct Shared {
+    state: Mutex<State>,
+    /// Signalled when a loop is there, or the pool ends.
+    work: Condvar,
+    /// Signalled when the last worker has left a loop.
+    left: Condvar,
+    /// Number of loops so far: workers look at it without taking the lock.
+    loops: AtomicU64,
+    /// Workers inside of the current loop.
+    inside: AtomicUsize,
+}
+
+#[derive(Default)]
+struct State {
+    job: Option<Job>,
+    ended: bool,
+}
+
+/// A loop under way, on the stack of the thread that asked for it.
+#[derive(Clone, Copy)]
+struct Job {
+    task: *const (dyn Fn(usize) + Sync),
+    next: *const AtomicUsize,
+    panicked: *const AtomicBool,
+    count: usize,
+}
+
+// SAFETY: the pointers are to things that may be shared between threads, and `Pool::run` keeps them alive until every worker has
+// left the loop.
+unsafe impl Send for Job {}
+
+impl Job {
+    /// Takes indices until none is left.
+    ///
+    /// # Safety
+    /// What the job points to must be alive.
+    unsafe fn work(&self) {
+        // SAFETY: the caller's.
+        let (task, next, panicked) = unsafe { (&*self.task, &*self.next, &*self.panicked) };
+        let result = catch_unwind(AssertUnwindSafe(|| {
+            loop {
+                let i = next.fetch_add(1, Ordering::Relaxed);
+                if i >= self.count {
+                    break;
+                }
+                task(i);
+            }
+        }));
+        if result.is_err() {
+            panicked.store(true, Ordering::Relaxed);
+        }
+    }
+}
+
+impl Pool {
+    /// A pool in which `threads` threads work on a loop, the asking one included.
+    pub fn new(threads: usize) -> Pool {
+        let shared = Arc::new(Shared {
+            state: Mutex::default(),
+            work: Condvar::new(),
+            left: Condvar::new(),
+            loops: AtomicU64::new(0),
+            inside: AtomicUsize::new(0),
+        });
+        let worker = |i: usize| {
+            let shared = shared.clone();
+            // A machine that gives no more threads computes with those it gave.
+            std::thread::Builder::new().name(format!("smelt-{i}")).spawn(move || shared.serve()).ok()
+        };
+        let workers = (1..threads.max(1)).filter_map(worker).collect();
+        Pool { shared, workers, caller: Mutex::new(()) }
+    }
+
+    /// Number of threads that work on a loop.
+    pub fn threads(&self) -> usize {
+        self.workers.len() + 1
+    }
+
+    /// Calls `task` with each of `0 .. count`, on any of the threads. If the pool is busy with the loop of another thread, all
+    /// calls are made here.
+    ///
+    /// # Panics
+    /// If a call panics.
+    pub fn run(&self, count: usize, task: &(dyn Fn(usize) + Sync)) {
+        let guard = match self.caller.try_lock() {
+            Ok(guard) => Some(guard),
+            // A panic in an earlier loop left nothing behind.
+            Err(TryLockError::Poisoned(poisoned)) => Some(poisoned.into_inner()),
+            Err(TryLockError::WouldBlock) => None,
+        };
+        if guard.is_none() || self.workers.is_empty() || count <= 1 {
+            (0..count).for_each(task);
+            return;
+        }
+        let (next, panicked) = (AtomicUsize::new(0), AtomicBool::new(false));
+        // SAFETY: only the lifetime changes. The job is taken back and all workers have left before this function ends, also when
+        // the task panics: `work` catches that.
+        let task: *const (dyn Fn(usize) + Sync) =
+            unsafe { std::mem::transmute::<&(dyn Fn(usize) + Sync), &'static (dyn Fn(usize) + Sync)>(task) };
+        let job = Job { task, next: &next, panicked: &panicked, count };
+        self.shared.announce(|state| state.job = Some(job));
+        // SAFETY: everything is on this stack.
+        unsafe { job.work() };
+        self.shared.withdraw();
+        drop(guard);
+        assert!(!panicked.load(Ordering::Relaxed), "a task of a parallel loop panicked");
+    }
+}
+
+impl Drop for Pool {
+    fn drop(&mut self) {
+        self.shared.announce(|state| state.ended = true);
+        for worker in self.workers.drain(..) {
+            // A worker catches what its tasks do; if it ended otherwise there is nothing to be done here.
+            let _ = worker.join();
+        }
+    }
+}
+
+impl std::fmt::Debug for Pool {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Pool({} threads)", self.threads())
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // What the locks guard is whole at every moment, so a panic elsewhere changes nothing.
+    mutex.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+}
+
+impl Shared {
+    /// Changes the state and wakes the workers. The count goes up under the lock: a worker that has looked at it sleeps before
+    /// it can change.
+    fn announce(&self, change: impl FnOnce(&mut State)) {
+        let mut state = lock(&self.state);
+        change(&mut state);
+        self.loops.fetch_add(1, Ordering::Release);
+        drop(state);
+        self.work.notify_all();
+    }
+
+    /// The life of a worker.
+    fn serve(&self) {
+        let mut seen = 0;
+        loop {
+            for _ in 0..SPINS {
+                if self.loops.load(Ordering::Acquire) != seen {
+                    break;
+                }
+                std::hint::spin_loop();
+            }
+            let mut state = lock(&self.state);
+            while self.loops.load(Ordering::Acquire) == seen && !state.ended {
+                state = self.work.wait(state).unwrap_or_else(|poisoned| poisoned.into_inner());
+            }
+            seen = self.loops.load(Ordering::Acquire);
+            if state.ended {
+                return;
+            }
+            // The loop may be over already.
+            let Some(job) = state.job else { continue };
+            self.inside.fetch_add(1, Ordering::Relaxed);
+            drop(state);
+            // SAFETY: `withdraw` waits for this worker, which is counted under the lock, before the job's owner goes on.
+            unsafe { job.work() };
+            if self.inside.fetch_sub(1, Ordering::Release) == 1 {
+                // Under the lock, so that it cannot fall between the look and the sleep of `withdraw`.
+                let _state = lock(&self.state);
+                self.left.notify_all();
+            }
+        }
+    }
+
+    /// Takes the job back and waits until no worker is inside of it.
+    fn withdraw(&self) {
+        lock(&self.state).job = None;
+        for _ in 0..SPINS {
+            if self.inside.load(Ordering::Acquire) == 0 {
+                return;
+            }
+            std::hint::spin_loop();
+        }
+        let mut state = lock(&self.state);
+        while self.inside.load(Ordering::Acquire) != 0 {
+            state = self.left.wait(state).unwrap_or_else(|poisoned| poisoned.into_inner());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_index_is_called_once() {
+        for threads in [1, 2, 3, 7] {
+            let pool = Pool::new(threads);
+            for count in [0, 1, 2, 100, 1000] {
+                let calls: Vec<AtomicUsize> = (0..count).map(|_| AtomicUsize::new(0)).collect();
+                pool.run(count, &|i| {
+                    calls[i].fetch_add(1, Ordering::Relaxed);
+                });
+                assert!(calls.iter().all(|c| c.load(Ordering::Relaxed) == 1), "{threads} threads, {count}");
+            }
+        }
+    }
+
+    #[test]
+    fn many_callers_share_a_pool() {
+        let pool = Pool::new(3);
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    for _ in 0..200 {
+                        let sum = AtomicUsize::new(0);
+                        pool.run(50, &|i| {
+                            sum.fetch_add(i, Ordering::Relaxed);
+                        });
+                        assert_eq!(sum.load(Ordering::Relaxed), 1225);
+                    }
+                });
+            }
+        });
+    }
+
+    #[test]
+    fn a_panic_reaches_the_caller_and_the_pool_goes_on() {
+        let pool = Pool::new(2);
+        let result = catch_unwind(AssertUnwindSafe(|| pool.run(10, &|i| assert_ne!(i, 5, "on purpose"))));
+        assert!(result.is_err());
+        let sum = AtomicUsize::new(0);
+        pool.run(10, &|i| {
+            sum.fetch_add(i, Ordering::Relaxed);
+        });
+        assert_eq!(sum.load(Ordering::Relaxed), 45);
+    }
+}

@@ -1,0 +1,404 @@
+//! The fast backend against the plain one, and bit for bit against itself.
+
+use smelt::backend::{
+    Activation, AttentionParams, Backend, Epilogue, KvCache, Layout, LinearPart, Norm, PositionBias, Reach,
+    Rotation, Span,
+};
+use smelt::cpu::{Cpu, SimdLevel};
+use smelt::reference::Reference;
+use smelt::tensor::{Array, DType, Tensor};
+
+/// Numbers that look random and are the same everywhere.
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> f32 {
+        self.0 = self.0.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+        ((self.0 >> 40) as f32 / (1u64 << 24) as f32 - 0.5) * 2.0
+    }
+
+    fn vec(&mut self, n: usize) -> Vec<f32> {
+        (0..n).map(|_| self.next()).collect()
+    }
+
+    fn tensor(&mut self, rows: usize, cols: usize) -> Tensor {
+        Tensor::from_vec(rows, cols, self.vec(rows * cols))
+    }
+}
+
+fn levels() -> Vec<SimdLevel> {
+    SimdLevel::ALL.into_iter().filter(|level| Cpu::with_level(*level, Some(1)).is_some()).collect()
+}
+
+fn cpu(level: SimdLevel, threads: usize) -> Cpu {
+    Cpu::with_level(level, Some(threads)).unwrap()
+}
+
+fn close(found: &Tensor, expected: &Tensor, tolerance: f32, what: &str) {
+    assert_eq!((found.rows(), found.cols()), (expected.rows(), expected.cols()), "{what}");
+    for (i, (a, b)) in found.data().iter().zip(expected.data()).enumerate() {
+        assert!((a - b).abs() <= tolerance * b.abs().max(1.0), "{what}: element {i}: {a} instead of {b}");
+    }
+}
+
+fn bits(x: &Tensor) -> Vec<u32> {
+    x.data().iter().map(|x| x.to_bits()).collect()
+}
+
+const SIZES: [(usize, usize); 12] = [
+    (1, 1),
+    (3, 7),
+    (8, 8),
+    (7, 15),
+    (16, 16),
+    (17, 31),
+    (33, 32),
+    (40, 33),
+    (64, 100),
+    (300, 65),
+    (257, 130),
+    (5, 1000),
+];
+
+#[test]
+fn products_agree() {
+    let mut random = Random(1);
+    for (inputs, outputs) in SIZES {
+        for layout in [Layout::OutIn, Layout::InOut] {
+            let shape = if layout == Layout::OutIn { vec![outputs, inputs] } else { vec![inputs, outputs] };
+            let weight = Array::from_f32(shape, &random.vec(inputs * outputs));
+            let order: Vec<u32> = (0..outputs as u32).rev().step_by(2).collect();
+            let part = |outputs| LinearPart { weight: &weight, layout, outputs };
+            let parts = [part(None), part(Some(&order))];
+            let n = outputs + order.len();
+            let (bias, mul) = (random.vec(n), random.tensor(40, n));
+            for dtype in [DType::F32, DType::F16, DType::Bf16] {
+                let expected = Reference.linear(&parts, dtype);
+                for level in levels() {
+                    let linear = cpu(level, 2).linear(&parts, dtype);
+                    assert_eq!((linear.inputs(), linear.outputs()), (inputs, n));
+                    assert_eq!(linear.bytes(), cpu(level, 1).linear_bytes(inputs, n, dtype));
+                    for rows in [0, 1, 2, 3, 4, 5, 7, 13, 40] {
+                        let x = random.tensor(rows, inputs);
+                        let mul = Tensor::from_vec(rows, n, mul.data()[..rows * n].to_vec());
+                        let epilogues = [
+                            Epilogue::default(),
+                            Epilogue {
+                                bias: Some(&bias),
+                                act: Some(Activation::Gelu),
+                                ..Epilogue::default()
+                            },
+                            Epilogue { mul: Some(&mul), accumulate: true, ..Epilogue::default() },
+                        ];
+                        for epilogue in epilogues {
+                            let before = random.tensor(rows, n);
+                            let (mut found, mut truth) = (before.clone(), before);
+                            linear.apply(&x, &epilogue, &mut found);
+                            expected.apply(&x, &epilogue, &mut truth);
+                            // Sums of up to 300 products of numbers up to 1 in float32.
+                            close(&found, &truth, 2e-5, &format!("{level:?} {dtype} {rows}x{inputs}x{n}"));
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_row_of_a_product_has_the_same_bits_alone_and_on_any_number_of_threads() {
+    let mut random = Random(2);
+    for level in levels() {
+        for (inputs, outputs) in [(33, 70), (600, 130)] {
+            let weight = Array::from_f32(vec![outputs, inputs], &random.vec(inputs * outputs));
+            let parts = [LinearPart { weight: &weight, layout: Layout::OutIn, outputs: None }];
+            let x = random.tensor(230, inputs);
+            let mut results = Vec::new();
+            for threads in [1, 2, 3, 7] {
+                let mut out = Tensor::zeros(x.rows(), outputs);
+                cpu(level, threads).linear(&parts, DType::F32).apply(&x, &Epilogue::default(), &mut out);
+                results.push(out);
+            }
+            assert!(results.iter().all(|r| bits(r) == bits(&results[0])), "{level:?}: threads");
+            let linear = cpu(level, 2).linear(&parts, DType::F32);
+            for (start, rows) in [(0, 1), (5, 2), (9, 3), (20, 5), (100, 17), (229, 1)] {
+                let part = Tensor::from_vec(
+                    rows,
+                    inputs,
+                    x.data()[start * inputs..(start + rows) * inputs].to_vec(),
+                );
+                let mut out = Tensor::zeros(rows, outputs);
+                linear.apply(&part, &Epilogue::default(), &mut out);
+                let whole = &results[0].data()[start * outputs..(start + rows) * outputs];
+                assert!(
+                    out.data().iter().zip(whole).all(|(a, b)| a.to_bits() == b.to_bits()),
+                    "{level:?} {rows}"
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn norms_agree() {
+    let mut random = Random(3);
+    for cols in [1, 7, 8, 9, 16, 24, 40, 100, 1000] {
+        for width in [cols, if cols % 2 == 0 { cols / 2 } else { cols }] {
+            let x = random.tensor(9, cols);
+            for per_row in [false, true] {
+                let n = if per_row { cols } else { width };
+                let (weight, bias) = (random.vec(n), random.vec(n));
+                let norm = Norm { weight: Some(&weight), bias: Some(&bias), eps: 1e-5, width };
+                for norm in [norm, Norm { weight: None, bias: None, ..norm }] {
+                    let mut expected = [Tensor::zeros(9, cols), Tensor::zeros(9, cols)];
+                    Reference.layer_norm(&x, &norm, &mut expected[0]);
+                    Reference.rms_norm(&x, &norm, &mut expected[1]);
+                    for level in levels() {
+                        let mut found = Tensor::zeros(9, cols);
+                        cpu(level, 2).layer_norm(&x, &norm, &mut found);
+                        close(&found, &expected[0], 1e-5, &format!("{level:?} layer norm of {width}"));
+                        cpu(level, 2).rms_norm(&x, &norm, &mut found);
+                        close(&found, &expected[1], 1e-5, &format!("{level:?} rms norm of {width}"));
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn activations_agree() {
+    // Every 4099th float: the errors that `kernels/math.rs` states hold over all of them.
+    let all: Vec<f32> = (0..=u32::MAX).step_by(4099).map(f32::from_bits).filter(|x| x.is_finite()).collect();
+    for level in levels() {
+        for (_, act) in Activation::NAMES {
+            let mut found = Tensor::from_vec(1, all.len(), all.clone());
+            cpu(level, 1).activate(act, &mut found);
+            for (x, y) in all.iter().zip(found.data()) {
+                let exact = act.exact(f64::from(*x));
+                let error = (f64::from(*y) - exact).abs() / exact.abs().max(1.0);
+                let overflows = exact.abs() > f64::from(f32::MAX) && y.is_infinite();
+                assert!(error <= 6e-7 || overflows, "{level:?} {act:?}({x}) is {y} instead of {exact}");
+            }
+        }
+        let mut x = Tensor::from_vec(1, 3, vec![f32::NAN, 1.0, f32::NAN]);
+        cpu(level, 1).activate(Activation::Gelu, &mut x);
+        assert!(
+            x.data()[0].is_nan() && x.data()[1].is_finite() && x.data()[2].is_nan(),
+            "{level:?}: NaN passes"
+        );
+    }
+}
+
+#[test]
+fn rotations_agree() {
+    let mut random = Random(4);
+    for interleaved in [false, true] {
+        for (head_dim, pairs) in [(8, 4), (10, 3), (64, 32)] {
+            let (cos, sin) = (random.tensor(5, pairs), random.tensor(5, pairs));
+            let rotation = Rotation { cos: &cos, sin: &sin, interleaved };
+            let x = random.tensor(5, 3 + 2 * head_dim + 1);
+            let (mut found, mut expected) = (x.clone(), x);
+            cpu(levels()[0], 1).rope(&mut found, 3, 2, head_dim, &rotation);
+            Reference.rope(&mut expected, 3, 2, head_dim, &rotation);
+            close(&found, &expected, 1e-6, "rotation");
+        }
+    }
+}
+
+#[test]
+fn embeddings_are_exact() {
+    let mut random = Random(5);
+    let table = Array::from_f32(vec![7, 9], &random.vec(63));
+    let before = random.tensor(4, 9);
+    for accumulate in [false, true] {
+        let (mut found, mut expected) = (before.clone(), before.clone());
+        cpu(levels()[0], 1).embedding(&table, &[3, 0, 6, 3], accumulate, &mut found);
+        Reference.embedding(&table, &[3, 0, 6, 3], accumulate, &mut expected);
+        assert_eq!(found, expected);
+    }
+}
+
+struct Case {
+    name: &'static str,
+    heads: usize,
+    kv_heads: usize,
+    k_dim: usize,
+    v_dim: usize,
+    reach: Reach,
+    softcap: Option<f32>,
+    bias: Option<PositionBias>,
+    sinks: bool,
+}
+
+fn cases() -> Vec<Case> {
+    let plain = |name, heads, kv_heads, dim, reach| Case {
+        name,
+        heads,
+        kv_heads,
+        k_dim: dim,
+        v_dim: dim,
+        reach,
+        softcap: None,
+        bias: None,
+        sinks: false,
+    };
+    let window = |back, ahead| Reach { back: Some(back), ahead };
+    let table = (0..4 * 11).map(|i| (i as f32 * 0.37).sin()).collect();
+    vec![
+        plain("bidirectional", 4, 4, 16, Reach::ALL),
+        plain("causal", 4, 4, 8, Reach::CAUSAL),
+        plain("grouped", 6, 2, 14, Reach::CAUSAL),
+        plain("one key head", 5, 1, 9, Reach::CAUSAL),
+        plain("window", 2, 2, 33, window(3, Some(0))),
+        plain("two-sided window", 2, 2, 8, window(5, Some(5))),
+        plain("wide window", 2, 1, 64, window(70, Some(0))),
+        Case {
+            v_dim: 5,
+            softcap: Some(2.0),
+            ..plain("softcap, values of another size", 2, 2, 12, Reach::CAUSAL)
+        },
+        Case { sinks: true, ..plain("sinks", 2, 1, 8, window(6, Some(0))) },
+        Case {
+            bias: Some(PositionBias::Distance { table, limit: 5 }),
+            ..plain("bias by distance", 4, 4, 8, Reach::ALL)
+        },
+        Case {
+            bias: Some(PositionBias::Slope { slopes: vec![0.5, 0.25, 0.1, 0.05] }),
+            ..plain("slopes", 4, 2, 8, Reach::CAUSAL)
+        },
+    ]
+}
+
+/// Attention of new rows over what the caches hold and the rows themselves.
+fn attend(backend: &dyn Backend, case: &Case, x: &Tensor, spans: &[Span], caches: &mut [KvCache]) -> Tensor {
+    let sinks: Vec<f32> = (0..case.heads).map(|h| h as f32 - 0.5).collect();
+    let (q, k) = (case.heads * case.k_dim, case.kv_heads * case.k_dim);
+    let params = AttentionParams {
+        heads: case.heads,
+        kv_heads: case.kv_heads,
+        k_dim: case.k_dim,
+        v_dim: case.v_dim,
+        scale: 1.0 / (case.k_dim as f32).sqrt(),
+        softcap: case.softcap,
+        bias: case.bias.as_ref(),
+        reach: case.reach,
+        sinks: case.sinks.then_some(&sinks),
+    };
+    let mut all: Vec<&mut KvCache> = caches.iter_mut().collect();
+    backend.append_kv(x, q, q + k, spans, &mut all);
+    let all: Vec<&KvCache> = caches.iter().collect();
+    let mut out = Tensor::zeros(x.rows(), case.heads * case.v_dim);
+    backend.attention(x, 0, spans, &all, &params, &mut out);
+    out
+}
+
+fn width(case: &Case) -> usize {
+    case.heads * case.k_dim + case.kv_heads * (case.k_dim + case.v_dim)
+}
+
+fn empty(case: &Case, n: usize) -> Vec<KvCache> {
+    (0..n).map(|_| KvCache::new(case.kv_heads, case.k_dim, case.v_dim)).collect()
+}
+
+fn spans(lengths: &[usize]) -> Vec<Span> {
+    let mut start = 0;
+    lengths
+        .iter()
+        .map(|n| {
+            let rows = start..start + n;
+            start = rows.end;
+            Span { rows, past: 0 }
+        })
+        .collect()
+}
+
+const LENGTHS: [usize; 6] = [1, 5, 16, 33, 150, 64];
+
+#[test]
+fn attention_agrees() {
+    let mut random = Random(6);
+    for case in cases() {
+        let spans = spans(&LENGTHS);
+        let x = random.tensor(LENGTHS.iter().sum(), width(&case));
+        let expected = attend(&Reference, &case, &x, &spans, &mut empty(&case, spans.len()));
+        for level in levels() {
+            let found = attend(&cpu(level, 2), &case, &x, &spans, &mut empty(&case, spans.len()));
+            close(&found, &expected, 1e-5, &format!("{level:?} {}", case.name));
+        }
+    }
+}
+
+#[test]
+fn attention_has_the_same_bits_alone_together_on_any_threads_and_token_by_token() {
+    let mut random = Random(7);
+    for case in cases() {
+        let all = spans(&LENGTHS);
+        let x = random.tensor(LENGTHS.iter().sum(), width(&case));
+        for level in levels() {
+            let whole = attend(&cpu(level, 1), &case, &x, &all, &mut empty(&case, all.len()));
+            for threads in [2, 7] {
+                let other = attend(&cpu(level, threads), &case, &x, &all, &mut empty(&case, all.len()));
+                assert_eq!(bits(&other), bits(&whole), "{level:?} {}: {threads} threads", case.name);
+            }
+            let cpu = cpu(level, 2);
+            for span in &all {
+                let rows = span.rows.len();
+                let part = |from: usize, to: usize| {
+                    Tensor::from_vec(to - from, x.cols(), x.data()[from * x.cols()..to * x.cols()].to_vec())
+                };
+                let expected = &bits(&whole)[span.rows.start * whole.cols()..span.rows.end * whole.cols()];
+                let alone = attend(
+                    &cpu,
+                    &case,
+                    &part(span.rows.start, span.rows.end),
+                    &[Span { rows: 0..rows, past: 0 }],
+                    &mut empty(&case, 1),
+                );
+                assert_eq!(bits(&alone), expected, "{level:?} {}: alone", case.name);
+                if case.reach.ahead != Some(0) {
+                    continue;
+                }
+                let mut caches = empty(&case, 1);
+                let mut steps = Vec::new();
+                let mut past = 0;
+                // One by one, then some at once.
+                for n in std::iter::repeat_n(1, rows.min(20)).chain(std::iter::repeat_n(13, 100)) {
+                    let n = n.min(rows - past);
+                    if n == 0 {
+                        break;
+                    }
+                    let new = part(span.rows.start + past, span.rows.start + past + n);
+                    steps.extend(bits(&attend(&cpu, &case, &new, &[Span { rows: 0..n, past }], &mut caches)));
+                    past += n;
+                }
+                assert_eq!(steps, expected, "{level:?} {}: token by token", case.name);
+            }
+        }
+    }
+}
+
+#[cfg(feature = "openblas")]
+#[test]
+fn products_by_openblas_agree() {
+    let mut random = Random(8);
+    for (inputs, outputs) in SIZES {
+        let weight = Array::from_f32(vec![outputs, inputs], &random.vec(inputs * outputs));
+        let parts = [LinearPart { weight: &weight, layout: Layout::OutIn, outputs: None }];
+        let bias = random.vec(outputs);
+        let x = random.tensor(9, inputs);
+        for accumulate in [false, true] {
+            let epilogue = Epilogue {
+                bias: Some(&bias),
+                act: Some(Activation::Silu),
+                accumulate,
+                ..Epilogue::default()
+            };
+            let before = random.tensor(9, outputs);
+            let (mut found, mut expected) = (before.clone(), before);
+            Cpu::new(Some(2)).with_openblas().linear(&parts, DType::F32).apply(&x, &epilogue, &mut found);
+            Reference.linear(&parts, DType::F32).apply(&x, &epilogue, &mut expected);
+            close(&found, &expected, 2e-5, "openblas");
+        }
+    }
+}
