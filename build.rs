@@ -1,4 +1,4 @@
-//! Lists the files in `architectures/`, so that they can be compiled in without naming any of them.
+//! Lists the files in `architectures/` and `examples/models/`, so that they can be compiled in without naming any of them.
 
 use std::path::Path;
 use std::{env, fs};
@@ -21,4 +21,28 @@ fn main() {
     code += "];\n";
     let out = env::var("OUT_DIR").expect("cargo sets it");
     fs::write(Path::new(&out).join("architectures.rs"), code).expect("writing to OUT_DIR");
+    fs::write(Path::new(&out).join("models.rs"), models(&Path::new(&root).join("examples/models")))
+        .expect("writing to OUT_DIR");
+}
+
+/// Files of a model directory that are needed to run it.
+const NEEDED: [&str; 5] =
+    ["config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"];
+
+fn models(folder: &Path) -> String {
+    println!("cargo::rerun-if-changed={}", folder.display());
+    let mut code = String::from("const MODELS: &[(&str, &[(&str, &[u8])])] = &[\n");
+    let mut models: Vec<_> = fs::read_dir(folder).expect("the folder `examples/models`").flatten().collect();
+    models.sort_by_key(|entry| entry.path());
+    for model in models {
+        code += &format!("    ({:?}, &[\n", model.file_name().to_str().expect("a UTF-8 name"));
+        for file in NEEDED {
+            let path = model.path().join(file);
+            if path.exists() {
+                code += &format!("        ({file:?}, include_bytes!({:?})),\n", path.display().to_string());
+            }
+        }
+        code += "    ]),\n";
+    }
+    code + "];\n"
 }

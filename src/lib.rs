@@ -4,6 +4,7 @@
 
 pub mod backend;
 pub mod cpu;
+pub mod docs;
 pub mod error;
 pub mod generate;
 pub mod model;

@@ -1,1 +1,473 @@
-fn main() {}
+//! Text in, answer out. Exit codes: 0 when all went well, 1 when the model, its files or the text are wrong, 2 when the command
+//! line is.
+
+#![forbid(unsafe_code)]
+
+use std::io::{BufRead, IsTerminal, Write};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use clap::{Parser, ValueEnum};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use serde_json::{Value, json};
+
+use smelt::task::Bundle;
+use smelt::tensor::DType;
+use smelt::weights::{BundleData, Repository, read_bundle, write_bundle};
+use smelt::{
+    AnswerOptions, BackendKind, Error, ErrorKind, GenerateOptions, Label, Model, OpenOptions, Pooling,
+    Result, SamplingOptions, Text,
+};
+
+// `const MODELS: &[(&str, &[(&str, &[u8])])]`: the directories in `examples/models`.
+include!(concat!(env!("OUT_DIR"), "/models.rs"));
+
+/// Run a transformer model on texts.
+///
+/// The task and the architecture come from the model's config.json. Texts are arguments, or lines of standard input. Answers go to
+/// standard output, everything else to standard error. Without --model an embedded model tells the language of a text, or, with
+/// --task causal_lm, continues it.
+#[derive(Parser)]
+#[command(
+    version,
+    max_term_width = 100,
+    after_help = "Exit codes: 0 success, 1 wrong model, file or text, 2 wrong command line"
+)]
+struct Arguments {
+    /// Texts; lines of standard input without any
+    text: Vec<String>,
+
+    /// Architecture: a YAML file, or the name of a built-in one
+    #[arg(long, value_name = "FILE|NAME")]
+    arch: Option<String>,
+
+    /// Directory with config.json, *.safetensors and tokenizer.json, or the name of an embedded model
+    #[arg(long, short, value_name = "DIR")]
+    model: Option<String>,
+
+    /// What to do: a head of the architecture, such as sequence_classification, masked_lm or causal_lm, or `embed`
+    #[arg(long)]
+    task: Option<String>,
+
+    /// How many answers to give: labels, fills or spans
+    #[arg(short, value_name = "N", default_value_t = 1)]
+    n: usize,
+
+    /// One JSON object a line
+    #[arg(long)]
+    json: bool,
+
+    /// Texts come in pairs: two arguments, or a line with a tab
+    #[arg(long)]
+    pair: bool,
+
+    /// Cut texts that are too long instead of refusing them
+    #[arg(long)]
+    truncate: bool,
+
+    /// How token vectors become one, instead of what the model says
+    #[arg(long, value_parser = Pooling::names())]
+    pooling: Option<String>,
+
+    /// Type in which weights are kept, instead of the stored one
+    #[arg(long)]
+    dtype: Option<KeptType>,
+
+    /// Threads to compute with; one per core by default
+    #[arg(long)]
+    threads: Option<usize>,
+
+    /// Bytes that the model may take, such as 500M or 8G; the machine's memory by default
+    #[arg(long, value_name = "BYTES", value_parser = parse_bytes)]
+    memory_limit: Option<u64>,
+
+    /// Compute with the plain reference implementation
+    #[arg(long)]
+    reference: bool,
+
+    #[command(flatten, next_help_heading = "Generation")]
+    generation: GenerationArguments,
+
+    #[command(flatten, next_help_heading = "Raw tensors")]
+    tensors: TensorArguments,
+}
+
+#[derive(clap::Args)]
+struct GenerationArguments {
+    /// Most new tokens
+    #[arg(long, default_value_t = 64)]
+    max_tokens: usize,
+
+    /// 0 takes the likeliest token; higher values are more varied
+    #[arg(long, default_value_t = 0.0)]
+    temperature: f32,
+
+    /// Consider only the K likeliest tokens
+    #[arg(long, value_name = "K")]
+    top_k: Option<usize>,
+
+    /// Consider only the likeliest tokens that together have this probability
+    #[arg(long, value_name = "P")]
+    top_p: Option<f32>,
+
+    /// Consider only tokens with this share of the likeliest one's probability
+    #[arg(long, value_name = "P")]
+    min_p: Option<f32>,
+
+    /// Divide the logits of tokens that occurred already
+    #[arg(long, default_value_t = 1.0)]
+    repetition_penalty: f32,
+
+    /// The same seed gives the same text
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+
+    /// End before this text; may be given several times
+    #[arg(long, value_name = "TEXT")]
+    stop: Vec<String>,
+}
+
+#[derive(clap::Args)]
+struct TensorArguments {
+    /// Inputs as a safetensors file: input_ids, attention_mask, token_type_ids, decoder_input_ids
+    #[arg(long, value_name = "FILE", requires = "outputs", conflicts_with = "text")]
+    inputs: Option<PathBuf>,
+
+    /// Where to write the outputs, as a safetensors file
+    #[arg(long, value_name = "FILE", requires = "inputs")]
+    outputs: Option<PathBuf>,
+
+    /// Write the inputs of all layers too
+    #[arg(long, requires = "inputs")]
+    hidden_states: bool,
+
+    /// Continue each row greedily by N tokens too
+    #[arg(long, value_name = "N", requires = "inputs")]
+    greedy: Option<usize>,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum KeptType {
+    F32,
+    F16,
+    Bf16,
+}
+
+/// Texts that are worked on between two steps of the progress bar.
+const CHUNK: usize = 64;
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    match run(&arguments) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(Failure::Model(error)) => {
+            let colour = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
+            let (on, off) = if colour { ("\x1b[1;31m", "\x1b[0m") } else { ("", "") };
+            eprintln!("{on}error{off}: {error}");
+            ExitCode::from(1)
+        }
+        // Whoever reads the output has had enough.
+        Err(Failure::Output(error)) if error.kind() == std::io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
+        Err(Failure::Output(error)) => {
+            eprintln!("error: cannot write the output: {error}");
+            ExitCode::from(1)
+        }
+    }
+}
+
+enum Failure {
+    Model(Error),
+    Output(std::io::Error),
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        Failure::Model(error)
+    }
+}
+
+impl From<std::io::Error> for Failure {
+    fn from(error: std::io::Error) -> Self {
+        Failure::Output(error)
+    }
+}
+
+fn run(arguments: &Arguments) -> std::result::Result<(), Failure> {
+    let lines = texts(arguments)?;
+    let options = OpenOptions {
+        arch: arguments.arch.clone(),
+        task: arguments.task.clone(),
+        dtype: arguments.dtype.map(|dtype| match dtype {
+            KeptType::F32 => DType::F32,
+            KeptType::F16 => DType::F16,
+            KeptType::Bf16 => DType::Bf16,
+        }),
+        threads: arguments.threads,
+        memory_limit: arguments.memory_limit,
+        truncate: arguments.truncate,
+        backend: if arguments.reference { BackendKind::Reference } else { BackendKind::Cpu },
+    };
+    let model = Model::from_repository(repository(arguments)?, &options)?;
+    if let (Some(inputs), Some(outputs)) = (&arguments.tensors.inputs, &arguments.tensors.outputs) {
+        return Ok(raw(&model, inputs, outputs, &arguments.tensors)?);
+    }
+    let texts: Vec<Text<'_>> =
+        lines.iter().map(|(text, pair)| Text { text, pair: pair.as_deref() }).collect();
+    if model.task().is_some_and(|task| ["causal_lm", "seq2seq_lm"].contains(&task))
+        && texts.len() == 1
+        && !arguments.json
+    {
+        return stream(&model, texts[0], &generation(&arguments.generation));
+    }
+    let bar = ProgressBar::with_draw_target(Some(texts.len() as u64), target(texts.len()));
+    // The template is a constant that is known to be valid; the default style would do as well.
+    bar.set_style(
+        ProgressStyle::with_template("{bar:40} {pos}/{len} texts, {eta} left")
+            .unwrap_or_else(|_| ProgressStyle::default_bar()),
+    );
+    let mut out = std::io::BufWriter::new(std::io::stdout().lock());
+    for chunk in texts.chunks(CHUNK) {
+        for (text, answer) in chunk.iter().zip(answers(&model, chunk, arguments)?) {
+            if answer["truncated"] != 0 {
+                bar.suspend(|| {
+                    eprintln!("note: {} tokens were cut off `{}`", answer["truncated"], shortened(text.text))
+                });
+            }
+            if arguments.json {
+                writeln!(out, "{answer}")?
+            } else {
+                print(&mut out, &answer, texts.len() > 1)?
+            }
+        }
+        bar.inc(chunk.len() as u64);
+    }
+    bar.finish_and_clear();
+    out.flush()?;
+    Ok(())
+}
+
+/// A progress bar is for people, and for work that lasts.
+fn target(texts: usize) -> ProgressDrawTarget {
+    if texts > CHUNK { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() }
+}
+
+fn repository(arguments: &Arguments) -> Result<Repository> {
+    let generates = arguments.task.as_deref() == Some("causal_lm");
+    let name = arguments.model.as_deref().unwrap_or(if generates { "prose" } else { "language-id" });
+    let embedded = MODELS.iter().find(|(n, _)| *n == name);
+    match embedded.filter(|_| !Path::new(name).exists()) {
+        Some((name, files)) => Ok(Repository::embedded(name, files)),
+        None => Repository::open(Path::new(name)),
+    }
+}
+
+/// The texts, each with its pair.
+fn texts(arguments: &Arguments) -> Result<Vec<(String, Option<String>)>> {
+    if arguments.tensors.inputs.is_some() {
+        return Ok(Vec::new());
+    }
+    let wrong = |message: &str| Error::new(ErrorKind::Input, message);
+    if !arguments.text.is_empty() {
+        return match (arguments.pair, &arguments.text[..]) {
+            (true, texts) if texts.len() % 2 != 0 => {
+                Err(wrong("expected texts in pairs, found one without another"))
+            }
+            (true, texts) => {
+                Ok(texts.chunks(2).map(|pair| (pair[0].clone(), Some(pair[1].clone()))).collect())
+            }
+            (false, texts) => Ok(texts.iter().map(|text| (text.clone(), None)).collect()),
+        };
+    }
+    let stdin = std::io::stdin();
+    if stdin.is_terminal() {
+        return Err(wrong("no text").help("give it as an argument, or on standard input"));
+    }
+    let mut lines = Vec::new();
+    for line in stdin.lock().lines() {
+        let line = line.map_err(|e| Error::new(ErrorKind::Io, format!("cannot read standard input: {e}")))?;
+        lines.push(match (arguments.pair, line.split_once('\t')) {
+            (false, _) => (line, None),
+            (true, Some((text, pair))) => (text.to_owned(), Some(pair.to_owned())),
+            (true, None) => return Err(wrong("expected two texts with a tab between them in each line")),
+        });
+    }
+    Ok(lines)
+}
+
+fn generation(arguments: &GenerationArguments) -> GenerateOptions {
+    GenerateOptions {
+        max_tokens: arguments.max_tokens,
+        sampling: SamplingOptions {
+            temperature: arguments.temperature,
+            top_k: arguments.top_k,
+            top_p: arguments.top_p,
+            min_p: arguments.min_p,
+            repetition_penalty: arguments.repetition_penalty,
+            seed: arguments.seed,
+        },
+        stop: arguments.stop.clone(),
+        ignore_eos: false,
+    }
+}
+
+fn stream(model: &Model, text: Text<'_>, options: &GenerateOptions) -> std::result::Result<(), Failure> {
+    let mut out = std::io::stdout().lock();
+    let pieces = model.stream(text, options)?;
+    if pieces.truncated() > 0 {
+        eprintln!("note: {} tokens were cut off the text", pieces.truncated());
+    }
+    for piece in pieces {
+        write!(out, "{}", piece?)?;
+        out.flush()?;
+    }
+    writeln!(out)?;
+    Ok(())
+}
+
+/// The answers for some texts, as the objects that `--json` prints.
+fn answers(model: &Model, texts: &[Text<'_>], arguments: &Arguments) -> Result<Vec<Value>> {
+    let n = arguments.n;
+    let label = |label: &Label| json!({"label": label.label, "score": label.score});
+    let object = |text: &Text<'_>, key: &str, value: Value, truncated: usize| {
+        let mut object = json!({"text": text.text, key: value, "truncated": truncated});
+        if let Some(pair) = text.pair {
+            object["pair"] = json!(pair);
+        }
+        object
+    };
+    let task = if arguments.task.as_deref() == Some("embed") { None } else { model.task() };
+    Ok(match task {
+        Some("sequence_classification") => {
+            let all = model.classify(texts)?.into_iter();
+            let one = |(text, c): (&Text<'_>, smelt::Classification)| {
+                object(text, "labels", c.labels.iter().take(n).map(label).collect(), c.truncated)
+            };
+            texts.iter().zip(all).map(one).collect()
+        }
+        Some("token_classification") => {
+            let all = model.classify_tokens(texts)?.into_iter();
+            let one = |(text, labels): (&Text<'_>, smelt::TokenLabels)| {
+                let token = |t: &smelt::task::TokenLabel| json!({"text": t.text, "start": t.start, "end": t.end, "label": t.label.label, "score": t.label.score});
+                object(text, "tokens", labels.tokens.iter().map(token).collect(), labels.truncated)
+            };
+            texts.iter().zip(all).map(one).collect()
+        }
+        Some("question_answering") => {
+            let options = AnswerOptions { n, ..AnswerOptions::default() };
+            let one = |(text, spans): (&Text<'_>, Vec<smelt::Answer>)| {
+                let span = |a: &smelt::Answer| json!({"text": a.text, "start": a.start, "end": a.end, "score": a.score});
+                object(text, "answers", spans.iter().map(span).collect(), 0)
+            };
+            texts.iter().zip(model.answer(texts, options)?).map(one).collect()
+        }
+        Some("masked_lm") => {
+            let one = |(text, fills): (&Text<'_>, smelt::MaskFills)| {
+                let fill = |f: &smelt::task::Fill| json!({"token": f.token, "id": f.id, "score": f.score});
+                let masks =
+                    fills.masks.iter().map(|mask| Value::from(mask.iter().map(fill).collect::<Vec<_>>()));
+                object(text, "masks", masks.collect(), fills.truncated)
+            };
+            texts.iter().zip(model.fill_mask(texts, n)?).map(one).collect()
+        }
+        Some("causal_lm" | "seq2seq_lm") => {
+            let one = |(text, g): (&Text<'_>, smelt::Generation)| {
+                object(text, "generated", json!(g.text), g.truncated)
+            };
+            texts.iter().zip(model.generate(texts, &generation(&arguments.generation))?).map(one).collect()
+        }
+        None | Some("features") => {
+            let pooling = arguments.pooling.as_deref().and_then(Pooling::from_name);
+            let one = |(text, e): (&Text<'_>, smelt::Embedding)| {
+                object(text, "embedding", json!(e.vector), e.truncated)
+            };
+            texts.iter().zip(model.embed(texts, pooling)?).map(one).collect()
+        }
+        Some(task) => {
+            let message = format!("the task `{task}` has no answer in words");
+            return Err(
+                Error::new(ErrorKind::Input, message).help("give tensors with `--inputs` and `--outputs`")
+            );
+        }
+    })
+}
+
+/// Prints an answer for people. With several texts, each is named.
+fn print(out: &mut impl Write, answer: &Value, many: bool) -> std::io::Result<()> {
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    let indent = if many { "  " } else { "" };
+    if many {
+        writeln!(out, "{}", text(&answer["text"]))?;
+    }
+    let list = |key: &str| answer[key].as_array().cloned().unwrap_or_default();
+    for label in list("labels") {
+        writeln!(
+            out,
+            "{indent}{:.4} {}",
+            label["score"].as_f64().unwrap_or_default(),
+            text(&label["label"])
+        )?;
+    }
+    for token in list("tokens") {
+        let score = token["score"].as_f64().unwrap_or_default();
+        writeln!(out, "{indent}{score:.4} {} {}", text(&token["label"]), text(&token["text"]))?;
+    }
+    for span in list("answers") {
+        writeln!(out, "{indent}{:.4} {}", span["score"].as_f64().unwrap_or_default(), text(&span["text"]))?;
+    }
+    for mask in list("masks") {
+        for fill in mask.as_array().into_iter().flatten() {
+            writeln!(
+                out,
+                "{indent}{:.4} {}",
+                fill["score"].as_f64().unwrap_or_default(),
+                text(&fill["token"])
+            )?;
+        }
+    }
+    if let Some(vector) = answer["embedding"].as_array() {
+        let numbers: Vec<String> =
+            vector.iter().map(|x| format!("{:.6}", x.as_f64().unwrap_or_default())).collect();
+        writeln!(out, "{indent}{}", numbers.join(" "))?;
+    }
+    if let Some(generated) = answer["generated"].as_str() {
+        writeln!(out, "{indent}{generated}")?;
+    }
+    Ok(())
+}
+
+fn raw(model: &Model, inputs: &Path, outputs: &Path, arguments: &TensorArguments) -> Result<()> {
+    let bundle = Bundle::new(read_bundle(inputs)?)?;
+    let mut tensors = Vec::new();
+    for output in model.forward(bundle.batch(), &[], arguments.hidden_states)? {
+        let (shape, data) = bundle.padded(&output);
+        tensors.push((format!("output.{}", output.name), shape, BundleData::F32(data)));
+    }
+    if let Some(steps) = arguments.greedy {
+        for (i, greedy) in bundle.greedy(model.network(), steps)?.into_iter().enumerate() {
+            let tokens = greedy.tokens.iter().map(|id| i64::from(*id)).collect();
+            tensors.push((format!("generate.{i}.tokens"), vec![steps], BundleData::I64(tokens)));
+            let shape = vec![greedy.logits.rows(), greedy.logits.cols()];
+            tensors.push((format!("generate.{i}.logits"), shape, BundleData::F32(greedy.logits.into_vec())));
+        }
+    }
+    write_bundle(outputs, &tensors)
+}
+
+fn shortened(text: &str) -> String {
+    match text.char_indices().nth(40) {
+        Some((end, _)) => format!("{}…", &text[..end]),
+        None => text.to_owned(),
+    }
+}
+
+/// `1500`, `500M`, `8G`.
+fn parse_bytes(text: &str) -> std::result::Result<u64, String> {
+    let (digits, factor) = match text.to_ascii_uppercase().trim_end_matches('B') {
+        t if t.ends_with('K') => (t[..t.len() - 1].to_owned(), 1_000),
+        t if t.ends_with('M') => (t[..t.len() - 1].to_owned(), 1_000_000),
+        t if t.ends_with('G') => (t[..t.len() - 1].to_owned(), 1_000_000_000),
+        t => (t.to_owned(), 1),
+    };
+    let number = digits.parse::<u64>().ok().and_then(|n| n.checked_mul(factor));
+    number.ok_or_else(|| "expected a number of bytes, such as 500M or 8G".into())
+}

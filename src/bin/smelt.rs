@@ -1,1 +1,154 @@
-fn main() {}
+//! Tools for architecture descriptions. Exit codes: 0 when all went well, 1 when something is wrong or differs, 2 when the command
+//! line is wrong.
+
+#![forbid(unsafe_code)]
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use smelt::nn::{BLOCKS, FieldDef, GROUPS};
+use smelt::plan::{check_spec, load_source};
+use smelt::task::Bundle;
+use smelt::weights::read_bundle;
+use smelt::{BackendKind, Error, ErrorKind, Model, OpenOptions, Result};
+
+/// Check, verify and look up architecture descriptions.
+#[derive(Parser)]
+#[command(
+    version,
+    max_term_width = 100,
+    after_help = "Exit codes: 0 success, 1 wrong or different, 2 wrong command line"
+)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Compare a model with reference outputs, output by output and layer by layer
+    Verify {
+        /// Reference: inputs and outputs as a safetensors file
+        bundle: PathBuf,
+        /// Directory with config.json and *.safetensors
+        #[arg(long, short, value_name = "DIR")]
+        model: PathBuf,
+        /// Architecture: a YAML file, or the name of a built-in one
+        #[arg(long, value_name = "FILE|NAME")]
+        arch: Option<String>,
+        /// A head of the architecture, instead of the one that config.json asks for
+        #[arg(long)]
+        task: Option<String>,
+        /// Largest absolute difference that is accepted
+        #[arg(long, default_value_t = 1e-4)]
+        tolerance: f32,
+        /// Compute with the plain reference implementation
+        #[arg(long)]
+        reference: bool,
+    },
+    /// Check a description by itself: syntax, blocks, fields, names
+    Check {
+        /// A YAML file, or the name of a built-in architecture
+        spec: String,
+    },
+    /// List the blocks of the language, or explain one
+    Blocks {
+        /// The block
+        name: Option<String>,
+        /// The whole reference, as Markdown
+        #[arg(long, conflicts_with = "name")]
+        markdown: bool,
+    },
+}
+
+fn main() -> ExitCode {
+    let result = match Arguments::parse().command {
+        Command::Verify { bundle, model, arch, task, tolerance, reference } => {
+            let backend = if reference { BackendKind::Reference } else { BackendKind::Cpu };
+            let options = OpenOptions { arch, task, backend, ..OpenOptions::default() };
+            verify(&model, &bundle, &options, tolerance)
+        }
+        Command::Check { spec } => load_source(&spec).and_then(check_spec).map(|()| {
+            println!("{spec}: nothing wrong");
+            true
+        }),
+        Command::Blocks { name, markdown } => blocks(name.as_deref(), markdown).map(|()| true),
+    };
+    match result {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::from(1),
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::from(1)
+        }
+    }
+}
+
+/// Prints how each output agrees; says whether all do.
+fn verify(
+    model: &std::path::Path,
+    bundle: &std::path::Path,
+    options: &OpenOptions,
+    tolerance: f32,
+) -> Result<bool> {
+    let model = Model::open_with(model, options)?;
+    let comparisons = Bundle::new(read_bundle(bundle)?)?.compare(model.network())?;
+    if comparisons.is_empty() {
+        let message = format!("`{}` has no reference outputs", bundle.display());
+        return Err(Error::new(ErrorKind::Input, message)
+            .help("reference outputs are named `output.…` and `generate.…`"));
+    }
+    let width = comparisons.iter().map(|c| c.name.len()).max().unwrap_or(0);
+    println!("{:width$}  largest difference", "output");
+    for c in &comparisons {
+        let verdict = if c.largest > tolerance { "  differs" } else { "" };
+        println!("{:width$}  {:.2e}{verdict}", c.name, c.largest);
+    }
+    match comparisons.iter().find(|c| c.largest > tolerance) {
+        Some(first) => {
+            println!("\nfirst to differ by more than {tolerance:e}: {}", first.name);
+            Ok(false)
+        }
+        None => {
+            println!("\nall {} agree within {tolerance:e}", comparisons.len());
+            Ok(true)
+        }
+    }
+}
+
+fn blocks(name: Option<&str>, markdown: bool) -> Result<()> {
+    if markdown {
+        print!("{}", smelt::docs::block_reference());
+        return Ok(());
+    }
+    let Some(name) = name else {
+        for block in &BLOCKS {
+            println!("{:16} {}", block.name, block.doc.first().copied().unwrap_or_default().trim());
+        }
+        return Ok(());
+    };
+    let groups = GROUPS.iter().map(|(name, doc, fields)| (*name, *doc, *fields));
+    let all = BLOCKS.iter().map(|block| (block.name, block.doc, block.fields)).chain(groups);
+    let Some((_, doc, fields)) = all.into_iter().find(|(n, ..)| *n == name) else {
+        return Err(
+            Error::new(ErrorKind::Input, format!("no block `{name}`")).help("`smelt blocks` lists them all")
+        );
+    };
+    println!("{name}\n");
+    doc.iter().for_each(|line| println!("{}", line.trim()));
+    println!();
+    fields().iter().for_each(print_field);
+    Ok(())
+}
+
+fn print_field(field: &FieldDef) {
+    let need = match (field.default, field.required) {
+        (Some(default), _) => format!(", {default} by default"),
+        (None, true) => ", required".into(),
+        (None, false) => String::new(),
+    };
+    println!("  {}: {}{need}", field.name, (field.kind)());
+    field.doc.iter().for_each(|line| println!("      {}", line.trim()));
+}

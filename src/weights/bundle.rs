@@ -1,73 +1,100 @@
-//! Safetensors files of named tensors that are no checkpoint: inputs, outputs, references.
+//! Single safetensors files of named arrays: inputs, reference outputs and results.
 
 #![forbid(unsafe_code)]
 
 use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::fs;
 use std::path::Path;
-use std::sync::Arc;
 
-use safetensors::tensor::{Dtype, TensorView};
+use safetensors::Dtype;
+use safetensors::tensor::{TensorView, serialize};
 
-use super::header::{StoredType, header_end, parse};
-use super::map::map;
-use super::repository::Bytes;
+use super::blob::Blob;
+use super::checkpoint::view;
+use super::header::{read, repeated, shown};
 use crate::error::{Error, ErrorKind, Result};
 use crate::tensor::Array;
 
-/// Elements to be written.
+/// Elements of an array to be written, row-major.
 #[derive(Clone, Debug, PartialEq)]
 pub enum BundleData {
     /// float32.
     F32(Vec<f32>),
-    /// int64.
+    /// 64-bit integers.
     I64(Vec<i64>),
 }
 
-/// Reads a safetensors file whole.
-///
-/// # Errors
-/// `Io` when it cannot be read, `Checkpoint` when it is not valid.
-pub fn read_bundle(path: &Path) -> Result<BTreeMap<String, Array>> {
-    let label = path.display().to_string();
-    let bytes: Bytes = Arc::new(map(path)?);
-    let all: &[u8] = (*bytes).as_ref();
-    let len = all.len() as u64;
-    let end = header_end(&label, &all[..all.len().min(64)], len)?;
-    let mut tensors = BTreeMap::new();
-    // The header's end lies inside of the file, so it is a size.
-    for tensor in parse(&label, &all[..end as usize], len)? {
-        let StoredType::Known(dtype) = tensor.dtype else {
-            let message = format!(
-                "`{label}`: tensor `{}` is of type `{}`, which cannot be read",
-                tensor.name, tensor.dtype
-            );
-            return Err(Error::new(ErrorKind::Checkpoint, message));
-        };
-        if let Some(array) = Array::new(dtype, tensor.shape, bytes.clone(), tensor.range) {
-            tensors.insert(tensor.name, array);
+impl BundleData {
+    fn len(&self) -> usize {
+        match self {
+            BundleData::F32(data) => data.len(),
+            BundleData::I64(data) => data.len(),
         }
     }
-    Ok(tensors)
+
+    fn to_bytes(&self) -> (Dtype, Vec<u8>) {
+        match self {
+            BundleData::F32(data) => (Dtype::F32, data.iter().flat_map(|x| x.to_le_bytes()).collect()),
+            BundleData::I64(data) => (Dtype::I64, data.iter().flat_map(|x| x.to_le_bytes()).collect()),
+        }
+    }
 }
 
-/// Writes tensors, each with its name and shape, to a safetensors file.
+/// Writes arrays, each a name, a shape and the elements, into a safetensors file. A file of that name is
+/// replaced in one go, so that programs that have it open keep the old one.
 ///
 /// # Errors
-/// `Io` when the file cannot be written.
+/// `Input` if a name occurs twice or is `__metadata__`, or elements do not fit their shape; `Io` if the file
+/// cannot be written.
 pub fn write_bundle(path: &Path, tensors: &[(String, Vec<usize>, BundleData)]) -> Result<()> {
-    let failed = |e: &dyn std::fmt::Display| {
-        Error::new(ErrorKind::Io, format!("cannot write `{}`: {e}", path.display()))
-    };
-    let bytes: Vec<(Dtype, Vec<u8>)> = tensors
-        .iter()
-        .map(|(_, _, data)| match data {
-            BundleData::F32(x) => (Dtype::F32, x.iter().flat_map(|x| x.to_le_bytes()).collect()),
-            BundleData::I64(x) => (Dtype::I64, x.iter().flat_map(|x| x.to_le_bytes()).collect()),
-        })
-        .collect();
-    let mut views = Vec::new();
-    for ((name, shape, _), (dtype, bytes)) in tensors.iter().zip(&bytes) {
-        views.push((name, TensorView::new(*dtype, shape.clone(), bytes).map_err(|e| failed(&e))?));
+    let label = path.display();
+    let wrong = |what: String| Error::new(ErrorKind::Input, format!("cannot write `{label}`: {what}"));
+    let names: Vec<(String, ())> = tensors.iter().map(|(name, ..)| (name.clone(), ())).collect();
+    if let Some(name) = repeated(&names) {
+        return Err(wrong(format!("expected each tensor once, found `{}` twice", shown(name))));
     }
-    safetensors::serialize_to_file(views, None, path).map_err(|e| failed(&e))
+    let mut stored = Vec::with_capacity(tensors.len());
+    for (name, shape, data) in tensors {
+        if name == "__metadata__" {
+            return Err(wrong("`__metadata__` cannot be the name of a tensor".into()));
+        }
+        if shape.iter().try_fold(1usize, |n, d| n.checked_mul(*d)) != Some(data.len()) {
+            let (name, found) = (shown(name), data.len());
+            return Err(wrong(format!("tensor `{name}`: expected the elements of {shape:?}, found {found}")));
+        }
+        stored.push((name, shape, data.to_bytes()));
+    }
+    let views: Vec<(&String, TensorView<'_>)> = stored
+        .iter()
+        .map(|(name, shape, (dtype, bytes))| Ok((*name, TensorView::new(*dtype, (*shape).clone(), bytes)?)))
+        .collect::<Result<_, safetensors::SafeTensorError>>()
+        .map_err(|e| wrong(e.to_string()))?;
+    let file = serialize(views, None).map_err(|e| wrong(e.to_string()))?;
+    // Beside the file, because only there renaming is sure to work, and it leaves the permissions that the
+    // user's files have.
+    let mut part = OsString::from(path);
+    part.push(".part");
+    fs::write(&part, file).and_then(|()| fs::rename(&part, path)).map_err(|e| {
+        let _ = fs::remove_file(&part);
+        Error::new(ErrorKind::Io, format!("cannot write `{label}`: {e}"))
+    })
+}
+
+/// Reads all arrays of a safetensors file; they share its mapped memory.
+///
+/// # Errors
+/// `Checkpoint` if anything is wrong with the file or a type is not known; `Io` if it cannot be read.
+pub fn read_bundle(path: &Path) -> Result<BTreeMap<String, Array>> {
+    let label = path.display().to_string();
+    let Some(blob) = Blob::open(path)? else {
+        return Err(Error::io(path, &std::io::ErrorKind::NotFound.into()));
+    };
+    let tensors = read(&label, &blob)?;
+    let bytes = blob.bytes()?;
+    let array = |t: super::header::Stored| {
+        let array = view(&label, &t.name, &t.dtype, &t.shape, &bytes, t.range)?;
+        Ok((t.name, array))
+    };
+    tensors.into_iter().map(array).collect()
 }

@@ -1,169 +1,306 @@
-//! The header of a safetensors file: names, types, shapes and places of its tensors.
-//!
-//! Read here instead of by the `safetensors` crate because that keeps the last of repeated names and refuses a file for one
-//! tensor of a type it does not know, even if nobody wants that tensor.
+//! The header of one safetensors file: eight bytes of length, little-endian, then JSON that gives type,
+//! shape and place of each tensor in the data behind it.
 
 #![forbid(unsafe_code)]
 
+use std::cell::RefCell;
+use std::collections::HashSet;
 use std::fmt;
+use std::marker::PhantomData;
 use std::ops::Range;
 
-use crate::error::{Error, ErrorKind, Result};
-use crate::spec::Tree;
+use serde::Deserialize;
+use serde::de::value::MapAccessDeserializer;
+use serde::de::{self, Deserializer, IgnoredAny, MapAccess, Visitor};
+
+use super::blob::{Blob, impostor};
+use crate::error::{Error, ErrorKind, Problem, Result};
 use crate::tensor::DType;
 
-/// Longest header that is read, as in the `safetensors` crate.
+/// Most bytes of a header: the limit of the reference implementation (safetensors 0.8, `MAX_HEADER_SIZE`).
 const MAX_HEADER: u64 = 100_000_000;
 
-/// The type that a file gives a tensor.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// Bytes that give the length of the header.
+const PREFIX: u64 = 8;
+
+pub(super) const AGAIN: &str = "the file is damaged or incomplete; download it again";
+const WRITER: &str = "the file is damaged, or the program that wrote it is wrong; download it again or save it \
+                      anew with the `safetensors` library";
+
+/// The element type of a stored tensor, which smelt may not know.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum StoredType {
     /// One that can be read.
     Known(DType),
-    /// Another one, by its name.
+    /// Any other, as the file calls it, such as `F8_E4M3`.
     Unknown(String),
+}
+
+impl StoredType {
+    /// The type that a header calls `name`, and the bits of one element if anybody has defined them.
+    fn of(name: String) -> (StoredType, Option<usize>) {
+        let name_of = de::value::StrDeserializer::<de::value::Error>::new(&name);
+        let bits = safetensors::Dtype::deserialize(name_of).ok().map(|dtype| dtype.bitsize());
+        let known = match name.as_str() {
+            "F32" => DType::F32,
+            "F16" => DType::F16,
+            "BF16" => DType::Bf16,
+            "F64" => DType::F64,
+            "I64" => DType::I64,
+            "I32" => DType::I32,
+            "U8" => DType::U8,
+            "BOOL" => DType::Bool,
+            _ => return (StoredType::Unknown(name), bits),
+        };
+        (StoredType::Known(known), bits)
+    }
 }
 
 impl fmt::Display for StoredType {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             StoredType::Known(dtype) => dtype.fmt(f),
-            StoredType::Unknown(name) => f.write_str(name),
+            StoredType::Unknown(name) => f.write_str(&shown(name)),
         }
     }
 }
 
-/// A tensor as a header describes it.
-#[derive(Clone, Debug)]
-pub struct Described {
+/// A tensor of a file.
+pub(super) struct Stored {
     pub name: String,
     pub dtype: StoredType,
     pub shape: Vec<usize>,
-    /// Bytes of the file.
+    /// Where it is in the file, counted from the beginning.
     pub range: Range<usize>,
 }
 
-/// How many bytes of a file have to be read to have its whole header; `first` are its first bytes, at least eight if the file
-/// has that many, and `len` is its length.
-pub fn header_end(file: &str, first: &[u8], len: u64) -> Result<u64> {
-    let Some(bytes) = first.first_chunk::<8>() else {
-        let message = format!("`{file}` has {len} bytes, too few for a safetensors file");
-        return Err(broken(message, "is the download complete?"));
+/// Reads and checks the header of a file that messages call `label`: the tensors in the order in which they
+/// are stored. Their ranges follow each other without gaps and fill the file to its end.
+///
+/// # Errors
+/// `Checkpoint` if anything is wrong with the header or it does not fit the file; `Io` if that cannot be read.
+pub(super) fn read(label: &str, blob: &Blob) -> Result<Vec<Stored>> {
+    let len = blob.len();
+    let start = blob.start(512)?;
+    // No header begins like this, but lengths that do are conceivable: then a `{` follows.
+    if start.get(8) != Some(&b'{')
+        && let Some((what, help)) = impostor(&start)
+    {
+        return Err(broken(format!("`{label}`: expected a safetensors file, found {what}"), help));
+    }
+    if len == 0 {
+        return Err(broken(format!("`{label}` is empty: expected a safetensors file"), AGAIN));
+    }
+    let Some(prefix) = start.first_chunk::<{ PREFIX as usize }>() else {
+        return Err(broken(format!("`{label}` is cut off: expected 8 bytes or more, found {len}"), AGAIN));
     };
-    if first.starts_with(b"version https://git-lfs") {
-        let message = format!("`{file}` is a Git LFS pointer, not the file itself");
-        return Err(broken(message, "run `git lfs pull` in its directory"));
+    let header_len = u64::from_le_bytes(*prefix);
+    if header_len > MAX_HEADER {
+        let message = format!(
+            "`{label}`: expected a header of at most {MAX_HEADER} bytes, found a length of {header_len}"
+        );
+        let help = "this is probably not a safetensors file; is the name right, and the download complete?";
+        return Err(broken(message, help));
     }
-    if first.starts_with(b"<") {
-        let message = format!("`{file}` is a web page, not a safetensors file");
-        return Err(broken(message, "download the raw file"));
+    if header_len > len - PREFIX {
+        let found = len - PREFIX;
+        let message = format!("`{label}` is cut off: expected a header of {header_len} bytes, found {found}");
+        return Err(broken(message, AGAIN));
     }
-    let size = u64::from_le_bytes(*bytes);
-    if size > MAX_HEADER {
-        let message = format!("`{file}`: expected a header of at most {MAX_HEADER} bytes, found {size}");
-        return Err(broken(message, "is it a safetensors file?"));
-    }
-    if size + 8 > len {
-        let message = format!("`{file}`: expected a header of {size} bytes, found {} in the file", len - 8);
-        return Err(broken(message, "is the download complete?"));
-    }
-    Ok(size + 8)
+    let start = blob.start(PREFIX + header_len)?;
+    let text = std::str::from_utf8(start.get(PREFIX as usize..).unwrap_or_default()).map_err(|e| {
+        let at = e.valid_up_to();
+        let message = format!("`{label}`: expected a header of UTF-8, found other bytes after its byte {at}");
+        broken(message, AGAIN)
+    })?;
+    let tensors = parse(text).map_err(|what| broken(format!("`{label}`: {what}"), WRITER))?;
+    place(label, tensors, PREFIX + header_len, len)
 }
 
-/// Reads a header; `bytes` is the file up to its end, `len` the length of the file.
-pub fn parse(file: &str, bytes: &[u8], len: u64) -> Result<Vec<Described>> {
-    let wrong = |what: String| broken(format!("`{file}`: {what}"), "is the file damaged?");
-    let text = std::str::from_utf8(&bytes[8..]).map_err(|_| wrong("the header is not UTF-8".into()))?;
-    let tree = Tree::from_json(text).map_err(|e| wrong(format!("the header is not JSON: {e}")))?;
-    if !matches!(tree, Tree::Map(_)) {
-        return Err(wrong(format!("expected a map of tensors in the header, found {}", tree.kind())));
-    }
-    let start = bytes.len();
-    let mut tensors = Vec::new();
-    for (name, entry) in tree.entries() {
-        if name != "__metadata__" {
-            let tensor =
-                describe(name, entry, start).map_err(|what| wrong(format!("tensor `{name}`: {what}")))?;
-            tensors.push(tensor);
+/// Checks that the tensors fill the file, and finds where in it they are. `base` is where data begins.
+fn place(label: &str, mut infos: Vec<(String, Info)>, base: u64, len: u64) -> Result<Vec<Stored>> {
+    infos.sort_by_key(|(_, info)| info.data_offsets);
+    let wrong = |what: String| broken(format!("`{label}`: {what}"), WRITER);
+    let mut tensors: Vec<Stored> = Vec::with_capacity(infos.len());
+    let mut end = 0;
+    for (name, info) in infos {
+        let [from, to] = info.data_offsets.map(|Whole(n)| n);
+        let (dtype, bits) = StoredType::of(info.dtype);
+        let problem = |what: String| wrong(format!("tensor `{}`: {what}", shown(&name)));
+        if to < from {
+            return Err(problem(format!("expected offsets that ascend, found [{from}, {to}]")));
         }
+        let shape: Option<Vec<usize>> = info.shape.iter().map(|Whole(n)| usize::try_from(*n).ok()).collect();
+        let elements = shape.as_ref().and_then(|s| s.iter().try_fold(1usize, |n, d| n.checked_mul(*d)));
+        let sizes = || shown(&format!("{:?}", info.shape));
+        let (Some(shape), Some(elements)) = (shape, elements) else {
+            return Err(problem(format!("expected a shape that fits into memory, found {}", sizes())));
+        };
+        if let Some(bits) = bits {
+            let needed = elements as u128 * bits as u128;
+            if needed != u128::from(to - from) * 8 {
+                let needed = needed.div_ceil(8);
+                let given = to - from;
+                return Err(problem(format!(
+                    "expected {needed} bytes for {} of {dtype}, found {given} at offsets [{from}, {to}]",
+                    sizes()
+                )));
+            }
+        }
+        if from != end {
+            let before = match tensors.last() {
+                Some(last) => format!("right behind `{}`", shown(&last.name)),
+                None => "as the first".to_owned(),
+            };
+            let what = if from < end { "they overlap" } else { "the bytes between belong to no tensor" };
+            return Err(problem(format!(
+                "expected it at offset {end}, {before}, found it at {from}: {what}"
+            )));
+        }
+        end = to;
+        // All offsets are at most `end`, and that is checked against the file below; until then they may be
+        // too large to be added to.
+        let at = |offset: u64| usize::try_from(base.saturating_add(offset)).unwrap_or(usize::MAX);
+        tensors.push(Stored { name, dtype, shape, range: at(from)..at(to) });
     }
-    tensors.sort_by(|a, b| a.name.cmp(&b.name));
-    if let Some(pair) = tensors.windows(2).find(|pair| pair[0].name == pair[1].name) {
-        return Err(wrong(format!("tensor `{}` is there twice", pair[0].name)));
+    let expected = u128::from(base) + u128::from(end);
+    if expected != u128::from(len) {
+        let what = if u128::from(len) < expected { "cut off" } else { "too long" };
+        let message = format!("`{label}` is {what}: expected {expected} bytes, found {len}");
+        return Err(broken(message, AGAIN));
     }
-    check_layout(&tensors, start, len)
-        .map_err(|what| broken(format!("`{file}`: {what}"), "is the download complete?"))?;
     Ok(tensors)
 }
 
-fn describe(name: &str, entry: &Tree, start: usize) -> Result<Described, String> {
-    let dtype = match entry.get("dtype") {
-        Some(Tree::Text(dtype)) => match dtype.as_str() {
-            "F32" => StoredType::Known(DType::F32),
-            "F16" => StoredType::Known(DType::F16),
-            "BF16" => StoredType::Known(DType::Bf16),
-            "F64" => StoredType::Known(DType::F64),
-            "I64" => StoredType::Known(DType::I64),
-            "I32" => StoredType::Known(DType::I32),
-            "U8" => StoredType::Known(DType::U8),
-            "BOOL" => StoredType::Known(DType::Bool),
-            other => StoredType::Unknown(other.to_owned()),
-        },
-        _ => return Err("expected a `dtype`".into()),
-    };
-    let shape = sizes(entry, "shape")?;
-    let offsets = sizes(entry, "data_offsets")?;
-    let [begin, end] = offsets[..] else {
-        return Err(format!("expected two `data_offsets`, found {}", offsets.len()));
-    };
-    let place =
-        |offset: usize| offset.checked_add(start).ok_or_else(|| "`data_offsets` are too large".to_owned());
-    let range = place(begin)?..place(end)?;
-    if begin > end {
-        return Err(format!("expected `data_offsets` in order, found {begin} and {end}"));
+/// The tensors that a header lists, in its order; otherwise what is wrong with it.
+fn parse(text: &str) -> Result<Vec<(String, Info)>, String> {
+    let at = RefCell::new(None);
+    let mut json = serde_json::Deserializer::from_str(text);
+    let Pairs(tensors) = json
+        .deserialize_any(PairsReader { skip: Some("__metadata__"), at: &at, value: PhantomData })
+        .and_then(|tensors: Pairs<Object<Info>>| json.end().map(|()| tensors))
+        .map_err(|e| match at.take() {
+            Some(name) => format!("invalid header, at `{}`: {}", shown(&name), shown(&e.to_string())),
+            None => format!("invalid header: {}", shown(&e.to_string())),
+        })?;
+    match repeated(&tensors) {
+        Some(name) => Err(format!("expected each tensor once in the header, found `{}` twice", shown(name))),
+        None => Ok(tensors.into_iter().map(|(name, Object(info))| (name, info)).collect()),
     }
-    if let StoredType::Known(dtype) = &dtype {
-        let elements = shape.iter().try_fold(1usize, |n, d| n.checked_mul(*d));
-        let bytes = elements.and_then(|n| n.checked_mul(dtype.size()));
-        let bytes = bytes.ok_or_else(|| format!("a shape of {shape:?} is too large"))?;
-        if bytes != range.len() {
-            return Err(format!("expected {bytes} bytes for {dtype} {shape:?}, found {}", range.len()));
+}
+
+/// What a header says about a tensor.
+#[derive(Deserialize)]
+struct Info {
+    dtype: String,
+    shape: Vec<Whole>,
+    data_offsets: [Whole; 2],
+}
+
+/// A whole number that is not negative.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Whole(u64);
+
+impl fmt::Debug for Whole {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(&self.0, f)
+    }
+}
+
+impl<'de> Deserialize<'de> for Whole {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Reader;
+        impl Visitor<'_> for Reader {
+            type Value = Whole;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a whole number that is not negative")
+            }
+            fn visit_u64<E>(self, n: u64) -> Result<Whole, E> {
+                Ok(Whole(n))
+            }
         }
+        deserializer.deserialize_any(Reader)
     }
-    Ok(Described { name: name.to_owned(), dtype, shape, range })
 }
 
-fn sizes(entry: &Tree, key: &str) -> Result<Vec<usize>, String> {
-    let Some(Tree::List(items)) = entry.get(key) else { return Err(format!("expected a list `{key}`")) };
-    let size = |item: &Tree| match item {
-        Tree::Int(n) => usize::try_from(*n).ok(),
-        _ => None,
-    };
-    let sizes = items
-        .iter()
-        .map(|item| size(item).ok_or_else(|| format!("`{key}` holds `{item}`, which is not a size")));
-    sizes.collect()
-}
+/// A struct written as a map, and not as a list, which serde would take as well.
+pub(super) struct Object<T>(pub T);
 
-/// Checks that the tensors fill the file without holes and without lying over each other.
-fn check_layout(tensors: &[Described], start: usize, len: u64) -> Result<(), String> {
-    let mut order: Vec<&Described> = tensors.iter().collect();
-    order.sort_by_key(|t| (t.range.start, t.range.end));
-    let mut end = start;
-    for tensor in order {
-        if tensor.range.start != end {
-            let what =
-                if tensor.range.start < end { "lies over another one" } else { "leaves a hole before it" };
-            return Err(format!("tensor `{}` {what}", tensor.name));
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for Object<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Reader<T>(PhantomData<T>);
+        impl<'de, T: Deserialize<'de>> Visitor<'de> for Reader<T> {
+            type Value = Object<T>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a map")
+            }
+            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Object<T>, A::Error> {
+                T::deserialize(MapAccessDeserializer::new(map)).map(Object)
+            }
         }
-        end = tensor.range.end;
+        deserializer.deserialize_any(Reader(PhantomData))
     }
-    if end as u64 != len {
-        return Err(format!("expected {end} bytes, found {len}"));
-    }
-    Ok(())
 }
 
-fn broken(message: String, help: &str) -> Error {
-    Error::new(ErrorKind::Checkpoint, message).help(help)
+/// The entries of a map in their order, repeated keys included, of which other types keep the last only.
+pub(super) struct Pairs<V>(pub Vec<(String, V)>);
+
+impl<'de, V: Deserialize<'de>> Deserialize<'de> for Pairs<V> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let at = RefCell::new(None);
+        deserializer.deserialize_any(PairsReader { skip: None, at: &at, value: PhantomData })
+    }
+}
+
+/// Reads [`Pairs`] without the values of one key, and keeps in `at` the key whose value is being read.
+struct PairsReader<'a, V> {
+    skip: Option<&'static str>,
+    at: &'a RefCell<Option<String>>,
+    value: PhantomData<V>,
+}
+
+impl<'de, V: Deserialize<'de>> Visitor<'de> for PairsReader<'_, V> {
+    type Value = Pairs<V>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a map")
+    }
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Pairs<V>, A::Error> {
+        let mut pairs = Vec::new();
+        while let Some(key) = map.next_key::<String>()? {
+            if Some(key.as_str()) == self.skip {
+                map.next_value::<IgnoredAny>()?;
+                continue;
+            }
+            self.at.replace(Some(key));
+            let value = map.next_value()?;
+            pairs.extend(self.at.take().map(|key| (key, value)));
+        }
+        Ok(Pairs(pairs))
+    }
+}
+
+/// A name that occurs twice.
+pub(super) fn repeated<V>(pairs: &[(String, V)]) -> Option<&str> {
+    let mut seen = HashSet::with_capacity(pairs.len());
+    pairs.iter().map(|(name, _)| name.as_str()).find(|name| !seen.insert(*name))
+}
+
+/// Text of a file as it may stand in a message: on one line, and not endless.
+pub(super) fn shown(text: &str) -> String {
+    let mut out = String::new();
+    for (i, c) in text.chars().enumerate() {
+        if i == 200 {
+            return out + "…";
+        }
+        if c.is_control() { out.extend(c.escape_default()) } else { out.push(c) }
+    }
+    out
+}
+
+/// An error about a checkpoint, with what to do.
+pub(super) fn broken(message: impl Into<String>, help: &str) -> Error {
+    Problem::new(message).help(help).into_error(ErrorKind::Checkpoint)
 }

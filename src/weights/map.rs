@@ -1,17 +1,23 @@
-//! The only `unsafe` outside of the kernels: mapping a file.
+//! Files mapped into memory.
+
+#![allow(unsafe_code)]
 
 use std::fs::File;
-use std::path::Path;
+use std::io;
 
 use memmap2::Mmap;
 
-use crate::error::{Error, Result};
-
-/// A file's bytes, mapped into memory and read when they are touched.
-pub fn map(path: &Path) -> Result<Mmap> {
-    let file = File::open(path).map_err(|e| Error::io(path, &e))?;
-    // SAFETY: the map is read-only and private. Bytes are read as numbers, for which every bit pattern is valid, so another
-    // process that writes to the file can change results but not break an invariant. One that shortens the file while it is
-    // mapped ends this process with a signal: mapping has no defence against that, and the documentation says so.
-    unsafe { Mmap::map(&file) }.map_err(|e| Error::io(path, &e))
+/// Maps a file for reading.
+///
+/// The file must not be changed while the map lives: overwriting it in place changes the values that are
+/// read, and cutting it short kills the program (`SIGBUS`) when a part that is gone is read. Replacing it
+/// by another file of the same name, as downloads and [`write_bundle`](super::write_bundle) do, is harmless.
+pub(super) fn map(file: &File) -> io::Result<Mmap> {
+    // SAFETY: the bytes of a map must not change while a slice of them is alive, and no system in use can
+    // keep another process from writing to the file. This is the contract of every program that maps
+    // weights, and the one above states it. What follows from a breach is bounded by what this crate does
+    // with the bytes: they are copied out as plain numbers, for which every pattern of bits is valid (see
+    // `Array::read_f32`), never used as references, lengths or indices. Headers and texts, which are
+    // parsed, are read into memory of our own instead. The map is read-only, so we never write either.
+    unsafe { Mmap::map(file) }
 }

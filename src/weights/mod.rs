@@ -1,8 +1,15 @@
-//! Files of a model: the directory they lie in, safetensors headers, and views of the tensors in mapped files.
+//! Model directories and the safetensors files in them.
 //!
-//! [`Repository`] is the directory, [`Index`] knows names, types and shapes from the headers alone, [`Checkpoint`] gives the
-//! tensors. Knows nothing of blocks.
+//! A [`Repository`] is where the files of a model are, on disk or inside the program. An [`Index`] knows
+//! names, types and shapes of all tensors from the headers alone, so that a description is checked against a
+//! checkpoint of many gigabytes in milliseconds. A [`Checkpoint`] maps the files into memory and gives out
+//! the tensors, of which nothing is copied. Everything that a file says is checked before it is believed;
+//! the format is described at <https://github.com/huggingface/safetensors#format>.
 
+// `map` needs `unsafe`; every other file forbids it for itself.
+#![deny(unsafe_code)]
+
+mod blob;
 mod bundle;
 mod checkpoint;
 mod header;
@@ -10,8 +17,9 @@ mod index;
 mod map;
 mod repository;
 
+pub use blob::Bytes;
 pub use bundle::{BundleData, read_bundle, write_bundle};
 pub use checkpoint::Checkpoint;
 pub use header::StoredType;
 pub use index::{Entry, Index};
-pub use repository::{Bytes, Repository};
+pub use repository::Repository;

@@ -1,51 +1,52 @@
 #![forbid(unsafe_code)]
 
-use std::fs::File;
-use std::io::Read;
-use std::path::{Component, Path, PathBuf};
-use std::sync::Arc;
+use std::fmt;
+use std::path::{Path, PathBuf};
 
-use super::map::map;
+use super::blob::{Blob, Bytes, impostor};
 use crate::error::{Error, ErrorKind, Result};
 
-/// Bytes that somebody owns: a mapped file, or a part of the program.
-pub type Bytes = Arc<dyn AsRef<[u8]> + Send + Sync>;
-
-/// Largest text file that is read: the largest known `tokenizer.json` has some 35 MB.
+/// Most bytes of a text file: the largest `tokenizer.json` in use has 40 MB.
 const MAX_TEXT: u64 = 256 << 20;
 
-/// A model directory, on disk or embedded in the program.
-#[derive(Debug)]
+/// A model directory, on disk or inside the program.
+///
+/// Files are named by paths relative to it, with `/` between folders (`1_Pooling/config.json`). A name
+/// that leaves the directory is refused; a link inside that leads elsewhere is followed, because the cache
+/// of Hugging Face consists of them.
+#[derive(Clone)]
 pub struct Repository {
     name: String,
-    place: Place,
+    place: Where,
 }
 
-#[derive(Debug)]
-enum Place {
-    Dir(PathBuf),
+#[derive(Clone)]
+enum Where {
+    Disk(PathBuf),
     Embedded(&'static [(&'static str, &'static [u8])]),
 }
 
 impl Repository {
-    /// A directory.
+    /// A directory on disk.
     ///
     /// # Errors
-    /// `Io` if it is not one.
+    /// `Io` if it is not a directory that can be read.
     pub fn open(dir: &Path) -> Result<Repository> {
         let name = dir.display().to_string();
-        if dir.is_dir() {
-            return Ok(Repository { name, place: Place::Dir(dir.to_owned()) });
+        match std::fs::metadata(dir) {
+            Ok(meta) if meta.is_dir() => Ok(Repository { name, place: Where::Disk(dir.to_owned()) }),
+            Ok(_) => {
+                let message = format!("`{name}`: expected a model directory, found a file");
+                Err(Error::new(ErrorKind::Io, message).help("give the directory that holds `config.json`"))
+            }
+            Err(e) => Err(Error::io(dir, &e)),
         }
-        let found = if dir.exists() { "a file" } else { "nothing" };
-        let message = format!("expected a model directory at `{name}`, found {found}");
-        Err(Error::new(ErrorKind::Io, message)
-            .help("give the directory that holds config.json, model.safetensors and tokenizer.json"))
     }
 
-    /// Files that are part of the program, by their names.
+    /// Files that were compiled into the program (`include_bytes!`), each with its name; `name` is what
+    /// messages call the directory.
     pub fn embedded(name: &'static str, files: &'static [(&'static str, &'static [u8])]) -> Repository {
-        Repository { name: name.to_owned(), place: Place::Embedded(files) }
+        Repository { name: name.to_owned(), place: Where::Embedded(files) }
     }
 
     /// The directory as the user wrote it.
@@ -53,90 +54,159 @@ impl Repository {
         &self.name
     }
 
-    /// A file as messages call it.
+    /// The path of a file for messages, such as `models/my-bert/config.json`.
     pub fn label(&self, file: &str) -> String {
-        format!("{}/{file}", self.name.trim_end_matches('/'))
+        match &self.place {
+            Where::Disk(dir) => dir.join(file).display().to_string(),
+            Where::Embedded(_) => format!("{}/{file}", self.name),
+        }
     }
 
-    /// Whether a file is there.
+    /// Whether there is such a file. A name that leaves the directory is none.
     pub fn has(&self, file: &str) -> bool {
         match &self.place {
-            Place::Dir(_) => self.path(file).is_ok_and(|path| path.is_file()),
-            Place::Embedded(files) => files.iter().any(|(name, _)| *name == file),
+            Where::Disk(dir) => is_inside(file) && dir.join(file).is_file(),
+            Where::Embedded(files) => files.iter().any(|(name, _)| *name == file),
         }
     }
 
-    /// The text of a file, or none if it is not there.
+    /// The text of a file; none if there is no such file.
     ///
     /// # Errors
-    /// `Io` if it cannot be read, is not UTF-8, or is larger than any text file of a model.
+    /// `Config` if the name leaves the directory, or the file is not UTF-8 or stands for another one (Git
+    /// LFS); `Limit` if it is larger than 256 MiB; `Io` if it cannot be read.
     pub fn text(&self, file: &str) -> Result<Option<String>> {
-        if !self.has(file) {
-            return Ok(None);
+        let Some(blob) = self.blob(file)? else { return Ok(None) };
+        let label = self.label(file);
+        // One more than allowed, because a file may grow while it is read.
+        let bytes = if blob.len() > MAX_TEXT { Vec::new() } else { blob.start(MAX_TEXT + 1)? };
+        let len = blob.len().max(bytes.len() as u64);
+        if len > MAX_TEXT {
+            let message = format!("`{label}`: expected a text of at most {MAX_TEXT} bytes, found {len}");
+            return Err(Error::new(ErrorKind::Limit, message));
         }
-        let bytes = match &self.place {
-            Place::Dir(_) => {
-                let path = self.path(file)?;
-                let mut bytes = Vec::new();
-                let opened = File::open(&path).map_err(|e| Error::io(&path, &e))?;
-                opened.take(MAX_TEXT + 1).read_to_end(&mut bytes).map_err(|e| Error::io(&path, &e))?;
-                bytes
-            }
-            Place::Embedded(_) => (*self.bytes(file)?).as_ref().to_vec(),
-        };
-        if bytes.len() as u64 > MAX_TEXT {
-            let message = format!("`{}` is larger than {MAX_TEXT} bytes", self.label(file));
-            return Err(Error::new(ErrorKind::Io, message));
+        if let Some((what, help)) = impostor(&bytes) {
+            let message = format!("`{label}`: expected the file itself, found {what}");
+            return Err(Error::new(ErrorKind::Config, message).help(help));
         }
-        let text = String::from_utf8(bytes);
-        text.map(Some)
-            .map_err(|_| Error::new(ErrorKind::Io, format!("`{}` is not UTF-8 text", self.label(file))))
+        String::from_utf8(bytes).map(Some).map_err(|e| {
+            let at = e.utf8_error().valid_up_to();
+            let message = format!("`{label}`: expected UTF-8 text, found other bytes after byte {at}");
+            Error::new(ErrorKind::Config, message).help("save it as UTF-8, or download it again")
+        })
     }
 
-    /// The bytes of a file: mapped, not read.
+    /// The bytes of a file, mapped into memory; none if there is no such file.
+    ///
+    /// The file must not be changed in place while they are in use.
     ///
     /// # Errors
-    /// `Io` if it is not there or cannot be mapped.
-    pub fn bytes(&self, file: &str) -> Result<Bytes> {
-        match &self.place {
-            Place::Dir(_) => Ok(Arc::new(map(&self.path(file)?)?)),
-            Place::Embedded(files) => match files.iter().find(|(name, _)| *name == file) {
-                Some((_, bytes)) => Ok(Arc::new(*bytes)),
-                None => Err(Error::new(ErrorKind::Io, format!("no `{}`", self.label(file)))),
-            },
-        }
+    /// `Config` if the name leaves the directory; `Io` if the file cannot be read.
+    pub fn bytes(&self, file: &str) -> Result<Option<Bytes>> {
+        self.blob(file)?.map(Blob::bytes).transpose()
     }
 
-    /// The first bytes of a file, at most `n`, and its length.
-    pub(super) fn beginning(&self, file: &str, n: u64) -> Result<(Vec<u8>, u64)> {
+    /// A file, opened; none if there is no such file.
+    pub(super) fn blob(&self, file: &str) -> Result<Option<Blob>> {
+        if !is_inside(file) {
+            let message = format!("expected a file inside `{}`, found the name `{file}`", self.name);
+            return Err(Error::new(ErrorKind::Config, message).help("do not use this model"));
+        }
         match &self.place {
-            Place::Dir(_) => {
-                let path = self.path(file)?;
-                let opened = File::open(&path).map_err(|e| Error::io(&path, &e))?;
-                let len = opened.metadata().map_err(|e| Error::io(&path, &e))?.len();
-                let mut bytes = Vec::new();
-                opened.take(n).read_to_end(&mut bytes).map_err(|e| Error::io(&path, &e))?;
-                Ok((bytes, len))
-            }
-            Place::Embedded(_) => {
-                let bytes = self.bytes(file)?;
-                let all = (*bytes).as_ref();
-                let n = usize::try_from(n).unwrap_or(usize::MAX).min(all.len());
-                Ok((all[..n].to_vec(), all.len() as u64))
+            Where::Disk(dir) => Blob::open(&dir.join(file)),
+            Where::Embedded(files) => {
+                Ok(files.iter().find(|(name, _)| *name == file).map(|(_, bytes)| Blob::Embedded(bytes)))
             }
         }
     }
 
-    /// Where a file lies. Names may have folders, but must not leave the directory.
-    fn path(&self, file: &str) -> Result<PathBuf> {
-        let Place::Dir(dir) = &self.place else {
-            return Err(Error::new(ErrorKind::Io, format!("`{}` is not on disk", self.label(file))));
+    /// Names of the files directly in a folder (empty for the directory itself), sorted; those that cannot
+    /// be listed are left out, as this only serves messages.
+    pub(super) fn files_in(&self, folder: &str) -> Vec<String> {
+        let mut names: Vec<String> = match &self.place {
+            Where::Disk(dir) => std::fs::read_dir(dir.join(folder))
+                .into_iter()
+                .flatten()
+                .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
+                .collect(),
+            Where::Embedded(files) => {
+                let files = files.iter().map(|(name, _)| name.rsplit_once('/').unwrap_or(("", name)));
+                files.filter(|(parent, _)| *parent == folder).map(|(_, name)| name.to_owned()).collect()
+            }
         };
-        let inside = Path::new(file).components().all(|c| matches!(c, Component::Normal(_)));
-        if !inside || file.contains(['\\', ':', '\0']) {
-            let message = format!("`{file}` is not a file inside of `{}`", self.name);
-            return Err(Error::new(ErrorKind::Checkpoint, message));
+        names.sort();
+        names
+    }
+}
+
+impl fmt::Debug for Repository {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Repository({})", self.name)
+    }
+}
+
+/// Whether a name stays inside the directory, on every system: a colon would be a Windows drive, a backslash
+/// its separator.
+pub(super) fn is_inside(file: &str) -> bool {
+    !file.contains(['\\', ':', '\0']) && file.split('/').all(|part| !matches!(part, "" | "." | ".."))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    static FILES: [(&str, &[u8]); 4] = [
+        ("config.json", b"{}"),
+        ("1_Pooling/config.json", b"{\"a\": 1}"),
+        ("latin1.txt", b"caf\xe9"),
+        ("tokenizer.json", b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 5\n"),
+    ];
+
+    #[test]
+    fn names_that_leave_the_directory_are_refused() {
+        let cases = [
+            ("config.json", true),
+            ("1_Pooling/config.json", true),
+            ("a..b", true),
+            ("", false),
+            ("/etc/passwd", false),
+            ("../config.json", false),
+            ("a/../../b", false),
+            ("a//b", false),
+            ("./a", false),
+            ("a/", false),
+            ("C:\\a", false),
+            ("C:a", false),
+            ("..\\a", false),
+            ("\\\\host\\a", false),
+            ("a\0", false),
+        ];
+        let embedded = Repository::embedded("tiny", &FILES);
+        for (name, expected) in cases {
+            assert_eq!(is_inside(name), expected, "{name}");
+            assert_eq!(embedded.text(name).is_ok(), expected, "{name}");
         }
-        Ok(dir.join(file))
+    }
+
+    #[test]
+    fn embedded_files_are_read() {
+        let repository = Repository::embedded("tiny", &FILES);
+        assert_eq!(repository.text("1_Pooling/config.json").unwrap().unwrap(), "{\"a\": 1}");
+        assert_eq!(repository.text("none.json").unwrap(), None);
+        assert!(repository.has("config.json") && !repository.has("1_Pooling"));
+        assert_eq!(repository.label("config.json"), "tiny/config.json");
+        assert_eq!((*repository.bytes("latin1.txt").unwrap().unwrap()).as_ref(), b"caf\xe9");
+        assert_eq!(repository.files_in("1_Pooling"), ["config.json"]);
+        let message = |file: &str| repository.text(file).unwrap_err().to_string();
+        assert_eq!(
+            message("latin1.txt"),
+            "`tiny/latin1.txt`: expected UTF-8 text, found other bytes after byte 3\n = help: save it as UTF-8, \
+             or download it again"
+        );
+        assert_eq!(
+            message("tokenizer.json"),
+            "`tiny/tokenizer.json`: expected the file itself, found a Git LFS pointer\n = help: run `git lfs \
+             pull` in the model directory"
+        );
     }
 }

@@ -1,0 +1,98 @@
+//! One file, on disk or inside the program.
+
+#![forbid(unsafe_code)]
+
+use std::fs::{self, File};
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use super::map::map;
+use crate::error::{Error, ErrorKind, Result};
+
+/// Bytes that any number of arrays share.
+pub type Bytes = Arc<dyn AsRef<[u8]> + Send + Sync>;
+
+/// A file that is there.
+pub(super) enum Blob {
+    Disk { path: PathBuf, file: File, len: u64 },
+    Embedded(&'static [u8]),
+}
+
+impl Blob {
+    /// Opens a file; none if there is no such file.
+    pub fn open(path: &Path) -> Result<Option<Blob>> {
+        // Asked before opening, because opening a pipe would wait for a writer.
+        let meta = match fs::metadata(path) {
+            Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
+                if fs::symlink_metadata(path).is_err() {
+                    return Ok(None);
+                }
+                let message = format!("`{}` is a link to a file that does not exist", path.display());
+                return Err(Error::new(ErrorKind::Io, message).help("download the model again"));
+            }
+            other => other.map_err(|e| Error::io(path, &e))?,
+        };
+        if !meta.is_file() {
+            let found = if meta.is_dir() { "a directory" } else { "a device or pipe" };
+            let message = format!("`{}`: expected a file, found {found}", path.display());
+            return Err(Error::new(ErrorKind::Io, message));
+        }
+        let file = File::open(path).map_err(|e| Error::io(path, &e))?;
+        Ok(Some(Blob::Disk { path: path.to_owned(), file, len: meta.len() }))
+    }
+
+    /// Number of bytes.
+    pub fn len(&self) -> u64 {
+        match self {
+            Blob::Disk { len, .. } => *len,
+            Blob::Embedded(bytes) => bytes.len() as u64,
+        }
+    }
+
+    /// The first `n` bytes, or all if there are fewer.
+    pub fn start(&self, n: u64) -> Result<Vec<u8>> {
+        match self {
+            Blob::Disk { path, file, .. } => {
+                let mut bytes = Vec::new();
+                let mut file = file;
+                io::Seek::rewind(&mut file)
+                    .and_then(|()| file.take(n).read_to_end(&mut bytes))
+                    .map_err(|e| Error::io(path, &e))?;
+                Ok(bytes)
+            }
+            Blob::Embedded(bytes) => {
+                let n = usize::try_from(n).unwrap_or(usize::MAX).min(bytes.len());
+                Ok(bytes[..n].to_vec())
+            }
+        }
+    }
+
+    /// All bytes: the mapped file, see [`map`], or where they are in the program.
+    pub fn bytes(self) -> Result<Bytes> {
+        match self {
+            Blob::Disk { path, file, .. } => Ok(Arc::new(map(&file).map_err(|e| Error::io(&path, &e))?)),
+            Blob::Embedded(bytes) => Ok(Arc::new(bytes)),
+        }
+    }
+}
+
+/// What a file is that is not what its name says, by its first bytes, and what to do then.
+///
+/// These are what a download leaves that did not do what it should, and formats that are confused.
+pub(super) fn impostor(start: &[u8]) -> Option<(&'static str, &'static str)> {
+    const PAGE: &str = "download the file itself instead of the page that shows it, or log in first if the \
+                        model is gated";
+    const OTHER: &str = "smelt reads safetensors; download that version of the model, or convert it";
+    const KINDS: [(&[u8], &str, &str); 6] = [
+        (b"version https://git-lfs", "a Git LFS pointer", "run `git lfs pull` in the model directory"),
+        (b"<!doctype html", "a web page", PAGE),
+        (b"<html", "a web page", PAGE),
+        (b"<?xml", "an XML page", PAGE),
+        (b"pk\x03\x04", "a zip file, as PyTorch writes it", OTHER),
+        (b"gguf", "a GGUF file", OTHER),
+    ];
+    let start = start.strip_prefix(b"\xef\xbb\xbf").unwrap_or(start).trim_ascii_start();
+    let begins = |prefix: &[u8]| start.get(..prefix.len()).is_some_and(|s| s.eq_ignore_ascii_case(prefix));
+    KINDS.iter().find(|(prefix, ..)| begins(prefix)).map(|(_, what, help)| (*what, *help))
+}
