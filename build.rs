@@ -31,7 +31,7 @@ const NEEDED: [&str; 5] =
 
 fn models(folder: &Path) -> String {
     println!("cargo::rerun-if-changed={}", folder.display());
-    let mut code = String::from("const MODELS: &[(&str, &[(&str, &[u8])])] = &[\n");
+    let mut code = String::from("const MODELS: &[(&str, &Files)] = &[\n");
     let mut models: Vec<_> = fs::read_dir(folder).expect("the folder `examples/models`").flatten().collect();
     models.sort_by_key(|entry| entry.path());
     for model in models {

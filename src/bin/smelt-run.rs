@@ -19,7 +19,10 @@ use smelt::{
     Result, SamplingOptions, Text,
 };
 
-// `const MODELS: &[(&str, &[(&str, &[u8])])]`: the directories in `examples/models`.
+/// Files by their names.
+type Files = [(&'static str, &'static [u8])];
+
+// `const MODELS: &[(&str, &Files)]`: the directories in `examples/models`.
 include!(concat!(env!("OUT_DIR"), "/models.rs"));
 
 /// Run a transformer model on texts.

@@ -211,12 +211,12 @@ mod tests {
         let options = SamplingOptions { temperature: 1.0, ..SamplingOptions::default() };
         let mut sampler = Sampler::new(&options, 0).unwrap();
         let logits = [0.1f32.ln(), 0.2f32.ln(), 0.7f32.ln()];
-        let mut counts = [0; 3];
+        let mut counts = [0i64; 3];
         for _ in 0..20_000 {
             counts[sampler.pick(&logits, &[]).unwrap() as usize] += 1;
         }
-        for (count, expected) in counts.into_iter().zip([2000, 4000, 14_000]) {
-            assert!((count - expected as i32).abs() < 300, "{counts:?}");
+        for (count, expected) in counts.into_iter().zip([2000, 4000, 14_000i64]) {
+            assert!((count - expected).abs() < 300, "{counts:?}");
         }
     }
 

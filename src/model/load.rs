@@ -3,7 +3,7 @@ use std::sync::{Arc, Mutex};
 use super::Network;
 use crate::backend::{Backend, LinearPart};
 use crate::error::{Error, ErrorKind, Result};
-use crate::nn::{LinearUse, Parameters, TensorId};
+use crate::nn::{BoundLinear, LinearUse, Parameters, TensorId};
 use crate::plan::{Memory, Plan, linear_type};
 use crate::tensor::{Array, DType};
 use crate::weights::Checkpoint;
@@ -53,7 +53,8 @@ impl Network {
                     outputs: part.order.as_deref(),
                 })
                 .collect();
-            parameters.linears.push((backend.linear(&parts, dtype), bias(linear, &arrays)));
+            let bound = BoundLinear { map: backend.linear(&parts, dtype), bias: bias(linear, &arrays) };
+            parameters.linears.push(bound);
         }
         parameters.vectors = plan.declared.vectors.iter().map(|TensorId(i)| arrays[*i].to_f32()).collect();
         parameters.tables = plan.declared.tables.iter().map(|TensorId(i)| arrays[*i].clone()).collect();

@@ -2,7 +2,7 @@ use super::builder::{BiasId, Builder, CacheId, CacheUse, LinearId, RopeId, Rows,
 use super::fields::{Projection, Reference, fields};
 use super::rope::RopeFields;
 use super::run::Run;
-use super::{Block, Plan};
+use super::{Block, Built, Plan};
 use crate::backend::{AttentionParams, KvCache, Reach};
 use crate::error::Result;
 use crate::spec::Address;
@@ -75,12 +75,7 @@ struct Planned {
 }
 
 impl Plan for Attention {
-    fn plan(
-        self,
-        b: &mut Builder<'_>,
-        input: Option<Shape>,
-        at: &Address,
-    ) -> Option<(Box<dyn Block>, Shape)> {
+    fn plan(self, b: &mut Builder<'_>, input: Option<Shape>, at: &Address) -> Built {
         let (stream, cols) = b.tokens(input, at)?;
         let (heads, kv_heads) = (self.heads, self.kv_heads.unwrap_or(self.heads));
         if heads % kv_heads != 0 {
@@ -216,7 +211,7 @@ impl Planned {
                     // Queries and keys lie side by side, so they turn as if they were one set of heads.
                     run.rotate(rope, self.stream, &mut qkv, 0, self.heads + self.kv_heads, self.head_dim);
                 }
-                let mut own = Vec::new();
+                let mut own: Vec<KvCache>;
                 let mut caches = if self.kept {
                     Run::caches(run.states, self.cache)
                 } else {

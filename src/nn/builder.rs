@@ -116,12 +116,15 @@ pub struct PartUse {
     pub outputs: usize,
 }
 
+/// Computes a position bias from the elements of a table.
+pub type ComputeBias = Box<dyn Fn(&[f32]) -> PositionBias + Send + Sync>;
+
 /// A bias on attention scores, computed from a stored table.
 pub struct BiasUse {
     /// The table.
     pub table: TensorId,
     /// Computes the bias from the table's elements.
-    pub compute: Box<dyn Fn(&[f32]) -> PositionBias + Send + Sync>,
+    pub compute: ComputeBias,
 }
 
 impl std::fmt::Debug for BiasUse {

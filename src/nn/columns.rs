@@ -1,7 +1,7 @@
 use super::builder::{Builder, Shape};
 use super::fields::{Index, fields};
 use super::run::Run;
-use super::{Block, Plan};
+use super::{Block, Built, Plan};
 use crate::error::Result;
 use crate::spec::Address;
 use crate::tensor::Tensor;
@@ -25,12 +25,7 @@ struct Planned {
 }
 
 impl Plan for Columns {
-    fn plan(
-        self,
-        b: &mut Builder<'_>,
-        input: Option<Shape>,
-        at: &Address,
-    ) -> Option<(Box<dyn Block>, Shape)> {
+    fn plan(self, b: &mut Builder<'_>, input: Option<Shape>, at: &Address) -> Built {
         let (rows, cols) = b.matrix(input, at)?;
         let (start, count) = (self.start.0, self.count);
         if start + count > cols {

@@ -1,7 +1,7 @@
 use super::builder::{Builder, Rows, Shape, Stream, TableId};
 use super::fields::{FieldType, Index, Path, fields, read_choice};
 use super::run::Run;
-use super::{Block, Plan};
+use super::{Block, Built, Plan};
 use crate::error::{Error, ErrorKind, Result};
 use crate::spec::{Address, Tree, listed};
 use crate::tensor::Tensor;
@@ -66,12 +66,7 @@ struct Planned {
 }
 
 impl Plan for Embedding {
-    fn plan(
-        self,
-        b: &mut Builder<'_>,
-        input: Option<Shape>,
-        at: &Address,
-    ) -> Option<(Box<dyn Block>, Shape)> {
+    fn plan(self, b: &mut Builder<'_>, input: Option<Shape>, at: &Address) -> Built {
         if input.is_some() {
             b.problem(at, "`embedding` takes no input")
                 .help("begin the sequence with it, or put it under `sum`");

@@ -27,7 +27,7 @@ pub struct FieldDef {
 }
 
 /// What a field's value is built of, as far as checks before evaluation need to know it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug)]
 pub enum FieldShape {
     /// A plain value.
     Plain,

@@ -1,7 +1,7 @@
 use super::builder::{Builder, Shape, ValueId};
 use super::fields::{Reference, fields};
 use super::run::Run;
-use super::{Block, Plan};
+use super::{Block, Built, Plan};
 use crate::error::Result;
 use crate::spec::Address;
 use crate::tensor::Tensor;
@@ -18,12 +18,7 @@ fields! {
 struct Planned(ValueId);
 
 impl Plan for From {
-    fn plan(
-        self,
-        b: &mut Builder<'_>,
-        input: Option<Shape>,
-        at: &Address,
-    ) -> Option<(Box<dyn Block>, Shape)> {
+    fn plan(self, b: &mut Builder<'_>, input: Option<Shape>, at: &Address) -> Built {
         let (id, shape) = b.refer(&self.value)?;
         if input.is_some() {
             b.problem(at, "`from` takes no input").help("begin the sequence with it");

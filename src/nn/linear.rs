@@ -1,7 +1,7 @@
 use super::builder::{Builder, LinearId, Shape};
 use super::fields::{Bias, Path, Projection, fields};
 use super::run::Run;
-use super::{Block, Plan};
+use super::{Block, Built, Plan};
 use crate::backend::Layout;
 use crate::error::Result;
 use crate::spec::Address;
@@ -32,12 +32,7 @@ struct Planned {
 }
 
 impl Plan for Linear {
-    fn plan(
-        self,
-        b: &mut Builder<'_>,
-        input: Option<Shape>,
-        at: &Address,
-    ) -> Option<(Box<dyn Block>, Shape)> {
+    fn plan(self, b: &mut Builder<'_>, input: Option<Shape>, at: &Address) -> Built {
         let (rows, cols) = b.matrix(input, at)?;
         let projection = Projection { at: self.at, bias: self.bias, layout: self.layout, tie: self.tie };
         let linear = b.linear(&[("", &projection, self.out)], cols)?;

@@ -1,7 +1,7 @@
 use super::builder::{Builder, LinearId, Shape};
 use super::fields::{Projection, fields};
 use super::run::Run;
-use super::{Block, Plan};
+use super::{Block, Built, Plan};
 use crate::backend::Activation;
 use crate::error::Result;
 use crate::spec::Address;
@@ -31,12 +31,7 @@ struct Planned {
 }
 
 impl Plan for Mlp {
-    fn plan(
-        self,
-        b: &mut Builder<'_>,
-        input: Option<Shape>,
-        at: &Address,
-    ) -> Option<(Box<dyn Block>, Shape)> {
+    fn plan(self, b: &mut Builder<'_>, input: Option<Shape>, at: &Address) -> Built {
         let (rows, cols) = b.matrix(input, at)?;
         let up = b.linear(&[("up", &self.up, self.inner)], cols)?;
         let down = b.linear(&[("down", &self.down, cols)], self.inner)?;

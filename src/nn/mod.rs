@@ -38,7 +38,7 @@ pub use builder::{
 };
 pub use fields::{FieldDef, FieldShape, FieldType, Fields, Given};
 pub use rope::Rope;
-pub use run::{Parameters, PlannedValue, Run, SequenceState, Tokens};
+pub use run::{BoundLinear, Parameters, PlannedValue, Run, SequenceState, Tokens};
 
 /// A planned block: shapes are checked, weights are known by their ids.
 pub trait Block: Send + Sync + fmt::Debug {
@@ -66,6 +66,9 @@ pub trait Block: Send + Sync + fmt::Debug {
     }
 }
 
+/// A planned block with the shape of what it gives; none when something is wrong, which the builder then knows.
+pub type Built = Option<(Box<dyn Block>, Shape)>;
+
 /// A block of the language.
 #[derive(Debug)]
 pub struct Definition {
@@ -76,14 +79,13 @@ pub struct Definition {
     /// Its fields.
     pub fields: fn() -> &'static [FieldDef],
     /// Builds it: reads the fields, checks the input's shape, declares the tensors, and gives the output's shape.
-    pub build: fn(&mut Builder<'_>, &Tree, &Address, Option<Shape>) -> Option<(Box<dyn Block>, Shape)>,
+    pub build: fn(&mut Builder<'_>, &Tree, &Address, Option<Shape>) -> Built,
 }
 
 /// A struct of fields that can be planned as a block.
 pub trait Plan: Fields {
     /// Checks the input's shape, declares the tensors, and gives the planned block with its output's shape.
-    fn plan(self, b: &mut Builder<'_>, input: Option<Shape>, at: &Address)
-    -> Option<(Box<dyn Block>, Shape)>;
+    fn plan(self, b: &mut Builder<'_>, input: Option<Shape>, at: &Address) -> Built;
 }
 
 const fn define<T: Plan>() -> Definition {

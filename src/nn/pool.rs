@@ -1,7 +1,7 @@
 use super::builder::{Builder, Rows, Shape, Stream};
 use super::fields::{FieldType, Index, fields, read_choice};
 use super::run::Run;
-use super::{Block, Plan};
+use super::{Block, Built, Plan};
 use crate::error::Result;
 use crate::spec::{Address, Tree, listed};
 use crate::tensor::Tensor;
@@ -48,12 +48,7 @@ struct Planned {
 }
 
 impl Plan for Pool {
-    fn plan(
-        self,
-        b: &mut Builder<'_>,
-        input: Option<Shape>,
-        at: &Address,
-    ) -> Option<(Box<dyn Block>, Shape)> {
+    fn plan(self, b: &mut Builder<'_>, input: Option<Shape>, at: &Address) -> Built {
         let (stream, cols) = b.tokens(input, at)?;
         let block = Planned { stream, which: self.rows, skip: self.skip.map(|id| id.0) };
         Some((Box::new(block), Shape::Matrix { rows: Rows::Sequences, cols }))

@@ -1,7 +1,7 @@
 use super::builder::{Builder, Shape};
 use super::fields::{Path, fields};
 use super::run::Run;
-use super::{Block, Plan};
+use super::{Block, Built, Plan};
 use crate::backend::PositionBias;
 use crate::error::{Error, ErrorKind, Result};
 use crate::spec::Address;
@@ -35,12 +35,7 @@ const MAX_DISTANCE: usize = 1 << 20;
 struct Planned;
 
 impl Plan for RelativeBias {
-    fn plan(
-        self,
-        b: &mut Builder<'_>,
-        input: Option<Shape>,
-        at: &Address,
-    ) -> Option<(Box<dyn Block>, Shape)> {
+    fn plan(self, b: &mut Builder<'_>, input: Option<Shape>, at: &Address) -> Built {
         if input.is_some() {
             b.problem(at, "`relative_bias` takes no input").help("give it a name of its own under `model`");
             return None;

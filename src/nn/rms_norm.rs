@@ -1,7 +1,7 @@
 use super::builder::{Builder, Shape, VectorId};
 use super::fields::{Path, fields};
 use super::run::Run;
-use super::{Block, Plan};
+use super::{Block, Built, Plan};
 use crate::backend::Norm;
 use crate::error::Result;
 use crate::spec::Address;
@@ -26,12 +26,7 @@ struct Planned {
 }
 
 impl Plan for RmsNorm {
-    fn plan(
-        self,
-        b: &mut Builder<'_>,
-        input: Option<Shape>,
-        at: &Address,
-    ) -> Option<(Box<dyn Block>, Shape)> {
+    fn plan(self, b: &mut Builder<'_>, input: Option<Shape>, at: &Address) -> Built {
         let (rows, cols) = b.matrix(input, at)?;
         let weight = b.vector(&self.at, "weight", cols)?;
         Some((Box::new(Planned { weight, eps: self.eps as f32 }), Shape::Matrix { rows, cols }))

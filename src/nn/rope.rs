@@ -61,7 +61,7 @@ impl RopeFields {
             Some(_) => number(b, scaling?, "partial_rotary_factor")?,
         };
         let dim = self.dim.unwrap_or((head_dim as f64 * partial) as usize);
-        if dim % 2 != 0 || dim == 0 || dim > head_dim {
+        if !dim.is_multiple_of(2) || dim == 0 || dim > head_dim {
             let message = format!("expected an even number of rotated columns up to {head_dim}, found {dim}");
             b.wrong_value(at, message);
             return None;

@@ -13,14 +13,23 @@ use crate::tensor::{Array, Buffers, Tensor};
 /// Weights as blocks use them, in the order in which they were declared.
 #[derive(Debug, Default)]
 pub struct Parameters {
-    /// Linear maps with their biases.
-    pub linears: Vec<(Box<dyn Linear>, Option<Vec<f32>>)>,
+    /// Linear maps.
+    pub linears: Vec<BoundLinear>,
     /// Vectors.
     pub vectors: Vec<Vec<f32>>,
     /// Embedding tables.
     pub tables: Vec<Array>,
     /// Position biases.
     pub biases: Vec<PositionBias>,
+}
+
+/// A linear map with its weights.
+#[derive(Debug)]
+pub struct BoundLinear {
+    /// The product.
+    pub map: Box<dyn Linear>,
+    /// One element per output.
+    pub bias: Option<Vec<f32>>,
 }
 
 /// A value of the model with the blocks that compute it.
@@ -203,16 +212,16 @@ impl<'r> Run<'r> {
         act: Option<Activation>,
         mul: Option<&Tensor>,
     ) -> Tensor {
-        let (linear, bias) = &self.parameters.linears[id.0];
-        let mut out = self.buffers.take(x.rows(), linear.outputs());
-        linear.apply(x, &Epilogue { bias: bias.as_deref(), act, mul, accumulate: false }, &mut out);
+        let BoundLinear { map, bias } = &self.parameters.linears[id.0];
+        let mut out = self.buffers.take(x.rows(), map.outputs());
+        map.apply(x, &Epilogue { bias: bias.as_deref(), act, mul, accumulate: false }, &mut out);
         out
     }
 
     /// `sum += x Wᵀ + b`.
     pub fn linear_add(&mut self, id: LinearId, x: &Tensor, sum: &mut Tensor) {
-        let (linear, bias) = &self.parameters.linears[id.0];
-        linear.apply(x, &Epilogue { bias: bias.as_deref(), accumulate: true, ..Epilogue::default() }, sum);
+        let BoundLinear { map, bias } = &self.parameters.linears[id.0];
+        map.apply(x, &Epilogue { bias: bias.as_deref(), accumulate: true, ..Epilogue::default() }, sum);
     }
 
     /// A vector.

@@ -1,7 +1,7 @@
 use super::builder::{Builder, Shape};
 use super::fields::fields;
 use super::run::Run;
-use super::{Block, Plan};
+use super::{Block, Built, Plan};
 use crate::error::Result;
 use crate::spec::Address;
 use crate::tensor::Tensor;
@@ -20,12 +20,7 @@ fields! {
 struct Planned(f32);
 
 impl Plan for Scale {
-    fn plan(
-        self,
-        b: &mut Builder<'_>,
-        input: Option<Shape>,
-        at: &Address,
-    ) -> Option<(Box<dyn Block>, Shape)> {
+    fn plan(self, b: &mut Builder<'_>, input: Option<Shape>, at: &Address) -> Built {
         let (rows, cols) = b.matrix(input, at)?;
         Some((Box::new(Planned(self.by as f32)), Shape::Matrix { rows, cols }))
     }

@@ -1,7 +1,7 @@
 //! A description with a config, to blocks: conditions decided, loops unrolled, shapes computed.
 
 use crate::nn::combinators::{Repeat, Residual, Sequence, Sum};
-use crate::nn::{self, Block, Builder, PlannedValue, Rows, Shape, ValueId};
+use crate::nn::{self, Builder, Built, PlannedValue, Rows, Shape, ValueId};
 use crate::spec::{Address, Head, Item, Spec, Step, Tree};
 
 /// Most layers of one loop.
@@ -110,12 +110,7 @@ impl<'s, 'b> Expander<'s, 'b> {
         }
     }
 
-    fn item(
-        &mut self,
-        item: &'s Item,
-        input: Option<Shape>,
-        value: Option<ValueId>,
-    ) -> Option<(Box<dyn Block>, Shape)> {
+    fn item(&mut self, item: &'s Item, input: Option<Shape>, value: Option<ValueId>) -> Built {
         self.blocks += 1;
         if self.blocks > MAX_BLOCKS {
             self.builder.problem(&item.at, format!("more than {MAX_BLOCKS} blocks"));
@@ -211,13 +206,7 @@ impl<'s, 'b> Expander<'s, 'b> {
         self.sequence(body, input, None, at)
     }
 
-    fn block(
-        &mut self,
-        name: &str,
-        fields: &Tree,
-        at: &Address,
-        input: Option<Shape>,
-    ) -> Option<(Box<dyn Block>, Shape)> {
+    fn block(&mut self, name: &str, fields: &Tree, at: &Address, input: Option<Shape>) -> Built {
         let definition = nn::block(name)?; // an unknown one is reported already
         loop {
             let built = (definition.build)(&mut self.builder, fields, at, input);

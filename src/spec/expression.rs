@@ -269,7 +269,7 @@ mod tests {
             assert!(found.is_err(), "{template}: {found:?}");
         }
         // Numbers of unbounded size are not kept.
-        assert!(matches!(Template::parse("${9 ** 9 ** 9}").and_then(|t| t.value(&scope())), Err(_)));
+        assert!(Template::parse("${9 ** 9 ** 9}").and_then(|t| t.value(&scope())).is_err());
     }
 
     #[test]

@@ -69,7 +69,7 @@ pub unsafe fn tanh<S: Simd>(s: S, x: S::V) -> S::V {
     unsafe {
         let z = s.mul(x, x);
         let mut p = s.splat(-5.704_988_7e-3);
-        for c in [2.063_908_9e-2, -5.373_971_4e-2, 0.133_314_42, -0.333_332_8] {
+        for c in [2.063_909e-2, -5.373_971_4e-2, 0.133_314_42, -0.333_332_8] {
             p = s.fma(p, z, s.splat(c));
         }
         let small = s.fma(s.mul(p, z), x, x);
