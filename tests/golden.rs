@@ -1,15 +1,17 @@
 //! Every fixture under `tests/golden`: outputs, hidden states and greedy tokens as transformers computes them.
 
-use std::path::{Path, PathBuf};
+mod common;
+
+use std::path::Path;
 use std::sync::Arc;
+
+use common::{cases, load};
 
 use smelt::backend::Backend;
 use smelt::cpu::{Cpu, SimdLevel};
-use smelt::model::{LoadOptions, Network};
-use smelt::plan::{Config, Plan, Target, builtin};
 use smelt::reference::Reference;
 use smelt::task::Bundle;
-use smelt::weights::{Checkpoint, Index, Repository, read_bundle};
+use smelt::weights::read_bundle;
 
 /// Largest absolute difference from transformers.
 const TOLERANCE: f32 = 1e-4;
@@ -22,37 +24,10 @@ fn noise() -> serde_json::Value {
     serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap()
 }
 
-fn fixtures() -> Vec<PathBuf> {
-    fn walk(dir: &Path, found: &mut Vec<PathBuf>) {
-        for entry in std::fs::read_dir(dir).unwrap() {
-            let path = entry.unwrap().path();
-            if path.is_dir() {
-                walk(&path, found);
-            } else if path.file_name().unwrap() == "reference.safetensors" {
-                found.push(dir.to_owned());
-            }
-        }
-    }
-    let mut found = Vec::new();
-    walk(&Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden"), &mut found);
-    found.sort();
-    found
-}
-
-fn load(dir: &Path, backend: Arc<dyn Backend>) -> smelt::Result<Network> {
-    let repository = Repository::open(dir)?;
-    let config = Config::parse("config.json", repository.text("config.json")?.unwrap())?;
-    let index = Index::open(&repository)?;
-    let plan = Plan::new(builtin::find(&config)?, &config, &index, &Target::Config)?;
-    Network::load(plan, &Checkpoint::map(&repository, &index)?, backend, &LoadOptions::default())
-}
-
 fn check(backend: Arc<dyn Backend>) {
-    let fixtures = fixtures();
-    assert!(fixtures.len() >= 17, "the fixtures are there");
     let noise = noise();
     let mut failures = Vec::new();
-    for dir in fixtures {
+    for dir in cases() {
         let name = dir.strip_prefix(env!("CARGO_MANIFEST_DIR")).unwrap().display().to_string();
         let result = load(&dir, backend.clone()).and_then(|network| {
             Bundle::new(read_bundle(&dir.join("reference.safetensors"))?)?.compare(&network)
