@@ -1,0 +1,276 @@
+//! Tasks on the fixtures: texts in, and what transformers computed for the same texts out.
+
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+use smelt::tensor::Array;
+use smelt::tokenizer::{Limit, Stream, Tokenizer};
+use smelt::weights::read_bundle;
+use smelt::{AnswerOptions, FinishReason, GenerateOptions, Model, OpenOptions, SamplingOptions, Text};
+
+fn golden() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden")
+}
+
+/// Directories of fixtures that hold `file`, with their `reference.json`.
+fn fixtures(file: &str) -> Vec<(PathBuf, Value)> {
+    let mut found = Vec::new();
+    for family in std::fs::read_dir(golden()).unwrap().flatten().filter(|e| e.path().is_dir()) {
+        for case in std::fs::read_dir(family.path()).unwrap().flatten() {
+            let dir = case.path();
+            if let Ok(text) = std::fs::read_to_string(dir.join("reference.json"))
+                && dir.join(file).exists()
+            {
+                found.push((dir, serde_json::from_str(&text).unwrap()));
+            }
+        }
+    }
+    found.sort_by(|a, b| a.0.cmp(&b.0));
+    found
+}
+
+/// The fixture whose `architectures` end so, with its reference.
+fn of_class(class: &str) -> Vec<(PathBuf, Value, std::collections::BTreeMap<String, Array>)> {
+    let of_class = |(dir, info): (PathBuf, Value)| {
+        let is = info["model_class"].as_str()?.ends_with(class) && dir.join("tokenizer.json").exists();
+        is.then(|| (dir.clone(), info, read_bundle(&dir.join("reference.safetensors")).unwrap()))
+    };
+    let found: Vec<_> = fixtures("reference.safetensors").into_iter().filter_map(of_class).collect();
+    assert!(!found.is_empty(), "{class}");
+    found
+}
+
+fn texts(info: &Value) -> Vec<Text<'_>> {
+    fn text(value: &Value) -> Text<'_> {
+        match value {
+            Value::Array(pair) => Text { text: pair[0].as_str().unwrap(), pair: pair[1].as_str() },
+            other => other.as_str().unwrap().into(),
+        }
+    }
+    info["batch_texts"].as_array().unwrap().iter().map(text).collect()
+}
+
+fn softmax(x: &[f32]) -> Vec<f32> {
+    let largest = x.iter().copied().fold(f32::MIN, f32::max);
+    let total: f32 = x.iter().map(|x| (x - largest).exp()).sum();
+    x.iter().map(|x| (x - largest).exp() / total).collect()
+}
+
+#[test]
+fn tokenizers_give_the_ids_of_transformers() {
+    let mut seen = 0;
+    for (dir, info) in fixtures("tokenizer.json") {
+        let Some(rows) = info["tokenization"].as_array() else { continue };
+        let text = std::fs::read_to_string(dir.join("tokenizer.json")).unwrap();
+        let config = std::fs::read_to_string(dir.join("tokenizer_config.json")).ok();
+        let tokenizer = Tokenizer::from_json(&text, "tokenizer.json", config.as_deref()).unwrap();
+        for row in rows {
+            seen += 1;
+            let (text, pair) = (row["text"].as_str().unwrap(), row["pair"].as_str());
+            let encoding = tokenizer.encode(text, pair, Limit::default()).unwrap();
+            let ids: Vec<u64> = encoding.ids.iter().map(|id| u64::from(*id)).collect();
+            assert_eq!(Value::from(ids), row["ids"], "{}: {text}", dir.display());
+            if let Some(types) = row["type_ids"].as_array() {
+                assert_eq!(encoding.type_ids.iter().map(|t| Value::from(*t)).collect::<Vec<_>>(), *types);
+            }
+            let Some(decoded) = row["decoded"].as_str() else { continue };
+            assert_eq!(tokenizer.decode(&encoding.ids, true).unwrap(), decoded, "{}: {text}", dir.display());
+            // Piece by piece it is the same text.
+            let mut stream = Stream::new(&tokenizer);
+            let mut pieces: String = encoding.ids.iter().map(|id| stream.push(*id).unwrap()).collect();
+            pieces += &stream.finish().unwrap();
+            assert_eq!(pieces, decoded, "{}: {text}, streamed", dir.display());
+        }
+    }
+    assert!(seen > 100, "{seen} texts");
+}
+
+#[test]
+fn texts_are_cut_only_when_asked_for() {
+    let (dir, ..) = of_class("ForSequenceClassification").remove(0);
+    let long = "the cat sat on the mat. ".repeat(20);
+    let error = Model::open(&dir).unwrap().classify(&[long.as_str().into()]).unwrap_err().to_string();
+    assert!(error.contains("takes at most 37") && error.contains("--truncate"), "{error}");
+    let model = Model::open_with(&dir, &OpenOptions { truncate: true, ..OpenOptions::default() }).unwrap();
+    assert!(model.classify(&[long.as_str().into()]).unwrap()[0].truncated > 100);
+    // The special token at the end stays.
+    let tokenizer = model.tokenizer().unwrap();
+    let limit = Limit { max_tokens: Some(9), truncate: true };
+    let whole = tokenizer.encode(&long, None, Limit::default()).unwrap();
+    let cut = tokenizer.encode(&long, None, limit).unwrap();
+    assert_eq!((cut.ids.len(), cut.ids[8]), (9, *whole.ids.last().unwrap()));
+    assert_eq!(cut.truncated, whole.ids.len() - 9);
+    assert_eq!(cut.ids[..8], whole.ids[..8]);
+    assert!(tokenizer.encode(&long, None, Limit { max_tokens: Some(2), truncate: true }).is_err());
+}
+
+#[test]
+fn sequences_are_classified() {
+    for (dir, info, reference) in of_class("ForSequenceClassification") {
+        let model = Model::open(&dir).unwrap();
+        let found = model.classify(&texts(&info)).unwrap();
+        let logits = reference["output.logits"].to_f32();
+        for (row, found) in logits.chunks(3).zip(&found) {
+            let expected = softmax(row);
+            assert!(found.labels.windows(2).all(|pair| pair[0].score >= pair[1].score), "the best first");
+            for label in &found.labels {
+                let id: usize = label.label.strip_prefix("LABEL_").unwrap().parse().unwrap();
+                assert!(
+                    (label.score - expected[id]).abs() < 1e-4,
+                    "{}: {label:?} {expected:?}",
+                    dir.display()
+                );
+            }
+        }
+        assert_eq!(found.len(), 3);
+    }
+}
+
+#[test]
+fn tokens_are_classified() {
+    let (dir, info, reference) = of_class("ForTokenClassification").remove(0);
+    let found = Model::open(&dir).unwrap().classify_tokens(&texts(&info)).unwrap();
+    let (logits, shape) = (reference["output.logits"].to_f32(), reference["output.logits"].shape());
+    // The first text has no special token but the first and those behind it.
+    for (i, found) in found.iter().enumerate() {
+        let token = &found.tokens[0];
+        let row = &logits[(i * shape[1] + 1) * shape[2]..][..shape[2]];
+        let best = (0..row.len()).max_by(|a, b| row[*a].total_cmp(&row[*b])).unwrap();
+        assert_eq!(token.label.label, format!("LABEL_{best}"));
+        assert!((token.label.score - softmax(row)[best]).abs() < 1e-4);
+    }
+    let text = texts(&info)[0];
+    let first = &found[0].tokens[0];
+    assert_eq!(first.text, text.text[first.start..first.end]);
+}
+
+#[test]
+fn answers_are_the_best_spans() {
+    let (dir, info, reference) = of_class("ForQuestionAnswering").remove(0);
+    let texts = texts(&info);
+    let options = AnswerOptions { n: 3, max_tokens: 4 };
+    let found = Model::open(&dir).unwrap().answer(&texts[..2], options).unwrap();
+    let width = reference["input.input_ids"].shape()[1];
+    let types = reference["input.token_type_ids"].to_i64().unwrap();
+    let mask = reference["input.attention_mask"].to_i64().unwrap();
+    let (starts, ends) = (reference["output.start_logits"].to_f32(), reference["output.end_logits"].to_f32());
+    for (i, found) in found.iter().enumerate() {
+        // The context is what has type 1, without the separator at its end.
+        let context: Vec<usize> =
+            (i * width..(i + 1) * width).filter(|t| types[*t] == 1 && mask[*t] == 1).collect();
+        let context = &context[..context.len() - 1];
+        let p = |x: &[f32]| softmax(&context.iter().map(|t| x[*t]).collect::<Vec<_>>());
+        let (starts, ends) = (p(&starts), p(&ends));
+        let mut best: f32 = 0.0;
+        for s in 0..context.len() {
+            for e in s..context.len().min(s + 4) {
+                best = best.max(starts[s] * ends[e]);
+            }
+        }
+        assert_eq!(found.len(), 3);
+        assert!((found[0].score - best).abs() < 1e-4, "{found:?} {best}");
+        assert_eq!(texts[i].pair.unwrap()[found[0].start..found[0].end], found[0].text);
+    }
+    let error = Model::open(&dir).unwrap().answer(&["who?".into()], options).unwrap_err().to_string();
+    assert!(error.contains("has no context"), "{error}");
+}
+
+#[test]
+fn masks_are_filled() {
+    for (dir, ..) in of_class("ForMaskedLM") {
+        let model = Model::open(&dir).unwrap();
+        let mask =
+            model.tokenizer().unwrap().token(model.tokenizer().unwrap().roles().mask.unwrap()).unwrap();
+        let text = format!("the {mask} sat on the {mask}.");
+        let found = model.fill_mask(&[text.as_str().into()], 5).unwrap();
+        assert_eq!(found[0].masks.len(), 2);
+        for mask in &found[0].masks {
+            assert_eq!(mask.len(), 5);
+            assert!(mask.windows(2).all(|pair| pair[0].score >= pair[1].score));
+        }
+        let error = model.fill_mask(&["no mask".into()], 1).unwrap_err().to_string();
+        assert!(error.contains(&mask), "{error}");
+        let error = model.classify(&["x".into()]).unwrap_err().to_string();
+        assert!(error.contains("expected a model for `sequence_classification`"), "{error}");
+    }
+}
+
+#[test]
+fn sentences_are_embedded_as_their_repository_says() {
+    let mut seen = 0;
+    for (dir, info) in fixtures("expected.safetensors") {
+        seen += 1;
+        let expected = read_bundle(&dir.join("expected.safetensors")).unwrap();
+        let expected = &expected["output.sentence_embedding"];
+        let model = Model::open(&dir).unwrap();
+        let found = model.embed(&texts(&info), None).unwrap();
+        assert_eq!(expected.shape(), [found.len(), found[0].vector.len()], "{}", dir.display());
+        let expected = expected.to_f32();
+        let found_all: Vec<f32> = found.iter().flat_map(|e| e.vector.clone()).collect();
+        for (a, b) in found_all.iter().zip(&expected) {
+            assert!((a - b).abs() < 1e-4, "{}: {a} {b}", dir.display());
+        }
+    }
+    assert!(seen >= 5, "{seen} pipelines");
+}
+
+#[test]
+fn prompts_are_continued() {
+    let mut classes = of_class("ForCausalLM");
+    classes.extend(of_class("LMHeadModel"));
+    classes.extend(of_class("ForConditionalGeneration"));
+    for (dir, info, reference) in classes {
+        let Some(prompts) = info["prompts"].as_array() else { continue };
+        let prompts: Vec<Text<'_>> = prompts.iter().map(|p| p.as_str().unwrap().into()).collect();
+        let model = Model::open(&dir).unwrap();
+        let steps = reference["generate.0.tokens"].len();
+        let options = GenerateOptions { max_tokens: steps, ignore_eos: true, ..GenerateOptions::default() };
+        let found = model.generate(&prompts, &options).unwrap();
+        for (i, found) in found.iter().enumerate() {
+            let tokens: Vec<i64> = found.tokens.iter().map(|t| i64::from(*t)).collect();
+            let expected = reference[&format!("generate.{i}.tokens")].to_i64().unwrap();
+            assert_eq!(tokens, expected, "{}: prompt {i}", dir.display());
+            assert_eq!(found.finish, FinishReason::Length);
+            // Streamed, it is the same text.
+            let pieces: String = model.stream(prompts[i], &options).unwrap().map(Result::unwrap).collect();
+            assert_eq!(pieces, found.text, "{}", dir.display());
+            // A stop string in the middle of it ends it there.
+            let middle: String = found.text.chars().skip(found.text.chars().count() / 2).take(2).collect();
+            if middle.chars().count() == 2 && !middle.contains('\u{fffd}') {
+                let options = GenerateOptions { stop: vec![middle.clone()], ..options.clone() };
+                let stopped = &model.generate(&prompts[i..=i], &options).unwrap()[0];
+                assert_eq!(stopped.finish, FinishReason::Stop);
+                assert_eq!(stopped.text, found.text[..found.text.find(&middle).unwrap()]);
+            }
+        }
+        // What is sampled for a prompt depends on the seed and its place, not on the others.
+        let sampling =
+            SamplingOptions { temperature: 1.0, top_k: Some(20), seed: 3, ..SamplingOptions::default() };
+        let options = GenerateOptions { sampling, ..options };
+        let both = model.generate(&prompts, &options).unwrap();
+        assert_eq!(both, model.generate(&prompts, &options).unwrap());
+        assert_eq!(both[..1], model.generate(&prompts[..1], &options).unwrap());
+    }
+}
+
+#[test]
+fn a_text_ends_where_the_model_ends_it() {
+    for (dir, _, reference) in of_class("LMHeadModel") {
+        if !reference.contains_key("generate.0.tokens") {
+            continue;
+        }
+        // The third token of the continuation is declared to end the text.
+        let tokens = reference["generate.0.tokens"].to_i64().unwrap();
+        let copy = tempfile::tempdir().unwrap();
+        for file in std::fs::read_dir(&dir).unwrap().flatten() {
+            std::fs::copy(file.path(), copy.path().join(file.file_name())).unwrap();
+        }
+        let settings = format!("{{\"eos_token_id\": [{}]}}", tokens[2]);
+        std::fs::write(copy.path().join("generation_config.json"), settings).unwrap();
+        let model = Model::open(copy.path()).unwrap();
+        let found =
+            &model.generate(&["the cat sat on the mat and".into()], &GenerateOptions::default()).unwrap()[0];
+        let first = tokens.iter().position(|t| *t == tokens[2]).unwrap();
+        assert_eq!((found.tokens.len(), found.finish), (first, FinishReason::Eos));
+    }
+}
