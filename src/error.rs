@@ -234,7 +234,7 @@ mod tests {
     fn a_problem_shows_its_line() {
         let problem = Problem::new("unknown block `layernorm`")
             .at(Some(Place {
-                file: "bert.yaml".into(),
+                file: "my.yaml".into(),
                 line: 35,
                 column: 7,
                 excerpt: Some(("    - layernorm: embeddings.LayerNorm".into(), 9)),
@@ -242,7 +242,7 @@ mod tests {
             }))
             .help("did you mean `layer_norm`?");
         let expected = "unknown block `layernorm`
-  --> bert.yaml:35:7
+  --> my.yaml:35:7
    |
 35 |     - layernorm: embeddings.LayerNorm
    |       ^^^^^^^^^ not a block

@@ -66,6 +66,11 @@ impl<'n> Session<'n> {
             let message = "this model cannot be given tokens one by one: its attention is not causal";
             return Err(Error::new(ErrorKind::Input, message));
         }
+        if stream == Stream::Decoder && self.input.is_none() {
+            return Err(
+                Error::new(ErrorKind::Input, "the encoder has read nothing").help("call `encode` first")
+            );
+        }
         let mut new = Tokens::default();
         for (ids, past) in tokens.iter().zip(&self.lengths) {
             new.push(ids, *past);
@@ -103,7 +108,9 @@ impl<'n> Session<'n> {
         self.states.retain(|_| kept.next().copied().unwrap_or(false));
         let mut kept = keep.iter();
         self.lengths.retain(|_| kept.next().copied().unwrap_or(false));
-        // By now the caches hold what the encoder has read, and its tokens have no sequences any more.
-        self.input = None;
+        if let Some(input) = &self.input {
+            let kept = input.spans.iter().zip(keep).filter(|(_, keep)| **keep);
+            self.input = Some(Tokens::of(kept.map(|(span, _)| &input.ids[span.rows.clone()])));
+        }
     }
 }

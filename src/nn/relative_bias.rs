@@ -92,7 +92,7 @@ mod tests {
 
     #[test]
     fn buckets_are_those_of_transformers() {
-        // transformers 5.23: T5Attention._relative_position_bucket(torch.tensor(d), bidirectional, 32, 128)
+        // transformers 5.23: `_relative_position_bucket` of (distance, bidirectional, 32, 128)
         let distances = [-200, -128, -64, -20, -16, -15, -8, -7, -1, 0, 1, 7, 8, 20, 127, 500];
         let both = [15, 15, 14, 10, 10, 9, 8, 7, 1, 0, 17, 23, 24, 26, 31, 31];
         let causal = [31, 31, 26, 17, 16, 15, 8, 7, 1, 0, 0, 0, 0, 0, 0, 0];

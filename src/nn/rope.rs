@@ -104,7 +104,7 @@ fn scale(b: &mut Builder<'_>, scaling: &Settings, inv_freq: &mut [f32]) -> Optio
             let factor = number(b, scaling, "factor")?;
             inv_freq.iter_mut().for_each(|f| *f = (f64::from(*f) / factor) as f32);
         }
-        // Meta, “The Llama 3 Herd of Models”, 2024, as transformers 5.23 computes it.
+        // Grattafiori et al., arXiv:2407.21783, 2024, as transformers 5.23 computes it.
         "llama3" => {
             let factor = number(b, scaling, "factor")?;
             let low = number(b, scaling, "low_freq_factor")?;

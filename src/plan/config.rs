@@ -51,7 +51,7 @@ impl Config {
         }
     }
 
-    /// The file and line of a place: `models/bert/config.json:14`.
+    /// The file and line of a place: `models/mine/config.json:14`.
     fn whereabouts(&self, at: &Address) -> String {
         match self.source.line(at) {
             Some(line) => format!("{}:{line}", self.source.name),

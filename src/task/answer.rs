@@ -39,7 +39,7 @@ impl Model {
     /// ```no_run
     /// use smelt::AnswerOptions;
     /// # fn main() -> smelt::Result<()> {
-    /// let model = smelt::Model::open("models/bert-squad")?;
+    /// let model = smelt::Model::open("models/questions")?;
     /// let text = ("Where was she born?", "Marie Curie was born in Warsaw.").into();
     /// assert_eq!(model.answer(&[text], AnswerOptions::default())?[0][0].text, "Warsaw");
     /// # Ok(()) }

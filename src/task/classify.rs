@@ -90,7 +90,7 @@ impl Model {
     ///
     /// ```no_run
     /// # fn main() -> smelt::Result<()> {
-    /// let model = smelt::Model::open("models/bert-ner")?;
+    /// let model = smelt::Model::open("models/names")?;
     /// for token in &model.classify_tokens(&["Marie Curie was born in Warsaw.".into()])?[0].tokens {
     ///     println!("{} {}", token.text, token.label.label);
     /// }

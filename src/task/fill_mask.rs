@@ -28,7 +28,7 @@ impl Model {
     ///
     /// ```no_run
     /// # fn main() -> smelt::Result<()> {
-    /// let model = smelt::Model::open("models/bert-base-uncased")?;
+    /// let model = smelt::Model::open("models/masked-lm")?;
     /// let fills = &model.fill_mask(&["Paris is the [MASK] of France.".into()], 3)?[0];
     /// assert_eq!(fills.masks[0][0].token, "capital");
     /// # Ok(()) }

@@ -38,7 +38,8 @@ pub enum BackendKind {
 pub struct OpenOptions {
     /// The architecture: a YAML file or the name of a built-in one; by default the built-in one that matches the config.
     pub arch: Option<String>,
-    /// The task: a head of the architecture, or `embed` for token vectors; by default what the config asks for.
+    /// The task: a head of the architecture, or `embed` for vectors of texts. By default `embed` if the repository has a pipeline
+    /// for sentences (`modules.json`), else what the config asks for.
     pub task: Option<String>,
     /// Type in which weights are kept; as they are stored by default.
     pub dtype: Option<DType>,
@@ -81,7 +82,7 @@ impl<'t> From<(&'t str, &'t str)> for Text<'t> {
 /// ```
 /// # fn main() -> smelt::Result<()> {
 /// # let dir = "examples/models/language-id";
-/// let model = smelt::load_from_spec("architectures/bert.yaml", dir)?;
+/// let model = smelt::load_from_spec("examples/classifier.yaml", dir)?;
 /// let answers = model.classify(&["Where is the station?".into()])?;
 /// assert_eq!(answers[0].labels[0].label, "en");
 /// # Ok(()) }
@@ -126,6 +127,8 @@ impl Model {
             None => builtin::find(&config)?,
         };
         let target = match options.task.as_deref() {
+            // A repository with a pipeline for sentences is there for their vectors.
+            None if repository.has("modules.json") => Target::Features,
             None => Target::Config,
             Some("embed") => Target::Features,
             Some(task) => Target::Task(task.to_owned()),

@@ -54,7 +54,7 @@ impl Repository {
         &self.name
     }
 
-    /// The path of a file for messages, such as `models/my-bert/config.json`.
+    /// The path of a file for messages, such as `models/mine/config.json`.
     pub fn label(&self, file: &str) -> String {
         match &self.place {
             Where::Disk(dir) => dir.join(file).display().to_string(),
