@@ -1,4 +1,4 @@
-//! Every fixture under `tests/golden`: outputs, hidden states and greedy tokens as transformers computes them.
+//! Every fixture under `tests/golden` and the models in `examples/models`: outputs, hidden states and greedy tokens as transformers computes them.
 
 mod common;
 
@@ -63,4 +63,22 @@ fn the_cpu_backend_agrees_with_transformers() {
             check(Arc::new(cpu));
         }
     }
+}
+
+#[test]
+fn embedded_models_agree_with_transformers() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut seen = 0;
+    for entry in std::fs::read_dir(root.join("examples/models")).unwrap().flatten() {
+        seen += 1;
+        let name = entry.file_name().into_string().unwrap();
+        let network = load(&entry.path(), Arc::new(Cpu::new(Some(2)))).unwrap();
+        let bundle = root.join(format!("tests/golden/embedded/{name}.safetensors"));
+        let comparisons = Bundle::new(read_bundle(&bundle).unwrap()).unwrap().compare(&network).unwrap();
+        assert!(!comparisons.is_empty());
+        for c in comparisons {
+            assert!(c.largest <= TOLERANCE, "{name}: {c:?}");
+        }
+    }
+    assert_eq!(seen, 2);
 }

@@ -162,9 +162,9 @@ fn answers_are_the_best_spans() {
         let p = |x: &[f32]| softmax(&context.iter().map(|t| x[*t]).collect::<Vec<_>>());
         let (starts, ends) = (p(&starts), p(&ends));
         let mut best: f32 = 0.0;
-        for s in 0..context.len() {
-            for e in s..context.len().min(s + 4) {
-                best = best.max(starts[s] * ends[e]);
+        for (s, start) in starts.iter().enumerate() {
+            for end in ends.iter().skip(s).take(options.max_tokens) {
+                best = best.max(start * end);
             }
         }
         assert_eq!(found.len(), 3);

@@ -36,12 +36,15 @@ impl Model {
     /// Finds the parts of contexts that answer questions, with a model for extractive question answering. Each text is a
     /// question with its context as the pair. The best answers come first.
     ///
-    /// ```no_run
+    /// ```
     /// use smelt::AnswerOptions;
     /// # fn main() -> smelt::Result<()> {
-    /// let model = smelt::Model::open("models/questions")?;
-    /// let text = ("Where was she born?", "Marie Curie was born in Warsaw.").into();
-    /// assert_eq!(model.answer(&[text], AnswerOptions::default())?[0][0].text, "Warsaw");
+    /// # let dirs = std::fs::read_dir("tests/golden").unwrap().map(|dir| dir.unwrap().path().join("question-answering"));
+    /// # let dir = dirs.into_iter().find(|dir| dir.exists()).unwrap();
+    /// let model = smelt::Model::open(dir)?;
+    /// let context = "Marie Curie was born in Warsaw.";
+    /// let best = &model.answer(&[("Where was she born?", context).into()], AnswerOptions::default())?[0][0];
+    /// assert_eq!(best.text, context[best.start..best.end]);
     /// # Ok(()) }
     /// ```
     ///

@@ -88,9 +88,11 @@ impl Model {
 
     /// Classifies each token of texts, with a model for token classification.
     ///
-    /// ```no_run
+    /// ```
     /// # fn main() -> smelt::Result<()> {
-    /// let model = smelt::Model::open("models/names")?;
+    /// # let dirs = std::fs::read_dir("tests/golden").unwrap().map(|dir| dir.unwrap().path().join("token-classification"));
+    /// # let dir = dirs.into_iter().find(|dir| dir.exists()).unwrap();
+    /// let model = smelt::Model::open(dir)?;
     /// for token in &model.classify_tokens(&["Marie Curie was born in Warsaw.".into()])?[0].tokens {
     ///     println!("{} {}", token.text, token.label.label);
     /// }

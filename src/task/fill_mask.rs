@@ -26,11 +26,15 @@ impl Model {
     /// The `n` likeliest tokens for each mask (`[MASK]` or what the tokenizer calls it) in texts, with a model for masked
     /// language modelling.
     ///
-    /// ```no_run
+    /// ```
     /// # fn main() -> smelt::Result<()> {
-    /// let model = smelt::Model::open("models/masked-lm")?;
+    /// # let dirs = std::fs::read_dir("tests/golden").unwrap().map(|dir| dir.unwrap().path().join("masked-lm"));
+    /// # let dir = dirs.into_iter().find(|dir| dir.exists()).unwrap();
+    /// let model = smelt::Model::open(dir)?;
     /// let fills = &model.fill_mask(&["Paris is the [MASK] of France.".into()], 3)?[0];
-    /// assert_eq!(fills.masks[0][0].token, "capital");
+    /// for fill in &fills.masks[0] {
+    ///     println!("{} {}", fill.score, fill.token);
+    /// }
     /// # Ok(()) }
     /// ```
     ///
