@@ -42,8 +42,8 @@ impl Model {
     /// # let dirs = std::fs::read_dir("tests/golden").unwrap().map(|dir| dir.unwrap().path().join("question-answering"));
     /// # let dir = dirs.into_iter().find(|dir| dir.exists()).unwrap();
     /// let model = smelt::Model::open(dir)?;
-    /// let context = "Marie Curie was born in Warsaw.";
-    /// let best = &model.answer(&[("Where was she born?", context).into()], AnswerOptions::default())?[0][0];
+    /// let context = "She lives in Rome.";
+    /// let best = &model.answer(&[("Where is she?", context).into()], AnswerOptions::default())?[0][0];
     /// assert_eq!(best.text, context[best.start..best.end]);
     /// # Ok(()) }
     /// ```
