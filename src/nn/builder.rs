@@ -167,7 +167,9 @@ pub struct Declared {
     pub ropes: Vec<Rope>,
     /// Most tokens that a sequence of a stream can have, each with the reason.
     pub limits: Vec<(Stream, usize, String)>,
-    /// The widest matrix, in columns.
+    /// Columns of the widest matrix inside of a layer.
+    pub widest_in_layers: usize,
+    /// Columns of the widest matrix, logits included.
     pub widest: usize,
 }
 
@@ -386,9 +388,18 @@ impl<'a> Builder<'a> {
     /// Declares a linear map of these parts.
     pub fn linear_of(&mut self, parts: Vec<PartUse>, inputs: usize) -> LinearId {
         let outputs = parts.iter().map(|p| p.order.as_ref().map_or(p.outputs, Vec::len)).sum();
-        self.declared.widest = self.declared.widest.max(outputs);
+        self.note_width(outputs);
         self.declared.linears.push(LinearUse { parts, inputs, outputs });
         LinearId(self.declared.linears.len() - 1)
+    }
+
+    /// Notes the columns of a matrix: what a pass needs to hold depends on the widest ones.
+    pub fn note_width(&mut self, cols: usize) {
+        let declared = &mut self.declared;
+        declared.widest = declared.widest.max(cols);
+        if !self.loops.is_empty() {
+            declared.widest_in_layers = declared.widest_in_layers.max(cols);
+        }
     }
 
     /// Declares the vector `suffix` (`weight`, `bias`) of a module, or the parameter itself if `suffix` is empty.

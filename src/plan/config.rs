@@ -83,17 +83,21 @@ fn repeated_keys(source: &Source, tree: &Tree, at: &Address, problems: &mut Prob
 pub struct Bound {
     /// The values.
     pub scope: Scope,
+    /// Whether the description is for this config.
+    pub matches: bool,
     /// Notes such as `` `heads` is `num_attention_heads` (12) in config.json:7 ``.
     pub origins: HashMap<String, String>,
 }
 
 /// Gives each name of a description its value, and checks what it matches and requires.
 pub fn bind(spec: &Spec, config: &Config, problems: &mut Problems) -> Bound {
+    let mut bound = Bound { matches: true, ..Bound::default() };
     for test in &spec.matches {
         // A key that is not there does not speak against the description: old files lack many.
         if let Some((found, at)) = config.find(&test.key)
             && !accepts(test, found)
         {
+            bound.matches = false;
             let message = mismatch("does not describe this model", test, found);
             let problem = problems.brief(&spec.source, &test.at, message, "");
             note(problem, format!("set in {}", config.whereabouts(&at)));
@@ -122,7 +126,6 @@ pub fn bind(spec: &Spec, config: &Config, problems: &mut Problems) -> Bound {
             }
         }
     }
-    let mut bound = Bound::default();
     for binding in &spec.config {
         if let Some(value) = value_of(spec, config, binding, &mut bound, problems) {
             bound.scope.insert(binding.name.clone(), value);

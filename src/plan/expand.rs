@@ -84,8 +84,7 @@ impl<'s, 'b> Expander<'s, 'b> {
             }
             let (block, next) = self.item(item, shape, value)?;
             if let Shape::Matrix { cols, .. } = next {
-                let widest = &mut self.builder.declared.widest;
-                *widest = (*widest).max(cols);
+                self.builder.note_width(cols);
             }
             blocks.push(block);
             shape = Some(next);

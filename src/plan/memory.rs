@@ -48,8 +48,10 @@ impl Memory {
                 memory.activations_per_token = memory.activations_per_token.max(bytes);
             }
         }
-        // At most five matrices are alive in a layer: the sum, its normed copy, and the block's own three.
-        memory.activations_per_token += 5 * 4 * declared.widest as u64;
+        // At most five matrices are alive in a layer: the sum, its normed copy, and the block's own three. The logits come
+        // when the layers are done, and once more when they are handed out.
+        let layer = 5 * 4 * declared.widest_in_layers as u64;
+        memory.activations_per_token += layer.max(2 * 4 * declared.widest as u64);
         memory
     }
 

@@ -57,8 +57,9 @@ impl Plan {
     pub fn new(source: Source, config: &Config, index: &Index, target: &Target) -> Result<Plan> {
         let mut problems = Problems::default();
         let spec = parse(source, &mut problems);
-        let head = choose_head(&spec, config, target, &mut problems);
         let bound = config::bind(&spec, config, &mut problems);
+        // Of a model that the description is not for, nothing needs to be said of its heads.
+        let head = if bound.matches { choose_head(&spec, config, target, &mut problems) } else { None };
         // What stands in the way of a plan may lie in either file; a mistake in the description comes first.
         problems.finish(ErrorKind::Config)?;
 
