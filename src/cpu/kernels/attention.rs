@@ -191,12 +191,11 @@ impl Tile<'_> {
             for half in (0..PAGE_KEYS).step_by(2 * S::LANES) {
                 // SAFETY: `n` rows of queries and scores; a page has `k` rows of keys.
                 unsafe {
-                    let (b, c) = (keys.add(half), to.add(half));
-                    if S::LANES == PAGE_KEYS {
-                        product::<S, 1>(s, n, q.as_ptr(), k, k, b, PAGE_KEYS, c, BLOCK_KEYS, S::LANES);
-                    } else {
-                        product::<S, 2>(s, n, q.as_ptr(), k, k, b, PAGE_KEYS, c, BLOCK_KEYS, S::LANES);
-                    }
+                    let a = View { first: q.as_ptr(), step: k };
+                    let b = View { first: keys.add(half), step: PAGE_KEYS };
+                    let c = View { first: to.add(half), step: BLOCK_KEYS };
+                    let product = Product { n, k, a, b, c, width: S::LANES, add: false };
+                    if S::LANES == PAGE_KEYS { product.run::<S, 1>(s) } else { product.run::<S, 2>(s) }
                 }
             }
         }
@@ -274,132 +273,97 @@ impl Tile<'_> {
             while d < v {
                 // SAFETY: `n` rows of weights and values; a page has `PAGE_KEYS` rows of values, of which `v - d` columns are left.
                 unsafe {
-                    let (b, c) = (stored.add(d), values.as_mut_ptr().add(d));
-                    if d + 2 * S::LANES <= v {
-                        accumulate::<S, 2>(s, n, weights, BLOCK_KEYS, PAGE_KEYS, b, v, c, v, S::LANES);
-                        d += 2 * S::LANES;
+                    let a = View { first: weights, step: BLOCK_KEYS };
+                    let b = View { first: stored.add(d), step: v };
+                    let c = View { first: values.as_mut_ptr().add(d), step: v };
+                    let wide = d + 2 * S::LANES <= v;
+                    let width = if wide { S::LANES } else { (v - d).min(S::LANES) };
+                    let product = Product { n, k: PAGE_KEYS, a, b, c, width, add: true };
+                    if wide {
+                        product.run::<S, 2>(s)
                     } else {
-                        let width = (v - d).min(S::LANES);
-                        accumulate::<S, 1>(s, n, weights, BLOCK_KEYS, PAGE_KEYS, b, v, c, v, width);
-                        d += width;
+                        product.run::<S, 1>(s)
+                    }
+                    d += if wide { 2 * S::LANES } else { width };
+                }
+            }
+        }
+    }
+}
+
+/// A matrix by its first element and the distance between its rows.
+#[derive(Clone, Copy)]
+struct View<P> {
+    first: P,
+    step: usize,
+}
+
+/// `c = a b`, or `c += a b`: `[n, k]` times `[k, N vectors]`, the last of which has `width` elements.
+struct Product {
+    n: usize,
+    k: usize,
+    a: View<*const f32>,
+    b: View<*const f32>,
+    c: View<*mut f32>,
+    width: usize,
+    add: bool,
+}
+
+impl Product {
+    /// # Safety
+    /// Only inside of a kernel; the elements of the matrices must be readable, those of `c` writable.
+    #[inline(always)]
+    unsafe fn run<S: Simd, const N: usize>(&self, s: S) {
+        let mut row = 0;
+        // SAFETY: the caller's; row + R never exceeds `n`.
+        unsafe {
+            while row + 4 <= self.n {
+                self.tile::<S, N, 4>(s, row);
+                row += 4;
+            }
+            while row < self.n {
+                self.tile::<S, N, 1>(s, row);
+                row += 1;
+            }
+        }
+    }
+
+    /// `R` rows from `row` on.
+    #[inline(always)]
+    unsafe fn tile<S: Simd, const N: usize, const R: usize>(&self, s: S, row: usize) {
+        let &Product { k, b, width, add, .. } = self;
+        // SAFETY: the caller's.
+        unsafe {
+            let a = self.a.first.add(row * self.a.step);
+            let c = self.c.first.add(row * self.c.step);
+            // The last vector may be a part of one.
+            let whole = |v: usize| v + 1 < N || width == S::LANES;
+            let load = |p: *const f32, v: usize| {
+                let p = p.add(v * S::LANES);
+                if whole(v) { s.load(p) } else { s.load_part(p, width) }
+            };
+            let mut acc = [[s.splat(0.0); N]; R];
+            if add {
+                for (r, acc) in acc.iter_mut().enumerate() {
+                    for (v, acc) in acc.iter_mut().enumerate() {
+                        *acc = load(c.add(r * self.c.step), v);
                     }
                 }
             }
-        }
-    }
-}
-
-/// `c = a b`: `[n, k]` times `[k, N vectors]`; the last vector has `width` elements.
-#[inline(always)]
-#[allow(clippy::too_many_arguments)] // matrices with their strides
-unsafe fn product<S: Simd, const N: usize>(
-    s: S,
-    n: usize,
-    a: *const f32,
-    lda: usize,
-    k: usize,
-    b: *const f32,
-    ldb: usize,
-    c: *mut f32,
-    ldc: usize,
-    width: usize,
-) {
-    // SAFETY: the caller's.
-    unsafe { rows::<S, N>(s, n, a, lda, k, b, ldb, c, ldc, width, false) }
-}
-
-/// `c += a b`.
-#[inline(always)]
-#[allow(clippy::too_many_arguments)] // matrices with their strides
-unsafe fn accumulate<S: Simd, const N: usize>(
-    s: S,
-    n: usize,
-    a: *const f32,
-    lda: usize,
-    k: usize,
-    b: *const f32,
-    ldb: usize,
-    c: *mut f32,
-    ldc: usize,
-    width: usize,
-) {
-    // SAFETY: the caller's.
-    unsafe { rows::<S, N>(s, n, a, lda, k, b, ldb, c, ldc, width, true) }
-}
-
-#[inline(always)]
-#[allow(clippy::too_many_arguments)] // matrices with their strides
-unsafe fn rows<S: Simd, const N: usize>(
-    s: S,
-    n: usize,
-    a: *const f32,
-    lda: usize,
-    k: usize,
-    b: *const f32,
-    ldb: usize,
-    c: *mut f32,
-    ldc: usize,
-    width: usize,
-    add: bool,
-) {
-    let mut row = 0;
-    // SAFETY: the caller's; row + R never exceeds `n`.
-    unsafe {
-        while row + 4 <= n {
-            tile::<S, N, 4>(s, a.add(row * lda), lda, k, b, ldb, c.add(row * ldc), ldc, width, add);
-            row += 4;
-        }
-        while row < n {
-            tile::<S, N, 1>(s, a.add(row * lda), lda, k, b, ldb, c.add(row * ldc), ldc, width, add);
-            row += 1;
-        }
-    }
-}
-
-#[inline(always)]
-#[allow(clippy::too_many_arguments)] // matrices with their strides
-unsafe fn tile<S: Simd, const N: usize, const R: usize>(
-    s: S,
-    a: *const f32,
-    lda: usize,
-    k: usize,
-    b: *const f32,
-    ldb: usize,
-    c: *mut f32,
-    ldc: usize,
-    width: usize,
-    add: bool,
-) {
-    // SAFETY: the caller's.
-    unsafe {
-        let load = |p: *const f32, v: usize| {
-            if v + 1 < N || width == S::LANES {
-                s.load(p.add(v * S::LANES))
-            } else {
-                s.load_part(p.add(v * S::LANES), width)
-            }
-        };
-        let mut acc = [[s.splat(0.0); N]; R];
-        if add {
-            for (r, acc) in acc.iter_mut().enumerate() {
-                for (v, acc) in acc.iter_mut().enumerate() {
-                    *acc = load(c.add(r * ldc), v);
+            for i in 0..k {
+                let w: [S::V; N] = std::array::from_fn(|v| load(b.first.add(i * b.step), v));
+                for (r, acc) in acc.iter_mut().enumerate() {
+                    let x = s.splat(*a.add(r * self.a.step + i));
+                    for (acc, w) in acc.iter_mut().zip(w) {
+                        *acc = s.fma(x, w, *acc);
+                    }
                 }
             }
-        }
-        for i in 0..k {
-            let w: [S::V; N] = std::array::from_fn(|v| load(b.add(i * ldb), v));
-            for (r, acc) in acc.iter_mut().enumerate() {
-                let x = s.splat(*a.add(r * lda + i));
-                for (acc, w) in acc.iter_mut().zip(w) {
-                    *acc = s.fma(x, w, *acc);
+            for (r, acc) in acc.iter().enumerate() {
+                for (v, acc) in acc.iter().enumerate() {
+                    let to = c.add(r * self.c.step + v * S::LANES);
+                    if whole(v) { s.store(to, *acc) } else { s.store_part(to, width, *acc) }
                 }
-            }
-        }
-        for (r, acc) in acc.iter().enumerate() {
-            for (v, acc) in acc.iter().enumerate() {
-                let to = c.add(r * ldc + v * S::LANES);
-                if v + 1 < N || width == S::LANES { s.store(to, *acc) } else { s.store_part(to, width, *acc) }
             }
         }
     }
