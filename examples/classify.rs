@@ -16,7 +16,7 @@ fn main() -> smelt::Result<()> {
     }
 
     let model = Model::open(dir)?;
-    let batch: Vec<Text> = texts.iter().map(|text| text.as_str().into()).collect();
+    let batch: Vec<Text<'_>> = texts.iter().map(|text| text.as_str().into()).collect();
     for (text, answer) in texts.iter().zip(model.classify(&batch)?) {
         println!("{text}");
         for label in answer.labels.iter().take(3) {

@@ -22,7 +22,7 @@ fn main() -> smelt::Result<()> {
 
     let options = OpenOptions { task: Some("embed".into()), ..OpenOptions::default() };
     let model = Model::open_with(dir, &options)?;
-    let batch: Vec<Text> = texts.iter().map(|text| text.as_str().into()).collect();
+    let batch: Vec<Text<'_>> = texts.iter().map(|text| text.as_str().into()).collect();
     let embeddings = model.embed(&batch, None)?;
     for (i, a) in embeddings.iter().enumerate() {
         for (j, b) in embeddings.iter().enumerate().skip(i + 1) {
