@@ -1,19 +1,27 @@
-//! Classifies texts: `cargo run --example classify [DIR]`.
+//! Classifies texts.
+//!
+//! ```sh
+//! cargo run --release --example classify
+//! cargo run --release --example classify -- path/to/model "one text" "another"
+//! ```
 
 use smelt::{Model, Text};
 
 fn main() -> smelt::Result<()> {
-    let dir = std::env::args().nth(1).unwrap_or_else(|| "examples/models/language-id".into());
+    let mut arguments = std::env::args().skip(1);
+    let dir = arguments.next().unwrap_or_else(|| "examples/models/language-id".into());
+    let mut texts: Vec<String> = arguments.collect();
+    if texts.is_empty() {
+        texts = vec!["Where is the nearest station?".into(), "Wo ist der nächste Bahnhof?".into()];
+    }
+
     let model = Model::open(dir)?;
-    let texts = [
-        "Where is the nearest station?",
-        "Die Bücher stehen im Regal neben dem Fenster.",
-        "La bibliothèque est fermée le dimanche.",
-    ];
-    let answers = model.classify(&texts.map(Text::from))?;
-    for (text, answer) in texts.iter().zip(answers) {
-        let best = &answer.labels[0];
-        println!("{:.3} {}  {text}", best.score, best.label);
+    let batch: Vec<Text<'_>> = texts.iter().map(|text| text.as_str().into()).collect();
+    for (text, answer) in texts.iter().zip(model.classify(&batch)?) {
+        println!("{text}");
+        for label in answer.labels.iter().take(3) {
+            println!("  {:.4} {}", label.score, label.label);
+        }
     }
     Ok(())
 }

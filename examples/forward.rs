@@ -1,16 +1,29 @@
-//! Raw outputs for token ids: `cargo run --example forward [DIR]`.
+//! Computes raw outputs for token ids, without a tokenizer.
+//!
+//! ```sh
+//! cargo run --release --example forward
+//! cargo run --release --example forward -- path/to/model 2 40 3
+//! ```
 
 use smelt::Model;
 use smelt::model::Batch;
 
-fn main() -> smelt::Result<()> {
-    let dir = std::env::args().nth(1).unwrap_or_else(|| "examples/models/language-id".into());
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let mut arguments = std::env::args().skip(1);
+    let dir = arguments.next().unwrap_or_else(|| "examples/models/language-id".into());
+    let mut ids = arguments.map(|id| id.parse()).collect::<Result<Vec<u32>, _>>()?;
+    if ids.is_empty() {
+        ids = vec![2, 40, 41, 3];
+    }
+
     let model = Model::open(dir)?;
-    // Sequences of different lengths, without padding.
-    let batch = Batch::of([&[2, 40, 50, 60, 3][..], &[2, 70, 3]]);
+    // Two sequences of different lengths, end to end: nothing is padded.
+    let batch = Batch::of([&ids[..], &ids[..1]]);
+    // All outputs of the task, and what enters each layer.
     for output in model.forward(&batch, &[], true)? {
-        let (rows, cols) = (output.value.rows(), output.value.cols());
-        println!("{:20} [{rows}, {cols}]  first element {:.4}", output.name, output.value.data()[0]);
+        let rows = if output.stream.is_some() { "tokens" } else { "sequences" };
+        let first: Vec<f32> = output.value.row(0).iter().copied().take(4).collect();
+        println!("{:20} [{} {rows}, {}] {first:.3?}", output.name, output.value.rows(), output.value.cols());
     }
     Ok(())
 }

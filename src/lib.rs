@@ -1,19 +1,42 @@
 //! smelt runs transformer models on the CPU from a description instead of code.
 //!
-//! A model is an ordinary Hugging Face directory and an architecture: a YAML file that names config keys, blocks and tensors.
+//! A model is a directory with `config.json`, `*.safetensors` and `tokenizer.json`, and a YAML file that describes its
+//! architecture. Some architectures are built in; [`Model::open`] picks one by the config, [`load_from_spec`] takes one
+//! of your own.
 //!
 //! ```
 //! # fn main() -> smelt::Result<()> {
 //! let model = smelt::Model::open("examples/models/language-id")?;
-//! let answer = &model.classify(&["Where is the nearest station?".into()])?[0];
-//! assert_eq!(answer.labels[0].label, "en");
+//! let answers = model.classify(&["Where is the nearest station?".into()])?;
+//! let best = &answers[0].labels[0];
+//! assert_eq!(best.label, "en");
+//! println!("{:.4} {}", best.score, best.label);
 //! # Ok(()) }
 //! ```
 //!
-//! [`Model`] is the way in: its methods are the tasks. Below it, in the order in which a model comes to be: [`spec`] reads the
-//! YAML, [`plan`] joins it with `config.json` and the headers of the checkpoint ([`weights`]) and checks everything, [`nn`] holds
-//! the blocks, [`model`] runs them on a [`backend`], of which there are two: [`cpu`] and [`reference`]. [`tokenizer`],
-//! [`generate`] and [`task`] turn text into answers.
+//! [`Model`] has a method for each task: [`classify`](Model::classify), [`classify_tokens`](Model::classify_tokens),
+//! [`answer`](Model::answer), [`fill_mask`](Model::fill_mask), [`generate`](Model::generate), [`stream`](Model::stream),
+//! [`embed`](Model::embed), and [`forward`](Model::forward) for raw token ids. Any number of threads may use one model.
+//! A text's result does not depend, to the bit, on what else is in the batch or on the number of threads.
+//!
+//! Everything that can be wrong with a file is an [`Error`] before a weight is read; it holds all problems that were
+//! found, each with its place. `docs/language.md` explains the language, `docs/adding-an-architecture.md` writes a
+//! description from scratch.
+//!
+//! # The path of a model
+//!
+//! | module | what it does |
+//! |---|---|
+//! | [`spec`] | YAML to a typed tree; expressions |
+//! | [`weights`] | safetensors files: names, types and shapes, then the mapped data |
+//! | [`plan`] | description, config and names of tensors to a plan in which every shape is a number |
+//! | [`nn`] | the blocks, one file each, written against [`backend`] |
+//! | [`cpu`], [`mod@reference`] | the fast backend, and the plain one that it is tested against |
+//! | [`model`] | a plan with its weights: forward passes and sessions with a key-value cache |
+//! | [`tokenizer`], [`generate`] | text to ids and back; choosing the next token |
+//! | [`task`] | text in, answer out |
+//! | [`tensor`], [`error`] | what the others share |
+//! | [`docs`] | the block reference, made from the definitions of the blocks |
 
 #![warn(missing_docs)]
 
@@ -38,3 +61,8 @@ pub use task::{
     Answer, AnswerOptions, BackendKind, Classification, Embedding, FinishReason, GenerateOptions, Generation,
     Label, MaskFills, Model, OpenOptions, Pooling, Text, TokenLabels, load_from_spec,
 };
+
+// The example in the README is compiled and run with the others.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -293,6 +293,14 @@ def register() -> None:
     case("bert/question-answering", "BertForQuestionAnswering", "BertConfig", bert, hidden=False, **common)
     case("bert/pretraining", "BertForPreTraining", "BertConfig", bert, hidden=False, **common)
 
+    distil = dict(dim=40, n_heads=5, n_layers=2, hidden_dim=74, max_position_embeddings=37)
+    common = dict(tok="wordpiece")
+    case("distilbert/base", "DistilBertModel", "DistilBertConfig", distil, **common)
+    case("distilbert/masked-lm", "DistilBertForMaskedLM", "DistilBertConfig", distil, hidden=False, **common)
+    case("distilbert/sequence-classification", "DistilBertForSequenceClassification", "DistilBertConfig", dict(distil, num_labels=3), hidden=False, **common)
+    case("distilbert/token-classification", "DistilBertForTokenClassification", "DistilBertConfig", dict(distil, num_labels=5), hidden=False, **common)
+    case("distilbert/question-answering", "DistilBertForQuestionAnswering", "DistilBertConfig", distil, hidden=False, **common)
+
     lm = dict(kind="causal", generate=10)
 
     gpt2_ids = dict(bos_token_id=0, eos_token_id=0, pad_token_id=1)

@@ -1,0 +1,78 @@
+//! The documents agree with the program: the block reference is the one that the blocks give, and every YAML snippet can
+//! be read.
+
+use std::path::{Path, PathBuf};
+
+use smelt::plan::check_spec;
+use smelt::spec::{Source, Tree};
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+fn documents() -> Vec<PathBuf> {
+    let docs = std::fs::read_dir(root().join("docs")).unwrap().flatten().map(|entry| entry.path());
+    let mut found: Vec<_> = docs.filter(|path| path.extension().is_some_and(|e| e == "md")).collect();
+    found.push(root().join("README.md"));
+    found.sort();
+    found
+}
+
+/// The YAML snippets of a document, each with the number of its first line.
+fn snippets(text: &str) -> Vec<(usize, String)> {
+    let mut found = Vec::new();
+    let mut open: Option<(usize, String)> = None;
+    for (i, line) in text.lines().enumerate() {
+        match &mut open {
+            None if line == "```yaml" => open = Some((i + 2, String::new())),
+            None => {}
+            Some(_) if line == "```" => found.extend(open.take()),
+            Some((_, snippet)) => *snippet += &format!("{line}\n"),
+        }
+    }
+    assert!(open.is_none(), "a snippet without an end");
+    found
+}
+
+#[test]
+fn the_block_reference_is_up_to_date() {
+    let text = std::fs::read_to_string(root().join("docs/language.md")).unwrap();
+    let (_, rest) = text.split_once("<!-- blocks -->\n").expect("the mark before the blocks");
+    let (found, _) = rest.split_once("<!-- /blocks -->").expect("the mark behind the blocks");
+    assert!(
+        found == smelt::docs::block_reference(),
+        "docs/language.md is out of date: put the output of `smelt blocks --markdown` between its marks"
+    );
+}
+
+#[test]
+fn every_yaml_snippet_can_be_read() {
+    let (mut files, mut fragments) = (0, 0);
+    for path in documents() {
+        for (line, snippet) in snippets(&std::fs::read_to_string(&path).unwrap()) {
+            let place = format!("{}:{line}", path.strip_prefix(root()).unwrap().display());
+            if snippet.starts_with("smelt: 1") && snippet.contains("\nmodel:") {
+                let checked = Source::yaml(place.as_str(), snippet).and_then(check_spec);
+                checked.unwrap_or_else(|e| panic!("{place}: {e}"));
+                files += 1;
+            } else {
+                Tree::from_yaml(&snippet).unwrap_or_else(|e| panic!("{place}: {e}"));
+                fragments += 1;
+            }
+        }
+    }
+    assert!(files >= 2 && fragments >= 20, "{files} files, {fragments} fragments");
+}
+
+#[test]
+fn links_between_documents_lead_somewhere() {
+    for path in documents() {
+        let text = std::fs::read_to_string(&path).unwrap();
+        for link in text.split("](").skip(1).filter_map(|rest| rest.split_once(')')).map(|(link, _)| link) {
+            let file = link.split('#').next().unwrap_or_default();
+            if !file.is_empty() && !link.contains("://") {
+                assert!(path.parent().unwrap().join(file).exists(), "{}: {link}", path.display());
+            }
+        }
+    }
+}
