@@ -71,9 +71,9 @@ impl Sampler {
     /// The next token. `history` are the tokens so far, for the repetition penalty.
     ///
     /// # Errors
-    /// `Checkpoint` when a logit is not a number.
+    /// `Checkpoint` when a logit is not a number, or infinitely large.
     pub fn pick(&mut self, logits: &[f32], history: &[u32]) -> Result<u32> {
-        if logits.iter().any(|x| x.is_nan()) {
+        if logits.iter().any(|x| x.is_nan() || *x == f32::INFINITY) {
             let message = "the model's logits are not numbers";
             return Err(Error::new(ErrorKind::Checkpoint, message).help("is the checkpoint damaged?"));
         }
@@ -91,8 +91,8 @@ impl Sampler {
                 return Ok(*id);
             }
         }
-        // Rounding may leave a rest: the last candidate has it.
-        Ok(kept.last().map_or(0, |(id, _)| *id))
+        // Rounding may leave a rest: the last candidate that has a probability gets it.
+        Ok(kept.iter().rev().find(|(_, p)| *p > 0.0).map_or(0, |(id, _)| *id))
     }
 
     fn penalise(&self, scores: &mut [f32], history: &[u32]) {
@@ -116,11 +116,12 @@ impl Sampler {
         let temperature = f64::from(self.options.temperature);
         let mut kept: Vec<(u32, f64)> =
             scores.iter().enumerate().map(|(id, s)| (id as u32, f64::from(*s) / temperature)).collect();
-        kept.sort_by(|(a, x), (b, y)| y.total_cmp(x).then(a.cmp(b)));
+        let order = |(a, x): &(u32, f64), (b, y): &(u32, f64)| y.total_cmp(x).then(a.cmp(b));
         if let Some(k) = self.options.top_k.filter(|k| *k < kept.len()) {
-            let least = kept[k - 1].1;
+            let least = kept.select_nth_unstable_by(k - 1, order).1.1;
             kept.retain(|(_, score)| *score >= least); // ties with the last one stay
         }
+        kept.sort_unstable_by(order);
         let best = kept.first().map_or(0.0, |(_, score)| *score);
         kept.iter_mut().for_each(|(_, score)| *score = (*score - best).exp());
         if let Some(p) = self.options.top_p {

@@ -275,10 +275,10 @@ impl Sequence<'_> {
         let text = self.stream.finish()?;
         self.give(&text);
         if self.finish.is_none() {
-            self.finish = Some(reason);
             let rest = self.stop.finish();
-            if !rest.is_empty() {
-                self.pieces.push_back(rest);
+            self.finish = Some(if rest.stopped { FinishReason::Stop } else { reason });
+            if !rest.text.is_empty() {
+                self.pieces.push_back(rest.text);
             }
         }
         Ok(())

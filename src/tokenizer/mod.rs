@@ -5,9 +5,10 @@
 
 mod stream;
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex};
 
-use tokenizers::{TruncationDirection, TruncationParams, TruncationStrategy};
+use tokenizers::{ModelWrapper, TruncationDirection, TruncationParams, TruncationStrategy};
 
 use crate::error::{Error, ErrorKind, Result};
 pub use stream::Stream;
@@ -71,8 +72,15 @@ impl Tokenizer {
     pub fn from_json(text: &str, label: &str, config: Option<&str>) -> Result<Tokenizer> {
         let wrong =
             |what: String| Error::new(ErrorKind::Tokenizer, format!("invalid tokenizer `{label}`: {what}"));
-        let mut inner: tokenizers::Tokenizer =
-            text.parse().map_err(|e: tokenizers::Error| wrong(e.to_string()))?;
+        if let Some(len) = longest_string(text) {
+            return Err(wrong(format!("expected strings of at most {MAX_STRING} bytes, found one of {len}")));
+        }
+        let mut inner: tokenizers::Tokenizer = guarded(|| text.parse()).map_err(|e| wrong(e.to_string()))?;
+        if let ModelWrapper::BPE(bpe) = inner.get_model()
+            && bpe.dropout.is_some_and(|p| p > 0.0)
+        {
+            return Err(wrong("unsupported `dropout`: it would give other tokens each time".into()));
+        }
         let own_limit = inner.get_truncation().cloned();
         inner.with_truncation(None).map_err(|e| wrong(e.to_string()))?;
         inner.with_padding(None); // a ragged batch needs none
@@ -161,10 +169,10 @@ impl Tokenizer {
     }
 
     fn run(&self, tokenizer: &tokenizers::Tokenizer, text: &str, pair: Option<&str>) -> Result<Encoding> {
-        let encoded = match pair {
+        let encoded = guarded(|| match pair {
             Some(pair) => tokenizer.encode((text, pair), true),
             None => tokenizer.encode(text, true),
-        };
+        });
         let encoded = encoded.map_err(|e| self.failed(&e))?;
         let texts = (0..encoded.len()).map(|token| encoded.token_to_sequence(token));
         let special = encoded.get_special_tokens_mask().iter().map(|mask| *mask == 1);
@@ -179,7 +187,7 @@ impl Tokenizer {
 
     /// The text of tokens. Ids that the vocabulary lacks stand for nothing.
     pub fn decode(&self, ids: &[u32], skip_special: bool) -> Result<String> {
-        self.inner.decode(ids, skip_special).map_err(|e| self.failed(&e))
+        guarded(|| self.inner.decode(ids, skip_special)).map_err(|e| self.failed(&e))
     }
 
     /// The spelling of a token.
@@ -195,6 +203,37 @@ impl Tokenizer {
     fn failed(&self, cause: &tokenizers::Error) -> Error {
         Error::new(ErrorKind::Tokenizer, format!("`{}` cannot be applied: {cause}", self.label))
     }
+}
+
+/// Longest string of a tokenizer file, in bytes. The crate frees its tables by recursion, one call a byte, so a long token
+/// would end the process.
+const MAX_STRING: usize = 16 << 10;
+
+/// The length of a string that is too long, if the file has one. Normalisation tables, which are long, are not meant.
+fn longest_string(text: &str) -> Option<usize> {
+    let bytes = text.as_bytes();
+    let mut i = 0;
+    while let Some(start) = bytes[i..].iter().position(|b| *b == b'"').map(|at| i + at) {
+        let mut end = start + 1;
+        while end < bytes.len() && bytes[end] != b'"' {
+            end += if bytes[end] == b'\\' { 2 } else { 1 };
+        }
+        let end = end.min(bytes.len());
+        let before = text.get(..start).unwrap_or_default().trim_end().trim_end_matches(':').trim_end();
+        if end - start > MAX_STRING && !before.ends_with("\"precompiled_charsmap\"") {
+            return Some(end - start);
+        }
+        i = (end + 1).min(bytes.len());
+    }
+    None
+}
+
+/// Calls into the `tokenizers` crate, which on some malformed files panics instead of giving an error (a syntax error inside of
+/// `decoder`, a damaged normalisation table, a template with unknown tokens). Nothing that it may leave half-changed is used
+/// afterwards.
+fn guarded<T>(call: impl FnOnce() -> tokenizers::Result<T>) -> tokenizers::Result<T> {
+    catch_unwind(AssertUnwindSafe(call))
+        .unwrap_or_else(|_| Err("the rules of the file contradict each other".into()))
 }
 
 impl std::fmt::Debug for Tokenizer {

@@ -23,6 +23,10 @@ impl<'t> Stream<'t> {
     /// Adds a token; gives the text that is now certain.
     pub fn push(&mut self, id: u32) -> Result<String> {
         self.ids.push(id);
+        // What a run of single bytes stands for is certain when it has ended: one wrong byte changes all of it.
+        if self.tokenizer.token(id).is_some_and(|token| is_byte(&token)) {
+            return Ok(String::new());
+        }
         let (before, now) = self.texts()?;
         // An incomplete character decodes to the replacement character.
         if now.len() <= before.len() || now.ends_with('\u{fffd}') {
@@ -51,4 +55,10 @@ impl<'t> Stream<'t> {
         }
         Ok((before, now))
     }
+}
+
+/// Whether a token stands for one byte: `<0xE2>`.
+fn is_byte(token: &str) -> bool {
+    let digits = token.strip_prefix("<0x").and_then(|rest| rest.strip_suffix('>'));
+    digits.is_some_and(|digits| digits.len() == 2 && digits.bytes().all(|b| b.is_ascii_hexdigit()))
 }

@@ -79,8 +79,8 @@ impl Simd for Neon {
     unsafe fn load_bf16(self, p: *const u16) -> Self::V {
         unsafe {
             let narrow = vld1q_u16(p);
-            let low = vshll_n_u16::<16>(vget_low_u16(narrow));
-            let high = vshll_n_u16::<16>(vget_high_u16(narrow));
+            let low = vshlq_n_u32::<16>(vmovl_u16(vget_low_u16(narrow)));
+            let high = vshlq_n_u32::<16>(vmovl_u16(vget_high_u16(narrow)));
             (vreinterpretq_f32_u32(low), vreinterpretq_f32_u32(high))
         }
     }
