@@ -50,8 +50,7 @@ impl Case {
         let text = fs::read_to_string(dir.join("config.json")).unwrap();
         let source = builtin::find(&Config::parse("config.json", text.as_str()).unwrap()).unwrap();
         let stored = read_bundle(&dir.join("model.safetensors")).unwrap();
-        let tensors =
-            stored.iter().map(|(name, array)| zeros(name, array.shape().to_vec(), "F32")).collect();
+        let tensors = stored.iter().map(|(name, array)| zeros(name, array.shape().to_vec(), "F32")).collect();
         Case {
             name: format!("{}.yaml", source.name.trim_end_matches(".yaml").rsplit('/').next().unwrap()),
             yaml: source.text,
@@ -88,7 +87,8 @@ impl Case {
             }
         };
         let (parents, last) = key.rsplit_once('.').unwrap_or(("", key));
-        let map = parents.split('.').filter(|p| !p.is_empty()).fold(&mut self.config, |map, key| &mut map[key]);
+        let map =
+            parents.split('.').filter(|p| !p.is_empty()).fold(&mut self.config, |map, key| &mut map[key]);
         let map = map.as_object_mut().expect("a map");
         match value {
             Some(value) => drop(map.insert(last.to_owned(), value)),

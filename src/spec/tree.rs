@@ -133,10 +133,16 @@ impl<'de> Deserialize<'de> for Tree {
             type Value = Tree;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a plain value without a tag")
+                f.write_str("a plain value")
             }
             fn visit_unit<E>(self) -> Result<Tree, E> {
                 Ok(Tree::Null)
+            }
+            fn visit_none<E>(self) -> Result<Tree, E> {
+                Ok(Tree::Null) // an empty file
+            }
+            fn visit_enum<A: de::EnumAccess<'de>>(self, _: A) -> Result<Tree, A::Error> {
+                Err(de::Error::custom("expected a plain value, found a tag such as `!name`"))
             }
             fn visit_bool<E>(self, x: bool) -> Result<Tree, E> {
                 Ok(Tree::Bool(x))
