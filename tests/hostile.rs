@@ -170,7 +170,7 @@ fn hostile_descriptions_are_refused() {
         .map(|(name, last)| format!("{name}: &{name} [{}]\n", vec![format!("*{last}"); 10].join(", ")))
         .collect();
     let bomb = format!("a: &a [x, x, x, x, x, x, x, x, x, x]\n{bomb}");
-    let small_bomb: String = bomb.lines().take(6).map(|line| format!("{line}\n")).collect();
+    let small_bomb: String = bomb.lines().take(3).map(|line| format!("{line}\n")).collect();
     let cycle = "a: &a [*a]".to_owned();
     let repeats = |depth: usize| {
         let mut text = String::from(

@@ -68,7 +68,7 @@ impl RopeFields {
         if !dim.is_multiple_of(2) || dim == 0 || dim > head_dim.min(MAX_DIM) {
             let most = head_dim.min(MAX_DIM);
             let message = format!("expected an even number of rotated columns up to {most}, found {dim}");
-            b.wrong_fields(at, &["rope", "head_dim", "heads"], message);
+            b.wrong_fields(at, &["head_dim", "rope", "heads"], message);
             return None;
         }
         if self.theta <= 0.0 {

@@ -168,9 +168,12 @@ fn value_of(
                 .flatten()
                 .filter_map(|name| bound.origins.get(name))
                 .map(String::as_str)
+                .filter(|origin| !origin.contains(" is computed (")) // that of what it comes from will do
                 .collect();
-            let origin = format!("`{}` is computed ({value}): {}", binding.name, from.join("; "));
-            bound.origins.insert(binding.name.clone(), origin);
+            if !from.is_empty() {
+                let origin = format!("`{}` is computed ({value}): {}", binding.name, from.join("; "));
+                bound.origins.insert(binding.name.clone(), origin);
+            }
             return Some(value);
         }
         BindingValue::Key { keys, default, when_null } => (keys, default, when_null),

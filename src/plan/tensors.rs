@@ -88,13 +88,19 @@ pub fn resolve(
     let mut used: HashSet<&str> = HashSet::new();
     let mut missing: Vec<&TensorUse> = Vec::new();
     let mut misshapen: Vec<(&TensorUse, &str, &Entry)> = Vec::new();
+    let mut tied: HashMap<&str, Vec<&str>> = HashMap::new();
+    for tensor in &declared.tensors {
+        if let Some(tie) = &tensor.tie {
+            tied.entry(tie).or_default().push(&tensor.name);
+        }
+    }
     for tensor in &declared.tensors {
         // A tie holds both ways: if only the other one is stored, it serves as this one.
-        let partners = declared.tensors.iter().filter(|t| t.tie.as_ref() == Some(&tensor.name));
+        let partners = tied.get(tensor.name.as_str()).into_iter().flatten();
         let found = names
             .find(&tensor.name)
             .or_else(|| names.find(tensor.tie.as_ref()?))
-            .or_else(|| partners.into_iter().find_map(|partner| names.find(&partner.name)));
+            .or_else(|| partners.into_iter().find_map(|partner| names.find(partner)));
         let Some(stored) = found else {
             missing.push(tensor);
             tensors.stored.push(String::new());
