@@ -121,7 +121,6 @@ fn absurd_configs_are_refused() {
         (BERT, "/layer_norm_eps", json!("1e-12"), Config, "expected a number"),
         (BERT, "/id2label", json!(3), Config, "cannot evaluate"),
         (BERT, "/id2label", json!([]), Config, positive),
-        (BERT, "/architectures", json!([1, null]), Checkpoint, "not used"),
         (GPT2, "/n_head", json!(0), Config, positive),
         (GPT2, "/n_embd", json!(i64::MAX), Config, most),
         (LLAMA, "/head_dim", json!(1_000_000_000), Config, "rotated columns up to 65536"),
