@@ -130,7 +130,7 @@ fn absurd_configs_are_refused() {
         (LLAMA, "/rope_parameters", json!({"rope_theta": -1.0}), Config, "expected a positive `theta`"),
         (LLAMA, "/sliding_window", json!(0), Config, positive),
         (T5, "/relative_attention_num_buckets", json!(4_294_967_296u64), Config, "at most 1048576"),
-        (T5, "/feed_forward_proj", json!([1]), Config, "cannot evaluate"),
+        (T5, "/feed_forward_proj", json!([1]), Config, "wrong value of `act`"),
         (T5, "/feed_forward_proj", json!("gated-"), Config, "wrong value of `act`"),
     ];
     for (name, pointer, value, kind, part) in cases {
