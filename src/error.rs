@@ -201,7 +201,12 @@ pub(crate) fn closest<'a>(word: &str, candidates: impl IntoIterator<Item = &'a s
     let limit = (word.len() / 3).clamp(1, 4);
     candidates
         .into_iter()
-        .map(|c| (if plain(c) == plain(word) { 0 } else { edit_distance(word, c) }, c))
+        .map(|c| match c {
+            c if plain(c) == plain(word) => (0, c),
+            // `num_heads` means `heads` rather than `kv_heads`.
+            c if !c.is_empty() && word.strip_suffix(c).is_some_and(|rest| rest.ends_with('_')) => (1, c),
+            c => (edit_distance(word, c), c),
+        })
         .filter(|(distance, _)| *distance <= limit)
         .min_by_key(|(distance, _)| *distance)
         .map(|(_, c)| c)

@@ -168,6 +168,11 @@ impl Network {
         if tokens.spans.is_empty() {
             return Err(Error::new(ErrorKind::Input, "expected at least one sequence, found none"));
         }
+        if !tokens.type_ids.is_empty() && tokens.type_ids.len() != tokens.ids.len() {
+            let (expected, found) = (tokens.ids.len(), tokens.type_ids.len());
+            let message = format!("expected {expected} `type_ids`, one per token, or none, found {found}");
+            return Err(Error::new(ErrorKind::Input, message));
+        }
         let limit = crate::plan::token_limit(&self.plan.declared, stream);
         for span in &tokens.spans {
             let len = span.past + span.rows.len();

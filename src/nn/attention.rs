@@ -80,12 +80,12 @@ impl Plan for Attention {
         let (heads, kv_heads) = (self.heads, self.kv_heads.unwrap_or(self.heads));
         if heads % kv_heads != 0 {
             let message = format!("expected `kv_heads` to divide `heads`, found {kv_heads} and {heads}");
-            b.wrong_value(at, message);
+            b.wrong_fields(at, &["kv_heads", "heads"], message);
             return None;
         }
         if self.head_dim.is_none() && cols % heads != 0 {
             let message = format!("expected `heads` to divide the width {cols}, found {heads}");
-            b.wrong_value(at, message);
+            b.wrong_fields(at, &["heads"], message);
             return None;
         }
         let head_dim = self.head_dim.unwrap_or(cols / heads);
@@ -135,8 +135,9 @@ impl Plan for Attention {
         };
         if memory.is_some() && (self.causal || self.window.is_some() || self.rope.is_some() || bias.is_some())
         {
-            b.problem(
+            b.wrong_fields(
                 at,
+                &["memory"],
                 "`memory` excludes `causal`, `window`, `rope` and `bias`: its positions are not the own ones",
             );
             return None;
@@ -182,7 +183,11 @@ impl Plan for Attention {
 fn size(b: &mut Builder<'_>, heads: usize, head_dim: usize, at: &Address) -> Option<usize> {
     let size = heads.checked_mul(head_dim).filter(|n| *n <= super::fields::MAX_SIZE as usize);
     if size.is_none() {
-        b.wrong_value(at, format!("{heads} heads of {head_dim} columns are too many"));
+        b.wrong_fields(
+            at,
+            &["heads", "head_dim"],
+            format!("{heads} heads of {head_dim} columns are too many"),
+        );
     }
     size
 }

@@ -248,6 +248,31 @@ impl<'a> Builder<'a> {
         }
     }
 
+    /// As [`wrong_value`](Self::wrong_value) for fields of the block at `at` that do not go together: points to the
+    /// first that is written down.
+    pub fn wrong_fields(&mut self, at: &Address, fields: &[&str], message: impl Into<String>) {
+        let places: Vec<Address> = fields.iter().filter_map(|field| self.field_at(at, field)).collect();
+        let mut notes: Vec<String> = Vec::new();
+        for note in places.iter().flat_map(|place| self.origins_at(place)) {
+            if !notes.contains(&note) {
+                notes.push(note);
+            }
+        }
+        let mut problem = self.problem(places.first().unwrap_or(at), message);
+        for note in notes {
+            problem = problem.note(note);
+        }
+    }
+
+    /// Where a field of the block at `at` is written: there, or under `defaults`.
+    fn field_at(&self, at: &Address, field: &str) -> Option<Address> {
+        let entries = at.value(&self.source.tree).map_or(&[][..], Tree::entries);
+        match entries.iter().position(|(key, _)| key == field) {
+            Some(i) => Some(at.child(i)),
+            None => self.default_of(&self.block, field).map(|(_, at)| at),
+        }
+    }
+
     fn origins_at(&self, at: &Address) -> Vec<String> {
         let Some(text) = at.value(&self.source.tree).and_then(Tree::as_text) else { return Vec::new() };
         let names = Template::parse(text).map(|t| t.names()).unwrap_or_default();
@@ -451,12 +476,12 @@ impl<'a> Builder<'a> {
             Some(Shape::Matrix { rows, cols }) => Some((rows, cols)),
             Some(Shape::Bias { .. }) => {
                 let message = format!("`{}` takes a matrix, found a position bias", self.block);
-                self.problem(at, message);
+                self.problem(&at.key(), message);
                 None
             }
             None => {
                 let message = format!("`{}` has no input", self.block);
-                self.problem(at, message).help("begin the sequence with `embedding` or `from`");
+                self.problem(&at.key(), message).help("begin the sequence with `embedding` or `from`");
                 None
             }
         }
@@ -468,7 +493,7 @@ impl<'a> Builder<'a> {
             (Rows::Tokens(stream), cols) => Some((stream, cols)),
             (Rows::Sequences, _) => {
                 let message = format!("`{}` takes a row per token, found a row per sequence", self.block);
-                self.problem(at, message);
+                self.problem(&at.key(), message);
                 None
             }
         }

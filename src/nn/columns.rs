@@ -29,7 +29,11 @@ impl Plan for Columns {
         let (rows, cols) = b.matrix(input, at)?;
         let (start, count) = (self.start.0, self.count);
         if start + count > cols {
-            b.problem(at, format!("expected columns below {cols}, found {start} to {}", start + count - 1));
+            let found = match count {
+                1 => start.to_string(),
+                _ => format!("{start} to {}", start + count - 1),
+            };
+            b.problem(at, format!("expected columns below {cols}, found {found}"));
             return None;
         }
         Some((Box::new(Planned { start, count }), Shape::Matrix { rows, cols: count }))

@@ -68,14 +68,22 @@ struct Planned {
 impl Plan for Embedding {
     fn plan(self, b: &mut Builder<'_>, input: Option<Shape>, at: &Address) -> Built {
         if input.is_some() {
-            b.problem(at, "`embedding` takes no input")
+            b.problem(&at.key(), "`embedding` takes no input")
                 .help("begin the sequence with it, or put it under `sum`");
             return None;
         }
         let table = b.table(&self.at, self.rows, self.width)?;
         let (of, rows, width, offset) = (self.of, self.rows, self.width, self.offset.0);
+        if offset >= rows {
+            b.wrong_fields(
+                at,
+                &["offset"],
+                format!("expected `offset` below the {rows} rows, found {offset}"),
+            );
+            return None;
+        }
         if of.ids == Ids::Positions {
-            let limit = rows.saturating_sub(offset);
+            let limit = rows - offset;
             b.declared.limits.push((of.stream, limit, format!("`{}` has {rows} rows", self.at.name)));
         }
         let shape = Shape::Matrix { rows: Rows::Tokens(of.stream), cols: width };

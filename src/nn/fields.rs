@@ -91,7 +91,7 @@ impl<'b, 'a> Given<'b, 'a> {
                     let message = format!("`{}` needs `{name}`", self.block);
                     self.builder
                         .problem(&self.at.key(), message)
-                        .help(format!("add `{name}: {}`", T::kind()));
+                        .help(format!("add `{name}`: {}", T::kind()));
                     return None;
                 }
             },
@@ -215,6 +215,12 @@ impl FieldType for usize {
         match value {
             Tree::Int(n @ 1..=MAX_SIZE) => Some(*n as usize),
             Tree::Float(x) if *x >= 1.0 && *x <= MAX_SIZE as f64 && x.fract() == 0.0 => Some(*x as usize),
+            Tree::Int(n) if *n > MAX_SIZE => {
+                let message =
+                    format!("wrong value of `{}`: expected at most {MAX_SIZE}, found `{n}`", builder.field);
+                builder.wrong_value(at, message);
+                None
+            }
             _ => builder.mismatch::<Self>(value, at),
         }
     }

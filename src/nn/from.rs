@@ -21,7 +21,7 @@ impl Plan for From {
     fn plan(self, b: &mut Builder<'_>, input: Option<Shape>, at: &Address) -> Built {
         let (id, shape) = b.refer(&self.value)?;
         if input.is_some() {
-            b.problem(at, "`from` takes no input").help("begin the sequence with it");
+            b.problem(&at.key(), "`from` takes no input").help("begin the sequence with it");
             return None;
         }
         b.matrix(Some(shape), at)?;

@@ -33,6 +33,10 @@ pub struct Rope {
     pub interleaved: bool,
 }
 
+/// Most columns of one head that turn: models have some hundreds, and each pair is computed before any tensor is
+/// looked up.
+const MAX_DIM: usize = 1 << 16;
+
 /// Keys of a scaling map that mean something to some kind of scaling.
 const KEYS: [&str; 15] = [
     "rope_type",
@@ -61,13 +65,14 @@ impl RopeFields {
             Some(_) => number(b, scaling?, "partial_rotary_factor")?,
         };
         let dim = self.dim.unwrap_or((head_dim as f64 * partial) as usize);
-        if !dim.is_multiple_of(2) || dim == 0 || dim > head_dim {
-            let message = format!("expected an even number of rotated columns up to {head_dim}, found {dim}");
-            b.wrong_value(at, message);
+        if !dim.is_multiple_of(2) || dim == 0 || dim > head_dim.min(MAX_DIM) {
+            let most = head_dim.min(MAX_DIM);
+            let message = format!("expected an even number of rotated columns up to {most}, found {dim}");
+            b.wrong_fields(at, &["head_dim", "rope", "heads"], message);
             return None;
         }
         if self.theta <= 0.0 {
-            b.wrong_value(at, format!("expected a positive `theta`, found {}", self.theta));
+            b.wrong_fields(at, &["rope"], format!("expected a positive `theta`, found {}", self.theta));
             return None;
         }
         if let Some(limit) = self.max_positions {

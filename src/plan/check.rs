@@ -68,7 +68,9 @@ pub fn check(spec: &Spec, problems: &mut Problems) {
         }
     }
     let used = std::mem::take(&mut checker.used);
-    for binding in &spec.config {
+    // What is misspelt or left out above may be the use of a name: that is to be mended first.
+    let bindings = if problems.is_empty() { &spec.config[..] } else { &[] };
+    for binding in bindings {
         if !used.contains(&binding.name) {
             let message = format!("unused binding `{}`", binding.name);
             let problem = problems.at(&spec.source, &binding.at.key(), message, "");
@@ -115,6 +117,10 @@ impl<'s> Checker<'s, '_> {
                 let problem = self.problems.at(&self.spec.source, &at, format!("unknown name `{name}`"), "");
                 let known: Vec<&str> = self.known.iter().map(String::as_str).collect();
                 match closest(&name, known) {
+                    _ if self.spec.config.iter().any(|binding| binding.name == name) => {
+                        let help = format!("`{name}` is bound further down; move it up");
+                        problem.remarks.push(Remark { tag: "help", text: help });
+                    }
                     Some(near) => {
                         problem.remarks.push(Remark { tag: "help", text: format!("did you mean `{near}`?") });
                     }
@@ -199,7 +205,7 @@ impl<'s> Checker<'s, '_> {
             if field.required && !is_default && !given.contains(&field.name) {
                 let message = format!("`{block}` needs `{}`", field.name);
                 let problem = self.problems.at(&self.spec.source, &at.key(), message, "");
-                let help = format!("add `{}: ` and {}", field.name, (field.kind)());
+                let help = format!("add `{}`: {}", field.name, (field.kind)());
                 problem.remarks.push(Remark { tag: "help", text: help });
             }
         }

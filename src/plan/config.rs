@@ -98,12 +98,14 @@ pub fn bind(spec: &Spec, config: &Config, problems: &mut Problems) -> Bound {
             && !accepts(test, found)
         {
             bound.matches = false;
-            let message = mismatch("does not describe this model", test, found);
+            let message =
+                mismatch(&format!("{} does not describe this model", spec.source.name), test, found);
             let problem = problems.brief(&spec.source, &test.at, message, "");
             note(problem, format!("set in {}", config.whereabouts(&at)));
         }
     }
-    for test in &spec.require {
+    // A test that accepts nothing is reported already.
+    for test in spec.require.iter().filter(|test| !test.accepted.is_empty()) {
         let (found, at) = match config.find(&test.key) {
             Some((found, at)) if *found != Tree::Null || test.default.is_none() => (found.clone(), Some(at)),
             _ => match &test.default {
@@ -141,7 +143,7 @@ fn note(problem: &mut Problem, text: String) {
 fn mismatch(what: &str, test: &Test, found: &Tree) -> String {
     let accepted: Vec<String> = test.accepted.iter().map(Tree::to_string).collect();
     let accepted: Vec<&str> = accepted.iter().map(String::as_str).collect();
-    let key = if what.contains(&test.key) { String::new() } else { format!("`{}` ", test.key) };
+    let key = if what.ends_with('`') { String::new() } else { format!("`{}` ", test.key) };
     format!("{what}: expected {key}{}, found `{found}`", listed(&accepted))
 }
 
@@ -161,13 +163,28 @@ fn value_of(
     problems: &mut Problems,
 ) -> Option<Tree> {
     let (keys, default, when_null) = match &binding.value {
-        BindingValue::Derived(tree, at) => return evaluate(spec, tree, at, bound, problems),
+        BindingValue::Derived(tree, at) => {
+            let value = evaluate(spec, tree, at, bound, problems)?;
+            let names = tree.as_text().and_then(|text| Template::parse(text).ok()).map(|t| t.names());
+            let from: Vec<&str> = names
+                .iter()
+                .flatten()
+                .filter_map(|name| bound.origins.get(name))
+                .map(String::as_str)
+                .filter(|origin| !origin.contains(" is computed (")) // that of what it comes from will do
+                .collect();
+            if !from.is_empty() {
+                let origin = format!("`{}` is computed ({value}): {}", binding.name, from.join("; "));
+                bound.origins.insert(binding.name.clone(), origin);
+            }
+            return Some(value);
+        }
         BindingValue::Key { keys, default, when_null } => (keys, default, when_null),
     };
-    let mut is_null = false;
+    let mut null = None;
     for key in keys {
         match config.find(key) {
-            Some((Tree::Null, _)) => is_null = true,
+            Some((Tree::Null, at)) => null = null.or(Some((key, at))),
             Some((value, at)) => {
                 let origin =
                     format!("`{}` is `{key}` ({value}) in {}", binding.name, config.whereabouts(&at));
@@ -177,8 +194,21 @@ fn value_of(
             None => {}
         }
     }
-    if let Some((tree, at)) = when_null.as_ref().filter(|_| is_null).or(default.as_ref()) {
-        return evaluate(spec, tree, at, bound, problems);
+    if let Some((tree, at)) = when_null.as_ref().filter(|_| null.is_some()).or(default.as_ref()) {
+        let value = evaluate(spec, tree, at, bound, problems)?;
+        let config = file_name(config.name());
+        let why = if null.is_some() { "has null for" } else { "has no" };
+        let origin = format!("`{}` is {value}, as {config} {why} `{}`", binding.name, keys.join("`, `"));
+        bound.origins.insert(binding.name.clone(), origin);
+        return Some(value);
+    }
+    if let Some((key, at)) = null {
+        let message =
+            format!("`{key}` is null in {}, needed by `${}`", config.whereabouts(&at), binding.name);
+        let problem = problems.brief(&spec.source, &binding.at, message, "");
+        let help = "give it a value there, or a `default` or `when_null` here".into();
+        problem.remarks.push(Remark { tag: "help", text: help });
+        return None;
     }
     let reason = format!("needed by `${}`", binding.name);
     let key = keys.first().map_or("", String::as_str);
@@ -227,14 +257,12 @@ fn missing_key(spec: &Spec, config: &Config, key: &str, at: &Address, reason: &s
     problem
 }
 
-/// Whether two keys share a telling word, as `n_head` and `num_attention_heads` do.
+/// Whether two keys end in the same telling word, as `n_head` and `num_attention_heads` do.
 fn related(a: &str, b: &str) -> bool {
-    let words = |key: &str| -> Vec<String> {
-        let words = key.split('_').filter(|w| w.len() > 3);
-        words.map(|w| w.trim_end_matches('s').to_owned()).collect()
-    };
-    let b = words(b);
-    words(a).iter().any(|word| b.contains(word))
+    let last = |key: &str| key.rsplit(['_', '.']).next().unwrap_or(key).trim_end_matches('s').to_owned();
+    let last_of_a = last(a);
+    last_of_a == last(b)
+        && !["size", "type", "id", "dim", "token", "name", "class"].contains(&last_of_a.as_str())
 }
 
 fn file_name(path: &str) -> &str {

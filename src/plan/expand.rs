@@ -44,8 +44,10 @@ impl<'s, 'b> Expander<'s, 'b> {
             return None;
         };
         if self.open.iter().any(|open| open == name) {
-            let circle = format!("{} and {name}", self.open.join(", "));
-            self.builder.problem(at, format!("values refer to each other in a circle: {circle}"));
+            let circle =
+                self.open.iter().skip_while(|open| *open != name).map(|open| format!("`{open}` needs "));
+            let message = format!("values need each other: {}`{name}`", circle.collect::<String>());
+            self.builder.problem(at, message);
             return None;
         }
         self.open.push(name.to_owned());
@@ -120,7 +122,7 @@ impl<'s, 'b> Expander<'s, 'b> {
                 self.builder.block = "residual".into();
                 self.builder.matrix(input, &item.at)?;
                 let (body, shape) = self.sequence(body, input, None, &item.at)?;
-                self.same(input?, shape, "`residual` adds its input", &item.at)?;
+                self.same(input?, shape, "`residual` adds its input", &item.at.key())?;
                 Some((Box::new(Residual(body)), shape))
             }
             Step::Sum(branches) => {
@@ -161,7 +163,7 @@ impl<'s, 'b> Expander<'s, 'b> {
                             shape,
                             next,
                             "each round of `repeat` takes what the last one gave",
-                            &item.at,
+                            &item.at.key(),
                         )?;
                     }
                     layers.push(layer);

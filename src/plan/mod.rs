@@ -156,6 +156,9 @@ fn choose_head<'s>(
     target: &Target,
     problems: &mut Problems,
 ) -> Option<&'s Head> {
+    if spec.heads.is_empty() && !problems.is_empty() {
+        return None; // they could not be read
+    }
     let tasks: Vec<&str> = spec.heads.iter().map(|head| head.task.as_str()).collect();
     match target {
         Target::Features => None,

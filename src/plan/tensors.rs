@@ -87,13 +87,20 @@ pub fn resolve(
     let mut tensors = Tensors::default();
     let mut used: HashSet<&str> = HashSet::new();
     let mut missing: Vec<&TensorUse> = Vec::new();
+    let mut misshapen: Vec<(&TensorUse, &str, &Entry)> = Vec::new();
+    let mut tied: HashMap<&str, Vec<&str>> = HashMap::new();
+    for tensor in &declared.tensors {
+        if let Some(tie) = &tensor.tie {
+            tied.entry(tie).or_default().push(&tensor.name);
+        }
+    }
     for tensor in &declared.tensors {
         // A tie holds both ways: if only the other one is stored, it serves as this one.
-        let partners = declared.tensors.iter().filter(|t| t.tie.as_ref() == Some(&tensor.name));
+        let partners = tied.get(tensor.name.as_str()).into_iter().flatten();
         let found = names
             .find(&tensor.name)
             .or_else(|| names.find(tensor.tie.as_ref()?))
-            .or_else(|| partners.into_iter().find_map(|partner| names.find(&partner.name)));
+            .or_else(|| partners.into_iter().find_map(|partner| names.find(partner)));
         let Some(stored) = found else {
             missing.push(tensor);
             tensors.stored.push(String::new());
@@ -103,10 +110,12 @@ pub fn resolve(
         tensors.stored.push(stored[0].to_owned());
         tensors.twins.extend(stored[1..].iter().map(|twin| (stored[0].to_owned(), (*twin).to_owned())));
         if let Some(entry) = names.entry(stored[0]) {
-            check_entry(spec, tensor, stored[0], entry, problems);
+            if entry.shape != tensor.shape {
+                misshapen.push((tensor, stored[0], entry));
+            }
+            check_type(spec, tensor, stored[0], entry, problems);
         }
     }
-    report_missing(spec, &names, &missing, problems);
     for tensor in elsewhere {
         used.extend(names.find(&tensor.name).into_iter().flatten());
     }
@@ -115,17 +124,30 @@ pub fn resolve(
         .map(|(name, _)| name)
         .filter(|name| !used.contains(name) && !names.is_ignored(name))
         .collect();
+    report_misshapen(spec, &misshapen, problems);
+    report_missing(spec, &names, &missing, &unused, problems);
     report_unused(spec, &unused, problems);
     tensors
 }
 
-fn check_entry(spec: &Spec, tensor: &TensorUse, stored: &str, entry: &Entry, problems: &mut Problems) {
-    if entry.shape != tensor.shape {
-        let message = format!(
-            "shape mismatch for tensor `{stored}`: expected {:?}, found {:?}",
-            tensor.shape, entry.shape
-        );
-        let problem = problems.brief(&spec.source, &tensor.at, message, &label(tensor));
+/// Reports tensors of the wrong shape; the same mistake in many layers once.
+fn report_misshapen(spec: &Spec, misshapen: &[(&TensorUse, &str, &Entry)], problems: &mut Problems) {
+    let kind = |(tensor, stored, entry): &(&TensorUse, &str, &Entry)| {
+        (pattern(stored), tensor.shape.clone(), entry.shape.clone())
+    };
+    let mut seen = HashSet::new();
+    for first in misshapen {
+        if !seen.insert(kind(first)) {
+            continue;
+        }
+        let (tensor, stored, entry) = *first;
+        let (what, label) = match misshapen.iter().filter(|other| kind(other) == kind(first)).count() {
+            1 => (format!("tensor `{stored}`"), label(tensor)),
+            n => (format!("{n} tensors `{}`", pattern(stored)), tensor.label.clone()),
+        };
+        let message =
+            format!("shape mismatch for {what}: expected {:?}, found {:?}", tensor.shape, entry.shape);
+        let problem = problems.brief(&spec.source, &tensor.at, message, &label);
         let swapped = entry.shape.len() == 2 && entry.shape.iter().rev().eq(&tensor.shape);
         let help = if swapped {
             "the sizes are swapped; does this checkpoint store linear weights as `layout: in_out`?"
@@ -134,6 +156,9 @@ fn check_entry(spec: &Spec, tensor: &TensorUse, stored: &str, entry: &Entry, pro
         };
         problem.remarks.push(Remark { tag: "help", text: help.into() });
     }
+}
+
+fn check_type(spec: &Spec, tensor: &TensorUse, stored: &str, entry: &Entry, problems: &mut Problems) {
     if !matches!(&entry.dtype, StoredType::Known(dtype) if dtype.is_weight()) {
         let message = format!(
             "unsupported type of tensor `{stored}`: expected {}, {} or {}, found {}",
@@ -164,7 +189,13 @@ fn pattern(name: &str) -> String {
     name.split('.').map(star).collect::<Vec<_>>().join(".")
 }
 
-fn report_missing(spec: &Spec, names: &Names<'_>, missing: &[&TensorUse], problems: &mut Problems) {
+fn report_missing(
+    spec: &Spec,
+    names: &Names<'_>,
+    missing: &[&TensorUse],
+    unused: &[&str],
+    problems: &mut Problems,
+) {
     let mut groups: BTreeMap<(usize, String), Vec<&TensorUse>> = BTreeMap::new();
     let mut order: HashMap<String, usize> = HashMap::new();
     for tensor in missing {
@@ -191,19 +222,23 @@ fn report_missing(spec: &Spec, names: &Names<'_>, missing: &[&TensorUse], proble
         }
         // The same tensor of other layers tells a wrong name from an incomplete file.
         let stem = |name: &str| crate::plan::tensors::pattern(name);
-        let present: Vec<usize> = names
+        let mut present: Vec<usize> = names
             .renamed
             .keys()
             .filter(|stored| spec.weights.prefixes.iter().any(|p| stem(stored) == with_prefix(p, &pattern)))
             .filter_map(|stored| stored.split('.').find_map(|s| s.parse().ok()))
             .collect();
         if !present.is_empty() && pattern.contains('*') {
-            let n = count(present.len(), "layer");
-            remark(
-                "note",
-                format!("{n} of it are there; is the checkpoint complete, and `config.json` its own?"),
-            );
-        } else if let Some(near) = nearest(&first.name, names) {
+            present.sort_unstable();
+            let have = layers(&present);
+            remark("note", format!("{have} it; is the checkpoint complete, and `config.json` its own?"));
+        } else if let Some(stored) =
+            unused.iter().find(|stored| stored.ends_with(&format!(".{}", first.name)))
+        {
+            let prefix = &stored[..stored.len() - first.name.len() - 1];
+            remark("found", format!("`{stored}`, which nothing uses"));
+            remark("help", format!("list `{prefix}` under `weights: prefix` if it is the same tensor"));
+        } else if let Some(near) = nearest(&first.name, names, unused) {
             remark("found", format!("`{near}`, which nothing uses, looks close"));
         }
     }
@@ -213,10 +248,31 @@ fn shown_prefix(prefix: &str) -> String {
     if prefix.is_empty() { "none".into() } else { format!("`{prefix}`") }
 }
 
-/// A stored name that shares the most with `name`: the same last segments, and a similar beginning.
-fn nearest<'a>(name: &str, names: &Names<'a>) -> Option<&'a str> {
-    let stored = names.index.iter().map(|(name, _)| name);
-    crate::error::closest(name, stored)
+/// `layer 0 has`, `layers 0-2 and 4 have`, for sorted numbers.
+fn layers(numbers: &[usize]) -> String {
+    let mut runs: Vec<(usize, usize)> = Vec::new();
+    for &n in numbers {
+        match runs.last_mut() {
+            Some((_, last)) if *last + 1 == n => *last = n,
+            _ => runs.push((n, n)),
+        }
+    }
+    let shown: Vec<String> =
+        runs.iter().map(|(a, b)| if a == b { a.to_string() } else { format!("{a}-{b}") }).collect();
+    match shown.split_last() {
+        Some((one, [])) if numbers.len() == 1 => format!("layer {one} has"),
+        Some((one, [])) => format!("layers {one} have"),
+        Some((last, first)) => format!("layers {} and {last} have", first.join(", ")),
+        None => String::new(),
+    }
+}
+
+/// The unused stored name that is spelt most like `name` under one of the prefixes.
+fn nearest<'a>(name: &str, names: &Names<'_>, unused: &[&'a str]) -> Option<&'a str> {
+    let prefixes = names.weights.prefixes.iter();
+    prefixes
+        .filter_map(|prefix| crate::error::closest(&with_prefix(prefix, name), unused.iter().copied()))
+        .next()
 }
 
 fn report_unused(spec: &Spec, unused: &[&str], problems: &mut Problems) {
@@ -241,7 +297,10 @@ fn report_unused(spec: &Spec, unused: &[&str], problems: &mut Problems) {
     if groups.len() > 20 {
         problem.remarks.push(Remark { tag: "", text: format!("and {} more patterns", groups.len() - 20) });
     }
-    let help = "bind them, or list them under `weights: ignore` if they do not change the result";
+    let help = match unused.len() {
+        1 => "bind it, or list it under `weights: ignore` if it does not change the result",
+        _ => "bind them, or list them under `weights: ignore` if they do not change the result",
+    };
     problem.remarks.push(Remark { tag: "help", text: help.into() });
     problems.push(problem);
 }

@@ -93,7 +93,7 @@ impl Template {
                 Part::Expression(text) => match evaluate(text, scope)? {
                     Tree::Text(value) => whole += &value,
                     value @ (Tree::Int(_) | Tree::Bool(_)) => whole += &value.to_string(),
-                    other => return Err(format!("`{text}` is {} and cannot be put into text", other.kind())),
+                    other => return Err(format!("`{text}`: {} cannot be put into text", other.kind())),
                 },
             }
         }
@@ -172,7 +172,10 @@ fn evaluate(text: &str, scope: &Scope) -> Result<Tree, String> {
     let used: BTreeMap<&str, Value> =
         names_in(text).into_iter().filter_map(|n| Some((n, to_jinja(scope.get(n)?)))).collect();
     let value = expression.eval(Value::from(used)).map_err(|e| explain(text, &e))?;
-    from_jinja(&value).ok_or_else(|| format!("`{text}` has no plain value (it is {})", value.kind()))
+    if value.is_undefined() {
+        return Err(format!("`{text}`: no such item"));
+    }
+    from_jinja(&value).ok_or_else(|| format!("`{text}`: expected a plain value, found {}", value.kind()))
 }
 
 fn explain(text: &str, error: &minijinja::Error) -> String {

@@ -451,6 +451,9 @@ impl<'a> Reader<'a> {
                 },
                 "body" if is_repeat => body = Some((value, at)),
                 _ if head.is_none() => head = Some((key, value, at)),
+                _ if is_repeat && closest(key, ["when", "at", "as", "body"]).is_some() => {
+                    self.unknown("field", key, &at, &["when", "at", "as", "body"]);
+                }
                 _ => {
                     let problem = self.problems.at(self.source, &at.key(), "a second block in one step", "");
                     let help = "begin each block with `- `; indent its fields under its name".into();

@@ -26,7 +26,14 @@ impl Source {
             Ok(tree) => Ok(Source { name, text, tree }),
             Err(e) => {
                 let place = e.location().map(|l| place(&name, &text, l.line(), l.column(), None));
-                let message = format!("invalid YAML: {}", without_position(&e.to_string()));
+                let message = e.to_string();
+                let message = match (without_position(&message), &place) {
+                    (what, Some(_)) => format!("invalid YAML: {what}"),
+                    ("repetition limit exceeded", _) => {
+                        format!("invalid YAML in `{name}`: aliases repeat too much")
+                    }
+                    (what, None) => format!("invalid YAML in `{name}`: {what}"),
+                };
                 Err(Problem::new(message).at(place).into_error(ErrorKind::Spec))
             }
         }
@@ -84,7 +91,8 @@ fn place(file: &str, text: &str, line: usize, column: usize, spelling: Option<&s
         (Some('[' | '{') | None, _) => 1,
         _ => rest.chars().take_while(|c| !c.is_whitespace() && !",]}:".contains(*c)).count(),
     };
-    Place { file: file.into(), line, column, excerpt: Some((excerpt, width)), label: String::new() }
+    let excerpt = (column <= excerpt.chars().count().max(1)).then_some((excerpt, width));
+    Place { file: file.into(), line, column, excerpt, label: String::new() }
 }
 
 /// The parsers append where it happened; the place says so already.
@@ -129,6 +137,9 @@ impl<'de> Visitor<'de> for Walk<'_> {
         f.write_str("a value")
     }
     fn visit_unit<E: de::Error>(self) -> Result<(), E> {
+        self.arrived()
+    }
+    fn visit_none<E: de::Error>(self) -> Result<(), E> {
         self.arrived()
     }
     fn visit_bool<E: de::Error>(self, _: bool) -> Result<(), E> {

@@ -26,9 +26,30 @@ pub enum Tree {
 /// Nodes that one file may have, aliases expanded: a page of YAML has some hundreds.
 const MAX_NODES: usize = 1_000_000;
 
+/// Brackets that may be open at once. The parser refuses far fewer, but first reads all of them, in time that grows
+/// with the square of their number.
+const MAX_BRACKETS: usize = 1000;
+
+/// Most brackets that are open at once; those in strings and comments are counted as well.
+fn brackets(text: &str) -> usize {
+    let (mut open, mut most) = (0usize, 0);
+    for byte in text.bytes() {
+        match byte {
+            b'[' | b'{' => open += 1,
+            b']' | b'}' => open = open.saturating_sub(1),
+            _ => {}
+        }
+        most = most.max(open);
+    }
+    most
+}
+
 impl Tree {
     /// Reads a YAML file; the error names line and column.
     pub fn from_yaml(text: &str) -> Result<Tree, serde_yaml::Error> {
+        if brackets(text) > MAX_BRACKETS {
+            return Err(de::Error::custom("lists and maps are nested too deeply"));
+        }
         let tree: Tree = serde_yaml::from_str(text)?;
         match tree.nodes(MAX_NODES) {
             Some(_) => Ok(tree),
@@ -133,10 +154,16 @@ impl<'de> Deserialize<'de> for Tree {
             type Value = Tree;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a plain value without a tag")
+                f.write_str("a plain value")
             }
             fn visit_unit<E>(self) -> Result<Tree, E> {
                 Ok(Tree::Null)
+            }
+            fn visit_none<E>(self) -> Result<Tree, E> {
+                Ok(Tree::Null) // an empty file
+            }
+            fn visit_enum<A: de::EnumAccess<'de>>(self, _: A) -> Result<Tree, A::Error> {
+                Err(de::Error::custom("expected a plain value, found a tag such as `!name`"))
             }
             fn visit_bool<E>(self, x: bool) -> Result<Tree, E> {
                 Ok(Tree::Bool(x))

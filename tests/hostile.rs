@@ -1,0 +1,353 @@
+//! Broken and absurd inputs: each ends in an error of the right kind, soon and without much memory, never in a panic.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+use smelt::model::{Batch, LoadOptions, Network};
+use smelt::nn::Tokens;
+use smelt::plan::{Config, Plan, Target, builtin};
+use smelt::spec::Source;
+use smelt::tensor::DType;
+use smelt::weights::{BundleData, Checkpoint, Index, Repository, read_bundle, write_bundle};
+use smelt::{Error, ErrorKind, Model, OpenOptions, Text};
+use tempfile::TempDir;
+
+const BERT: &str = "bert/sequence-classification";
+const LLAMA: &str = "llama/causal";
+const GPT2: &str = "gpt2/causal";
+const T5: &str = "t5/conditional-generation";
+
+/// What an error takes at most, in a debug build on a busy machine.
+const SOON: Duration = Duration::from_secs(20);
+
+/// Most bytes that the tests of this file may have in memory at once, all together.
+const LITTLE: u64 = 1 << 30;
+
+fn fixture(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name)
+}
+
+/// A copy of a fixture.
+fn copy(name: &str) -> TempDir {
+    let dir = TempDir::new().unwrap();
+    for entry in fs::read_dir(fixture(name)).unwrap() {
+        let path = entry.unwrap().path();
+        fs::copy(&path, dir.path().join(path.file_name().unwrap())).unwrap();
+    }
+    dir
+}
+
+fn json_of(path: &Path) -> Value {
+    serde_json::from_str(&fs::read_to_string(path).unwrap()).unwrap()
+}
+
+/// A copy of a fixture with this value at a JSON pointer of one of its files.
+fn with(name: &str, file: &str, pointer: &str, value: Value) -> TempDir {
+    let dir = copy(name);
+    let path = dir.path().join(file);
+    let mut json = json_of(&path);
+    let (parent, key) = pointer.rsplit_once('/').unwrap();
+    json.pointer_mut(parent).expect(pointer).as_object_mut().unwrap().insert(key.into(), value);
+    fs::write(path, json.to_string()).unwrap();
+    dir
+}
+
+/// A copy of a fixture with another text in one of its files.
+fn with_text(name: &str, file: &str, text: &str) -> TempDir {
+    let dir = copy(name);
+    fs::write(dir.path().join(file), text).unwrap();
+    dir
+}
+
+/// Asserts that it ends in this error, soon.
+#[track_caller]
+fn refused<T>(case: &str, kind: ErrorKind, part: &str, run: impl FnOnce() -> smelt::Result<T>) {
+    let start = Instant::now();
+    let error: Error = match run() {
+        Ok(_) => panic!("{case}: expected an error with `{part}`, found none"),
+        Err(error) => error,
+    };
+    assert!(start.elapsed() < SOON, "{case}: took {:?}", start.elapsed());
+    assert_eq!(error.kind(), kind, "{case}: {error}");
+    assert!(error.to_string().contains(part), "{case}: expected `{part}`, found\n{error}");
+    // A line of a hostile file must not flood a terminal.
+    assert!(error.to_string().len() < 20_000, "{case}: {} bytes of message", error.to_string().len());
+}
+
+/// Asserts that the peak of this process is small, where the system tells.
+fn assert_little_memory() {
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+    if let Some(kilobytes) = line.and_then(|line| line.trim().strip_suffix(" kB")?.parse::<u64>().ok()) {
+        assert!(kilobytes * 1024 < LITTLE, "{kilobytes} kB at once");
+    }
+}
+
+fn network(name: &str) -> Network {
+    let repository = Repository::open(&fixture(name)).unwrap();
+    let config = Config::parse("config.json", repository.text("config.json").unwrap().unwrap()).unwrap();
+    let index = Index::open(&repository).unwrap();
+    let plan = Plan::new(builtin::find(&config).unwrap(), &config, &index, &Target::Config).unwrap();
+    let checkpoint = Checkpoint::map(&repository, &index).unwrap();
+    let backend = std::sync::Arc::new(smelt::reference::Reference);
+    Network::load(plan, &checkpoint, backend, &LoadOptions::default()).unwrap()
+}
+
+#[test]
+fn absurd_configs_are_refused() {
+    use ErrorKind::{Checkpoint, Config};
+    let most = "expected at most 4294967296";
+    let positive = "expected a positive integer";
+    let cases: &[(&str, &str, Value, ErrorKind, &str)] = &[
+        (BERT, "/hidden_size", json!(1_000_000_000_000u64), Config, most),
+        (BERT, "/hidden_size", json!(1e300), Config, positive),
+        (BERT, "/hidden_size", json!(u64::MAX), Config, positive),
+        (BERT, "/hidden_size", json!(4_000_000_000u64), Checkpoint, "shape mismatch"),
+        (BERT, "/vocab_size", json!(1_000_000_000_000_000u64), Config, most),
+        (BERT, "/vocab_size", json!(4_294_967_296u64), Checkpoint, "expected [4294967296, 40]"),
+        (BERT, "/intermediate_size", json!(4_294_967_296u64), Checkpoint, "shape mismatch"),
+        (BERT, "/num_hidden_layers", json!(1_000_000_000), Config, "repeat 0 to 4096 times"),
+        (BERT, "/num_hidden_layers", json!(4096), Checkpoint, "missing 4094 tensors"),
+        (BERT, "/num_hidden_layers", json!(-1), Config, "repeat 0 to 4096 times"),
+        (BERT, "/num_attention_heads", json!(0), Config, positive),
+        (BERT, "/num_attention_heads", json!(-1), Config, positive),
+        (BERT, "/num_attention_heads", json!(1.5), Config, positive),
+        (BERT, "/num_attention_heads", json!("x"), Config, positive),
+        (BERT, "/num_attention_heads", json!(null), Config, "expected `heads` to divide"),
+        (BERT, "/num_attention_heads", json!([]), Config, positive),
+        (BERT, "/num_attention_heads", json!({"a": [1, {}]}), Config, positive),
+        (BERT, "/layer_norm_eps", json!("1e-12"), Config, "expected a number"),
+        (BERT, "/id2label", json!(3), Config, "cannot evaluate"),
+        (BERT, "/id2label", json!([]), Config, positive),
+        (GPT2, "/n_head", json!(0), Config, positive),
+        (GPT2, "/n_embd", json!(i64::MAX), Config, most),
+        (LLAMA, "/head_dim", json!(1_000_000_000), Config, "rotated columns up to 65536"),
+        (LLAMA, "/head_dim", json!(4_294_967_296u64), Config, "columns are too many"),
+        (LLAMA, "/num_key_value_heads", json!(0), Config, positive),
+        (LLAMA, "/rope_parameters", json!("yes"), Config, "expected a map"),
+        (LLAMA, "/rope_parameters", json!({"rope_theta": -1.0}), Config, "expected a positive `theta`"),
+        (LLAMA, "/sliding_window", json!(0), Config, positive),
+        (T5, "/relative_attention_num_buckets", json!(4_294_967_296u64), Config, "at most 1048576"),
+        (T5, "/feed_forward_proj", json!([1]), Config, "wrong value of `act`"),
+        (T5, "/feed_forward_proj", json!("gated-"), Config, "wrong value of `act`"),
+    ];
+    for (name, pointer, value, kind, part) in cases {
+        let dir = with(name, "config.json", pointer, value.clone());
+        refused(&format!("{name} {pointer} = {value}"), *kind, part, || Model::open(dir.path()));
+    }
+    assert_little_memory();
+}
+
+#[test]
+fn broken_configs_are_refused() {
+    let deep = format!("{{\"a\": {}{}}}", "[".repeat(100_000), "]".repeat(100_000));
+    let objects = "{\"a\":".repeat(100_000);
+    let cases: &[(&str, &str)] = &[
+        ("", "EOF"),
+        ("[]", "expected a map"),
+        ("null", "expected a map"),
+        ("{\"model_type\": \"bert\"", "EOF"),
+        ("\u{feff}{}", "invalid JSON"),
+        ("{\"model_type\": \"bert\", \"model_type\": \"gpt2\"}", "repeated key `model_type`"),
+        (&deep, "recursion limit"),
+        (&objects, "recursion limit"),
+    ];
+    for (text, part) in cases {
+        let dir = with_text(BERT, "config.json", text);
+        let case = text.chars().take(40).collect::<String>();
+        refused(&case, ErrorKind::Config, part, || Model::open(dir.path()));
+    }
+    assert_little_memory();
+}
+
+#[test]
+fn hostile_descriptions_are_refused() {
+    let bomb: String = ('b'..='i')
+        .zip('a'..)
+        .map(|(name, last)| format!("{name}: &{name} [{}]\n", vec![format!("*{last}"); 10].join(", ")))
+        .collect();
+    let bomb = format!("a: &a [x, x, x, x, x, x, x, x, x, x]\n{bomb}");
+    let small_bomb: String = bomb.lines().take(3).map(|line| format!("{line}\n")).collect();
+    let cycle = "a: &a [*a]".to_owned();
+    let repeats = |depth: usize| {
+        let mut text = String::from(
+            "smelt: 1\nmatch: {model_type: bert}\nmodel:\n  hidden:\n    - embedding: {at: e, of: token_ids, rows: 203, width: 40}\n",
+        );
+        for i in 0..depth {
+            let indent = "  ".repeat(i + 2);
+            text += &format!("{indent}- repeat: 4096\n{indent}  as: i{i}\n{indent}  body:\n");
+        }
+        text + &"  ".repeat(depth + 2) + "- rms_norm: {at: n, eps: 1}\n"
+    };
+    let cases: &[(&str, String, &str)] = &[
+        ("alias bomb", bomb, "aliases repeat too much"),
+        ("small alias bomb", small_bomb, "unknown section"),
+        ("alias to itself", cycle, "invalid YAML"),
+        ("nested lists", format!("a: {}{}", "[".repeat(100_000), "]".repeat(100_000)), "invalid YAML"),
+        ("nested maps", "{a: ".repeat(100_000), "invalid YAML"),
+        ("nested sequences", "- ".repeat(100_000), "invalid YAML"),
+        ("loops in loops", repeats(3), "more than 100000 blocks"),
+        ("a long expression", format!("smelt: \"${{{}1}}\"", "1+".repeat(100_000)), "unsupported language"),
+    ];
+    let config =
+        || Config::parse("config.json", fs::read_to_string(fixture(BERT).join("config.json")).unwrap());
+    for (case, text, part) in cases {
+        let start = Instant::now();
+        let index = Index::open(&Repository::open(&fixture(BERT)).unwrap()).unwrap();
+        let plan =
+            || Plan::new(Source::yaml("hostile.yaml", text.as_str())?, &config()?, &index, &Target::Features);
+        let error = plan().expect_err(case).to_string();
+        assert!(start.elapsed() < SOON, "{case}: took {:?}", start.elapsed());
+        assert!(error.contains(part), "{case}: expected `{part}`, found\n{error}");
+    }
+    assert_little_memory();
+}
+
+#[test]
+fn weights_that_are_not_numbers_are_reported() {
+    let dir = copy(BERT);
+    let path = dir.path().join("model.safetensors");
+    let mut tensors: Vec<(String, Vec<usize>, BundleData)> = read_bundle(&path)
+        .unwrap()
+        .into_iter()
+        .map(|(name, array)| (name, array.shape().to_vec(), BundleData::F32(array.to_f32())))
+        .collect();
+    let (.., BundleData::F32(data)) =
+        tensors.iter_mut().find(|(name, ..)| name == "classifier.weight").unwrap()
+    else {
+        unreachable!("all are float32")
+    };
+    data[7] = f32::NAN;
+    write_bundle(&path, &tensors).unwrap();
+    let model = Model::open(dir.path()).unwrap();
+    refused("NaN", ErrorKind::Checkpoint, "`logits` is not a number", || model.classify(&["the".into()]));
+}
+
+#[test]
+fn batches_that_do_not_fit_are_refused() {
+    use ErrorKind::Input;
+    let (bert, t5) = (network(BERT), network(T5));
+    let typed = |type_ids: &[u32]| {
+        let mut batch = Batch::of([&[1, 2, 3][..]]);
+        batch.input.type_ids = type_ids.to_vec();
+        batch
+    };
+    let pair = |decoder: &[&[u32]]| Batch {
+        input: Tokens::of([&[1, 2][..]]),
+        decoder: Tokens::of(decoder.iter().copied()),
+    };
+    let cases: Vec<(&str, &Network, Batch, &str)> = vec![
+        (
+            "id of the next row",
+            &bert,
+            Batch::of([&[203][..]]),
+            "`token_ids` out of range: expected below 203",
+        ),
+        ("largest id", &bert, Batch::of([&[1, u32::MAX][..]]), "found 4294967295"),
+        ("no sequences", &bert, Batch::default(), "at least one sequence"),
+        ("no tokens", &bert, Batch::of([&[][..]]), "at least one token"),
+        ("no tokens in one", &bert, Batch::of([&[1, 2][..], &[]]), "at least one token"),
+        ("too long", &bert, Batch::of([&[1; 38][..]]), "at most 37 tokens"),
+        ("type out of range", &bert, typed(&[0, 0, 2]), "`type_ids` out of range: expected below 2"),
+        ("too few types", &bert, typed(&[0]), "type"),
+        ("too many types", &bert, typed(&[0; 9]), "type"),
+        ("no decoder ids", &t5, pair(&[]), "at least one sequence"),
+        ("decoder without tokens", &t5, pair(&[&[]]), "at least one token"),
+        ("decoder of two", &t5, pair(&[&[0], &[0]]), "decoder tokens for 1 sequences, found 2"),
+        ("decoder id out of range", &t5, pair(&[&[100]]), "`decoder_token_ids` out of range"),
+    ];
+    for (case, network, batch, part) in cases {
+        refused(case, Input, part, || network.forward(&batch, &[], false));
+    }
+    refused("unknown output", Input, "no output `logit`", || {
+        bert.forward(&Batch::of([&[1][..]]), &["logit"], false)
+    });
+}
+
+#[test]
+fn long_texts_are_refused_or_cut() {
+    let text = "the station is near ".repeat(50);
+    let texts = [Text::from(text.as_str())];
+    let model = Model::open(fixture(BERT)).unwrap();
+    refused("too long", ErrorKind::Input, "--truncate", || model.classify(&texts));
+    refused("one of two", ErrorKind::Input, "--truncate", || model.classify(&["the".into(), texts[0]]));
+    let options = OpenOptions { truncate: true, ..OpenOptions::default() };
+    let model = Model::open_with(fixture(BERT), &options).unwrap();
+    let answers = model.classify(&texts).unwrap();
+    assert!(answers[0].truncated > 0, "{answers:?}");
+    let answers = model.classify(&[(text.as_str(), text.as_str()).into()]).unwrap();
+    assert!(answers[0].truncated > 0, "{answers:?}");
+}
+
+#[test]
+fn the_memory_limit_is_obeyed() {
+    for dtype in [None, Some(DType::F16)] {
+        let options = OpenOptions { memory_limit: Some(1000), dtype, ..OpenOptions::default() };
+        refused("1 kB", ErrorKind::Limit, "more than the limit of 1.0 kB", || {
+            Model::open_with(fixture(BERT), &options)
+        });
+    }
+    // Enough for the weights, not for a batch.
+    let model = Model::open(fixture(BERT)).unwrap();
+    let weights = model.network().memory().weights;
+    let options = OpenOptions { memory_limit: Some(weights + 1), ..OpenOptions::default() };
+    let model = Model::open_with(fixture(BERT), &options).unwrap();
+    refused("a batch", ErrorKind::Limit, "beside the weights", || model.classify(&["the".into()]));
+}
+
+#[test]
+fn broken_tokenizers_are_refused() {
+    let text = fs::read_to_string(fixture(BERT).join("tokenizer.json")).unwrap();
+    let deep = format!("{{\"model\": {}", "[".repeat(100_000));
+    let cases: &[(&str, &str)] = &[
+        ("truncated", &text[..text.len() / 2]),
+        ("empty", ""),
+        ("a list", "[]"),
+        ("no model", "{}"),
+        ("wrong types", "{\"version\": 1, \"model\": 3}"),
+        ("unknown model", "{\"version\": \"1.0\", \"model\": {\"type\": \"Mystery\"}}"),
+        ("deep nesting", &deep),
+    ];
+    for (case, text) in cases {
+        let dir = with_text(BERT, "tokenizer.json", text);
+        refused(case, ErrorKind::Tokenizer, "tokenizer.json", || Model::open(dir.path()));
+    }
+    let wrong: &[(&str, Value)] = &[
+        ("/model/vocab", json!(["a", "b"])),
+        ("/model/vocab", json!({"a": -1})),
+        ("/model/vocab", json!({"a": 4_294_967_296u64})),
+        ("/added_tokens", json!({"id": 1})),
+        ("/pre_tokenizer", json!({"type": "Nothing"})),
+        ("/truncation", json!({"max_length": -1})),
+    ];
+    for (pointer, value) in wrong {
+        let dir = with(BERT, "tokenizer.json", pointer, value.clone());
+        let case = format!("{pointer} = {value}");
+        refused(&case, ErrorKind::Tokenizer, "tokenizer.json", || Model::open(dir.path()));
+    }
+    let dir = copy(BERT);
+    fs::remove_file(dir.path().join("tokenizer.json")).unwrap();
+    let model = Model::open(dir.path()).unwrap();
+    refused("missing", ErrorKind::Tokenizer, "no `", || model.classify(&["the".into()]));
+    assert_little_memory();
+}
+
+#[test]
+fn ids_beyond_the_vocabulary_are_refused() {
+    for id in [203, 70_000, u32::MAX] {
+        // Whatever the text, the tokenizer adds its first special token.
+        let dir = copy(BERT);
+        let path = dir.path().join("tokenizer.json");
+        let mut json = json_of(&path);
+        let vocab = json.pointer_mut("/model/vocab").unwrap().as_object_mut().unwrap();
+        vocab.insert("the".into(), json!(id));
+        fs::write(&path, json.to_string()).unwrap();
+        let case = format!("id {id}");
+        refused(&case, ErrorKind::Input, &format!("found {id}"), || {
+            Model::open(dir.path())?.classify(&["the".into()])
+        });
+    }
+    assert_little_memory();
+}
