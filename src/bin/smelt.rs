@@ -112,7 +112,7 @@ fn verify(
             Ok(false)
         }
         None => {
-            println!("\nall {} agree within {tolerance:e}", comparisons.len());
+            println!("\neach of {} agrees within {tolerance:e}", comparisons.len());
             Ok(true)
         }
     }

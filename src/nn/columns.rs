@@ -25,6 +25,8 @@ struct Planned {
 }
 
 impl Plan for Columns {
+    const KEEPS_SHAPE: bool = false;
+
     fn plan(self, b: &mut Builder<'_>, input: Option<Shape>, at: &Address) -> Built {
         let (rows, cols) = b.matrix(input, at)?;
         let (start, count) = (self.start.0, self.count);

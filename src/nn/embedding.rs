@@ -66,6 +66,8 @@ struct Planned {
 }
 
 impl Plan for Embedding {
+    const KEEPS_SHAPE: bool = false;
+
     fn plan(self, b: &mut Builder<'_>, input: Option<Shape>, at: &Address) -> Built {
         if input.is_some() {
             b.problem(&at.key(), "`embedding` takes no input")

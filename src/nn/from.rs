@@ -18,6 +18,8 @@ fields! {
 struct Planned(ValueId);
 
 impl Plan for From {
+    const KEEPS_SHAPE: bool = false;
+
     fn plan(self, b: &mut Builder<'_>, input: Option<Shape>, at: &Address) -> Built {
         let (id, shape) = b.refer(&self.value)?;
         if input.is_some() {

@@ -32,6 +32,8 @@ struct Planned {
 }
 
 impl Plan for Linear {
+    const KEEPS_SHAPE: bool = false;
+
     fn plan(self, b: &mut Builder<'_>, input: Option<Shape>, at: &Address) -> Built {
         let (rows, cols) = b.matrix(input, at)?;
         let projection = Projection { at: self.at, bias: self.bias, layout: self.layout, tie: self.tie };

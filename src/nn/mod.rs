@@ -78,12 +78,17 @@ pub struct Definition {
     pub doc: &'static [&'static str],
     /// Its fields.
     pub fields: fn() -> &'static [FieldDef],
+    /// Whether the output has the shape of the input.
+    pub keeps_shape: bool,
     /// Builds it: reads the fields, checks the input's shape, declares the tensors, and gives the output's shape.
     pub build: fn(&mut Builder<'_>, &Tree, &Address, Option<Shape>) -> Built,
 }
 
 /// A struct of fields that can be planned as a block.
 pub trait Plan: Fields {
+    /// Whether the output has the shape of the input.
+    const KEEPS_SHAPE: bool = true;
+
     /// Checks the input's shape, declares the tensors, and gives the planned block with its output's shape.
     fn plan(self, b: &mut Builder<'_>, input: Option<Shape>, at: &Address) -> Built;
 }
@@ -93,6 +98,7 @@ const fn define<T: Plan>() -> Definition {
         name: T::NAME,
         doc: T::DOC,
         fields: T::fields,
+        keeps_shape: T::KEEPS_SHAPE,
         build: |builder, fields, at, input| {
             builder.block = T::NAME.into();
             builder.field = "";

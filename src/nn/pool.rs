@@ -48,6 +48,8 @@ struct Planned {
 }
 
 impl Plan for Pool {
+    const KEEPS_SHAPE: bool = false;
+
     fn plan(self, b: &mut Builder<'_>, input: Option<Shape>, at: &Address) -> Built {
         let (stream, cols) = b.tokens(input, at)?;
         let block = Planned { stream, which: self.rows, skip: self.skip.map(|id| id.0) };

@@ -35,6 +35,8 @@ const MAX_DISTANCE: usize = 1 << 20;
 struct Planned;
 
 impl Plan for RelativeBias {
+    const KEEPS_SHAPE: bool = false;
+
     fn plan(self, b: &mut Builder<'_>, input: Option<Shape>, at: &Address) -> Built {
         if input.is_some() {
             b.problem(at, "`relative_bias` takes no input").help("give it a name of its own under `model`");

@@ -1,5 +1,7 @@
 //! A description with a config, to blocks: conditions decided, loops unrolled, shapes computed.
 
+use std::collections::HashSet;
+
 use crate::nn::combinators::{Repeat, Residual, Sequence, Sum};
 use crate::nn::{self, Builder, Built, PlannedValue, Rows, Shape, ValueId};
 use crate::spec::{Address, Head, Item, Spec, Step, Tree};
@@ -19,13 +21,23 @@ pub struct Expander<'s, 'b> {
     values: Vec<Option<PlannedValue>>,
     /// Names of the values that are being built, to find circles.
     open: Vec<String>,
+    /// Names of values that could not be built: what is wrong with them is known.
+    failed: HashSet<String>,
     blocks: usize,
 }
 
 impl<'s, 'b> Expander<'s, 'b> {
     /// Nothing built yet.
     pub fn new(spec: &'s Spec, head: Option<&'s Head>, builder: Builder<'b>) -> Self {
-        Expander { spec, head, builder, values: Vec::new(), open: Vec::new(), blocks: 0 }
+        Expander {
+            spec,
+            head,
+            builder,
+            values: Vec::new(),
+            open: Vec::new(),
+            failed: HashSet::new(),
+            blocks: 0,
+        }
     }
 
     /// The values that were built.
@@ -37,6 +49,9 @@ impl<'s, 'b> Expander<'s, 'b> {
     pub fn value(&mut self, name: &str, at: &Address) -> Option<(ValueId, Shape)> {
         if let Some(found) = self.builder.values.get(name) {
             return Some(*found);
+        }
+        if self.failed.contains(name) {
+            return None;
         }
         let of_head = self.head.iter().flat_map(|head| &head.values);
         let Some(value) = self.spec.values.iter().chain(of_head).find(|v| v.name == name) else {
@@ -64,7 +79,10 @@ impl<'s, 'b> Expander<'s, 'b> {
         self.builder.path = path;
         self.builder.loops = loops;
         self.open.pop();
-        let (body, shape) = built?;
+        let Some((body, shape)) = built else {
+            self.failed.insert(name.to_owned());
+            return None;
+        };
         self.values[id.0] = Some(PlannedValue { name: name.to_owned(), body: Box::new(body), shape });
         self.builder.values.insert(name.to_owned(), (id, shape));
         Some((id, shape))
@@ -80,16 +98,33 @@ impl<'s, 'b> Expander<'s, 'b> {
     ) -> Option<(Sequence, Shape)> {
         let mut blocks = Vec::new();
         let mut shape = input;
+        let mut failed = false;
         for item in items {
-            if !self.included(item)? {
-                continue;
+            match self.included(item) {
+                Some(true) => {}
+                Some(false) => continue,
+                None => {
+                    failed = true;
+                    continue;
+                }
             }
-            let (block, next) = self.item(item, shape, value)?;
-            if let Shape::Matrix { cols, .. } = next {
-                self.builder.note_width(cols);
+            match self.item(item, shape, value) {
+                Some((block, next)) => {
+                    if let Shape::Matrix { cols, .. } = next {
+                        self.builder.note_width(cols);
+                    }
+                    blocks.push(block);
+                    shape = Some(next);
+                }
+                // What keeps the shape of its input is passed over, to find what else is wrong.
+                None if shape.is_some() && keeps_shape(&item.step) && self.blocks <= MAX_BLOCKS => {
+                    failed = true
+                }
+                None => return None,
             }
-            blocks.push(block);
-            shape = Some(next);
+        }
+        if failed {
+            return None;
         }
         match shape {
             Some(shape) => Some((Sequence(blocks), shape)),
@@ -130,9 +165,12 @@ impl<'s, 'b> Expander<'s, 'b> {
                 let mut first = None;
                 for (i, branch) in branches.iter().enumerate() {
                     let at = item.at.child(i);
-                    let (branch, shape) = self.sequence(branch, input, None, &at)?;
+                    let Some((branch, shape)) = self.sequence(branch, input, None, &at) else { continue };
                     self.same(*first.get_or_insert(shape), shape, "`sum` adds its branches", &at)?;
                     built.push(branch);
+                }
+                if built.len() < branches.len() {
+                    return None;
                 }
                 match first {
                     Some(shape) => Some((Box::new(Sum(built)), shape)),
@@ -226,6 +264,15 @@ impl<'s, 'b> Expander<'s, 'b> {
         let message = format!("{why}: expected {}, found {}", describe(expected), describe(found));
         self.builder.problem(at, message);
         None
+    }
+}
+
+/// Whether a step that can be built gives a matrix of the shape that it takes.
+fn keeps_shape(step: &Step) -> bool {
+    match step {
+        Step::Residual(_) | Step::Repeat { .. } => true,
+        Step::Sum(_) => false,
+        Step::Block { name, .. } => nn::block(name).is_some_and(|block| block.keeps_shape),
     }
 }
 
