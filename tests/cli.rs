@@ -1,0 +1,200 @@
+//! The programs, as a user runs them.
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+
+use serde_json::Value;
+use smelt::weights::{BundleData, read_bundle, write_bundle};
+
+fn run(program: &str, arguments: &[&str], input: &str) -> Output {
+    let mut child = Command::new(program)
+        .args(arguments)
+        .current_dir(env!("CARGO_MANIFEST_DIR"))
+        .env("NO_COLOR", "1")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    // A program that needs no input may have ended by now.
+    let _ = child.stdin.take().unwrap().write_all(input.as_bytes());
+    child.wait_with_output().unwrap()
+}
+
+fn smelt_run(arguments: &[&str]) -> Output {
+    run(env!("CARGO_BIN_EXE_smelt-run"), arguments, "")
+}
+
+fn smelt(arguments: &[&str]) -> Output {
+    run(env!("CARGO_BIN_EXE_smelt"), arguments, "")
+}
+
+fn stdout(output: &Output) -> String {
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout.clone()).unwrap()
+}
+
+fn stderr(output: &Output, code: i32) -> String {
+    assert_eq!(output.status.code(), Some(code), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(output.stdout.is_empty(), "answers only on standard output");
+    String::from_utf8(output.stderr.clone()).unwrap()
+}
+
+/// The fixture directory `tests/golden/*/case`, of the first family that has it.
+fn fixture(case: &str) -> PathBuf {
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
+    let mut dirs: Vec<_> = std::fs::read_dir(golden).unwrap().map(|e| e.unwrap().path().join(case)).collect();
+    dirs.sort();
+    dirs.into_iter().find(|dir| dir.exists()).unwrap()
+}
+
+#[test]
+fn the_embedded_models_answer() {
+    let text = stdout(&smelt_run(&["Where is the nearest station?"]));
+    assert!(text.ends_with(" en\n") && text.lines().count() == 1, "{text}");
+    assert_eq!(stdout(&smelt_run(&["This is a test", "-n", "3"])).lines().count(), 3);
+    let text = stdout(&smelt_run(&["--task", "causal_lm", "The template engine", "--max-tokens", "12"]));
+    assert!(text.split_whitespace().count() > 3, "{text}");
+    let other = smelt_run(&["--model", "prose", "The template engine", "--max-tokens", "12"]);
+    assert_eq!(stdout(&other), text);
+}
+
+#[test]
+fn lines_of_standard_input_become_lines_of_json() {
+    let program = env!("CARGO_BIN_EXE_smelt-run");
+    let text = stdout(&run(program, &["--json", "-n", "2"], "This is a test\nDas ist ein kurzer Satz.\n"));
+    let lines: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(lines.len(), 2);
+    assert_eq!(lines[0]["text"], "This is a test");
+    for (line, language) in lines.iter().zip(["en", "de"]) {
+        assert_eq!(line["labels"].as_array().unwrap().len(), 2);
+        assert_eq!(line["labels"][0]["label"], language);
+        assert!(line["labels"][0]["score"].as_f64().unwrap() > 0.3);
+    }
+    let text = stdout(&smelt_run(&["--json", "--task", "embed", "a text"]));
+    let line: Value = serde_json::from_str(&text).unwrap();
+    assert_eq!(line["embedding"].as_array().unwrap().len(), 96);
+    let text = stdout(&smelt_run(&["--json", "--task", "causal_lm", "--max-tokens", "4", "You", "The"]));
+    assert!(text.lines().all(|line| serde_json::from_str::<Value>(line).unwrap()["generated"].is_string()));
+}
+
+#[test]
+fn pairs_are_questions_with_contexts() {
+    let dir = fixture("question-answering");
+    let dir = dir.to_str().unwrap();
+    let text = stdout(&smelt_run(&["-m", dir, "--json", "--pair", "who sat?", "the cat sat."]));
+    let line: Value = serde_json::from_str(&text).unwrap();
+    assert_eq!((&line["text"], &line["pair"]), (&"who sat?".into(), &"the cat sat.".into()));
+    assert_eq!(line["answers"].as_array().unwrap().len(), 1);
+    assert!(stderr(&smelt_run(&["-m", dir, "--pair", "one"]), 1).contains("in pairs"));
+}
+
+#[test]
+fn raw_tensors_go_in_and_out() {
+    let dir = fixture("causal");
+    let bundle = dir.join("reference.safetensors");
+    let reference = read_bundle(&bundle).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let (inputs, outputs) = (folder.path().join("in.safetensors"), folder.path().join("out.safetensors"));
+    // Without the prefix `input.`.
+    let tensors: Vec<_> = reference
+        .iter()
+        .filter_map(|(name, a)| {
+            Some((name.strip_prefix("input.")?.to_owned(), a.shape().to_vec(), BundleData::I64(a.to_i64()?)))
+        })
+        .collect();
+    write_bundle(&inputs, &tensors).unwrap();
+    let steps = "3";
+    let arguments = [
+        "-m",
+        dir.to_str().unwrap(),
+        "--inputs",
+        inputs.to_str().unwrap(),
+        "--outputs",
+        outputs.to_str().unwrap(),
+        "--hidden-states",
+        "--greedy",
+        steps,
+    ];
+    assert_eq!(stdout(&smelt_run(&arguments)), "");
+    let found = read_bundle(&outputs).unwrap();
+    let mask = reference["input.attention_mask"].to_i64().unwrap();
+    for name in ["output.logits", "output.hidden_states.0", "output.hidden_states.2"] {
+        assert_eq!(found[name].shape(), reference[name].shape(), "{name}");
+        let (a, b) = (found[name].to_f32(), reference[name].to_f32());
+        let cols = a.len() / mask.len();
+        for (i, on) in mask.iter().enumerate() {
+            for (a, b) in a[i * cols..(i + 1) * cols].iter().zip(&b[i * cols..]) {
+                let expected = if *on == 1 { *b } else { 0.0 };
+                assert!((a - expected).abs() < 1e-4, "{name}: {a} instead of {expected}");
+            }
+        }
+    }
+    for row in 0..3 {
+        assert_eq!(found[&format!("generate.{row}.tokens")].shape(), [3]);
+        assert_eq!(found[&format!("generate.{row}.logits")].shape()[0], 3);
+    }
+}
+
+#[test]
+fn verify_tells_whether_a_model_agrees() {
+    let dir = fixture("base");
+    let bundle = dir.join("reference.safetensors");
+    let arguments = ["verify", "-m", dir.to_str().unwrap(), bundle.to_str().unwrap()];
+    let text = stdout(&smelt(&arguments));
+    assert!(text.contains("hidden_states.1") && text.contains("agrees within 1e-4"), "{text}");
+    let output = smelt(&[&arguments[..], &["--tolerance", "1e-12"]].concat());
+    assert_eq!(output.status.code(), Some(1));
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(text.contains("first to differ by more than 1e-12: hidden_states."), "{text}");
+    // An architecture of one's own.
+    let spec = ["--arch", "examples/classifier.yaml", "-m", "examples/models/language-id"];
+    let bundle = "tests/golden/embedded/language-id.safetensors";
+    stdout(&smelt(&[&["verify", bundle][..], &spec].concat()));
+}
+
+#[test]
+fn a_mistake_is_shown_where_it_stands() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("mine.yaml");
+    let text = std::fs::read_to_string("examples/classifier.yaml").unwrap();
+    std::fs::write(&file, text.replacen("layer_norm: emb", "layernorm: emb", 1)).unwrap();
+    let file = file.to_str().unwrap();
+    for output in
+        [smelt(&["check", file]), smelt_run(&["--arch", file, "-m", "examples/models/language-id", "x"])]
+    {
+        let message = stderr(&output, 1);
+        assert!(message.starts_with("error: unknown block `layernorm`\n"), "{message}");
+        assert!(
+            message.contains("mine.yaml:24:7") && message.contains("did you mean `layer_norm`?"),
+            "{message}"
+        );
+    }
+    assert!(stdout(&smelt(&["check", "examples/classifier.yaml"])).contains("nothing wrong"));
+}
+
+#[test]
+fn wrong_requests_have_their_exit_codes() {
+    let cases: [(&[&str], i32, &str); 8] = [
+        (&["--no-such-option", "x"], 2, "--no-such-option"),
+        (&["-n", "many", "x"], 2, "many"),
+        (&["--pooling", "middle", "x"], 2, "lasttoken"),
+        (&["--inputs", "a.safetensors"], 2, "--outputs"),
+        (&["-m", "no/such/directory", "x"], 1, "no/such/directory"),
+        (&["--arch", "no-such-arch", "x"], 1, "built in are"),
+        (&["--memory-limit", "1k", "x"], 1, "limit of 1.0 kB"),
+        (&["--task", "causal_lm", "--top-p", "3", "x"], 1, "top_p"),
+    ];
+    for (arguments, code, part) in cases {
+        let message = stderr(&smelt_run(arguments), code);
+        assert!(message.contains(part), "{arguments:?}: {message}");
+    }
+}
+
+#[test]
+fn blocks_are_explained() {
+    assert!(stdout(&smelt(&["blocks"])).lines().count() >= 13);
+    assert!(stdout(&smelt(&["blocks", "attention"])).contains("kv_heads"));
+    assert!(stderr(&smelt(&["blocks", "nothing"]), 1).contains("no block `nothing`"));
+}
