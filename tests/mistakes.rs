@@ -3,7 +3,7 @@
 //! A file is a header, a line `---` and the exact message. The header says what to break, one edit a line:
 //!
 //! ```text
-//! base: bert/sequence-classification          a fixture under tests/golden; `bert.yaml` and `config.json` are its files
+//! base: FAMILY/CASE                           a fixture under tests/golden; `FAMILY.yaml` and `config.json` are its files
 //! yaml: OLD ==> NEW                           replaces OLD, which must be there, once in the architecture
 //! yaml-text: TEXT                             replaces the whole architecture
 //! config: KEY = JSON                          sets a key, with dots for nested ones

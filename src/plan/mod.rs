@@ -74,7 +74,13 @@ impl Plan {
 
         let elsewhere = elsewhere(&spec, head, &bound);
         let tensors = tensors::resolve(&spec, &declared, &elsewhere, index, &mut problems);
-        problems.finish(ErrorKind::Checkpoint)?;
+        let missing = problems.finish(ErrorKind::Checkpoint);
+        if head.is_some_and(|head| head.task == "features") {
+            // A base model is often stored without what only some of its outputs need.
+            missing.map_err(|e| e.help("for vectors of texts alone, open it for the task `embed`"))?;
+        } else {
+            missing?;
+        }
 
         let mut plan = Plan {
             name: spec.source.name.clone(),

@@ -71,13 +71,18 @@ pub fn write_bundle(path: &Path, tensors: &[(String, Vec<usize>, BundleData)]) -
         .collect::<Result<_, safetensors::SafeTensorError>>()
         .map_err(|e| wrong(e.to_string()))?;
     let file = serialize(views, None).map_err(|e| wrong(e.to_string()))?;
+    let failed = |e: std::io::Error| Error::new(ErrorKind::Io, format!("cannot write `{label}`: {e}"));
+    // What is no ordinary file, such as a pipe or a link, stays what it is.
+    if fs::symlink_metadata(path).is_ok_and(|there| !there.is_file()) {
+        return fs::write(path, file).map_err(failed);
+    }
     // Beside the file, because only there renaming is sure to work, and it leaves the permissions that the
     // user's files have.
     let mut part = OsString::from(path);
     part.push(".part");
     fs::write(&part, file).and_then(|()| fs::rename(&part, path)).map_err(|e| {
         let _ = fs::remove_file(&part);
-        Error::new(ErrorKind::Io, format!("cannot write `{label}`: {e}"))
+        failed(e)
     })
 }
 

@@ -4,6 +4,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 
 use super::blob::{Blob, Bytes, impostor};
+use super::header::shown;
 use crate::error::{Error, ErrorKind, Result};
 
 /// Most bytes of a text file: the largest `tokenizer.json` in use has 40 MB.
@@ -57,7 +58,8 @@ impl Repository {
     /// The path of a file for messages, such as `models/mine/config.json`.
     pub fn label(&self, file: &str) -> String {
         match &self.place {
-            Where::Disk(dir) => dir.join(file).display().to_string(),
+            // A name may come from a file; control characters in it are not for the terminal.
+            Where::Disk(dir) => shown(&dir.join(file).display().to_string()),
             Where::Embedded(_) => format!("{}/{file}", self.name),
         }
     }
