@@ -1,7 +1,7 @@
 //! The blocks: generic neural-network layers at the level of torch modules, one file each, written against
 //! [`Backend`](crate::backend::Backend).
 //!
-//! A block is two things in one file: a struct of [`fields!`](fields), which is its definition in the language,
+//! A block is two things in one file: a struct of `fields!`, which is its definition in the language,
 //! and a [`Block`] with the forward pass. `plan`, between them, checks shapes and declares tensors to the
 //! [`Builder`]. Read `layer_norm.rs` first, then `attention.rs`.
 
