@@ -2,11 +2,11 @@
 
 use smelt::backend::{
     Activation, AttentionParams, Backend, Epilogue, KvCache, Layout, LinearPart, Norm, PositionBias, Reach,
-    Rotation, Span,
+    Rotation, Span, WeightType,
 };
 use smelt::cpu::{Cpu, SimdLevel};
 use smelt::reference::Reference;
-use smelt::tensor::{Array, DType, Tensor};
+use smelt::tensor::{Array, Tensor};
 
 /// Numbers that look random and are the same everywhere.
 struct Random(u64);
@@ -72,7 +72,7 @@ fn products_agree() {
             let parts = [part(None), part(Some(&order))];
             let n = outputs + order.len();
             let (bias, mul) = (random.vec(n), random.tensor(40, n));
-            for dtype in [DType::F32, DType::F16, DType::Bf16] {
+            for dtype in [WeightType::F32, WeightType::F16, WeightType::Bf16] {
                 let expected = Reference.linear(&parts, dtype);
                 for level in levels() {
                     let linear = cpu(level, 2).linear(&parts, dtype);
@@ -116,11 +116,11 @@ fn a_row_of_a_product_has_the_same_bits_alone_and_on_any_number_of_threads() {
             let mut results = Vec::new();
             for threads in [1, 2, 3, 7] {
                 let mut out = Tensor::zeros(x.rows(), outputs);
-                cpu(level, threads).linear(&parts, DType::F32).apply(&x, &Epilogue::default(), &mut out);
+                cpu(level, threads).linear(&parts, WeightType::F32).apply(&x, &Epilogue::default(), &mut out);
                 results.push(out);
             }
             assert!(results.iter().all(|r| bits(r) == bits(&results[0])), "{level:?}: threads");
-            let linear = cpu(level, 2).linear(&parts, DType::F32);
+            let linear = cpu(level, 2).linear(&parts, WeightType::F32);
             for (start, rows) in [(0, 1), (5, 2), (9, 3), (20, 5), (100, 17), (229, 1)] {
                 let part = Tensor::from_vec(
                     rows,
@@ -396,8 +396,11 @@ fn products_by_openblas_agree() {
             };
             let before = random.tensor(9, outputs);
             let (mut found, mut expected) = (before.clone(), before);
-            Cpu::new(Some(2)).with_openblas().linear(&parts, DType::F32).apply(&x, &epilogue, &mut found);
-            Reference.linear(&parts, DType::F32).apply(&x, &epilogue, &mut expected);
+            Cpu::new(Some(2))
+                .with_openblas()
+                .linear(&parts, WeightType::F32)
+                .apply(&x, &epilogue, &mut found);
+            Reference.linear(&parts, WeightType::F32).apply(&x, &epilogue, &mut expected);
             close(&found, &expected, 2e-5, "openblas");
         }
     }

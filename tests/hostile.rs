@@ -5,11 +5,11 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
+use smelt::backend::WeightType;
 use smelt::model::{Batch, LoadOptions, Network};
 use smelt::nn::Tokens;
 use smelt::plan::{Config, Plan, Target, builtin};
 use smelt::spec::Source;
-use smelt::tensor::DType;
 use smelt::weights::{BundleData, Checkpoint, Index, Repository, read_bundle, write_bundle};
 use smelt::{Error, ErrorKind, Model, OpenOptions, Text};
 use tempfile::TempDir;
@@ -295,7 +295,7 @@ fn long_texts_are_refused_or_cut() {
 
 #[test]
 fn the_memory_limit_is_obeyed() {
-    for dtype in [None, Some(DType::F16)] {
+    for dtype in [None, Some(WeightType::F16)] {
         let options = OpenOptions { memory_limit: Some(1000), dtype, ..OpenOptions::default() };
         refused("1 kB", ErrorKind::Limit, "more than the limit of 1.0 kB", || {
             Model::open_with(fixture(ENCODER), &options)

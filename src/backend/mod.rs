@@ -6,14 +6,18 @@
 //! and however many threads there are.
 
 mod activation;
+mod counting;
 mod kv_cache;
+mod weight_type;
 
 use std::fmt;
 use std::ops::Range;
 
-use crate::tensor::{Array, DType, Tensor};
+use crate::tensor::{Array, Tensor};
 pub use activation::Activation;
+pub use counting::{Counting, Work};
 pub use kv_cache::{KvCache, PAGE_KEYS};
+pub use weight_type::WeightType;
 
 /// The operations that blocks are made of.
 ///
@@ -23,12 +27,12 @@ pub trait Backend: Send + Sync + fmt::Debug {
     fn name(&self) -> String;
 
     /// Lays out the weights of a linear map `[in] -> [out]` the way [`Linear::apply`] wants them. Several
-    /// parts with the same input are put side by side: their outputs follow each other. Elements are kept as
-    /// `dtype` (float32, float16 or bfloat16).
-    fn linear(&self, parts: &[LinearPart<'_>], dtype: DType) -> Box<dyn Linear>;
+    /// parts with the same input are put side by side: their outputs follow each other. They are kept as
+    /// `kept`.
+    fn linear(&self, parts: &[LinearPart<'_>], kept: WeightType) -> Box<dyn Linear>;
 
     /// Bytes that [`linear`](Self::linear) will keep for a map of `inputs` to `outputs`.
-    fn linear_bytes(&self, inputs: usize, outputs: usize, dtype: DType) -> u64;
+    fn linear_bytes(&self, inputs: usize, outputs: usize, kept: WeightType) -> u64;
 
     /// Row `i` of `out` becomes row `ids[i]` of `table` (`[vocab, cols]`), or is increased by it if
     /// `accumulate`.

@@ -7,12 +7,12 @@ use std::io::{BufRead, IsTerminal, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use clap::{Parser, ValueEnum};
+use clap::Parser;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::{Value, json};
 
+use smelt::backend::WeightType;
 use smelt::task::Bundle;
-use smelt::tensor::DType;
 use smelt::weights::{BundleData, Repository, read_bundle, write_bundle};
 use smelt::{
     AnswerOptions, BackendKind, Error, ErrorKind, GenerateOptions, Label, Model, OpenOptions, Pooling,
@@ -72,9 +72,9 @@ struct Arguments {
     #[arg(long, value_parser = Pooling::names())]
     pooling: Option<String>,
 
-    /// Type in which weights are kept, instead of the stored one
-    #[arg(long)]
-    dtype: Option<KeptType>,
+    /// How weights are kept, instead of as they are stored: f32, f16 or bf16
+    #[arg(long, value_name = "TYPE")]
+    dtype: Option<WeightType>,
 
     /// Threads to compute with; one per core by default
     #[arg(long)]
@@ -149,13 +149,6 @@ struct TensorArguments {
     greedy: Option<usize>,
 }
 
-#[derive(Clone, Copy, ValueEnum)]
-enum KeptType {
-    F32,
-    F16,
-    Bf16,
-}
-
 /// Texts that are worked on between two steps of the progress bar.
 const CHUNK: usize = 64;
 
@@ -200,11 +193,7 @@ fn run(arguments: &Arguments) -> std::result::Result<(), Failure> {
     let options = OpenOptions {
         arch: arguments.arch.clone(),
         task: arguments.task.clone(),
-        dtype: arguments.dtype.map(|dtype| match dtype {
-            KeptType::F32 => DType::F32,
-            KeptType::F16 => DType::F16,
-            KeptType::Bf16 => DType::Bf16,
-        }),
+        dtype: arguments.dtype,
         threads: arguments.threads,
         memory_limit: arguments.memory_limit,
         truncate: arguments.truncate,

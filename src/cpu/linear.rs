@@ -8,8 +8,8 @@ use half::{bf16, f16};
 
 use super::Engine;
 use super::kernels::matmul::{Panels, Product};
-use crate::backend::{Epilogue, Layout, Linear, LinearPart};
-use crate::tensor::{DType, Tensor};
+use crate::backend::{Epilogue, Layout, Linear, LinearPart, WeightType};
+use crate::tensor::Tensor;
 
 /// A linear map with its weights in panels: `[outputs / width][inputs][width]`.
 #[derive(Debug)]
@@ -34,15 +34,15 @@ pub fn packed_len(inputs: usize, outputs: usize, width: usize) -> usize {
 
 impl Packed {
     /// Packs the parts of a map.
-    pub fn new(engine: Arc<Engine>, parts: &[LinearPart<'_>], dtype: DType) -> Packed {
+    pub fn new(engine: Arc<Engine>, parts: &[LinearPart<'_>], kept: WeightType) -> Packed {
         let width = engine.panel_width();
         let rows: Vec<(usize, usize)> = parts.iter().map(sizes).collect();
         let inputs = rows.first().map_or(0, |(_, inputs)| *inputs);
         let outputs = rows.iter().map(|(outputs, _)| outputs).sum();
         let len = packed_len(inputs, outputs, width);
-        let data = match dtype {
-            DType::F16 => Data::F16(pack(parts, inputs, width, vec![f16::ZERO; len], f16::from_f32)),
-            DType::Bf16 => Data::Bf16(pack(parts, inputs, width, vec![bf16::ZERO; len], bf16::from_f32)),
+        let data = match kept {
+            WeightType::F16 => Data::F16(pack(parts, inputs, width, vec![f16::ZERO; len], f16::from_f32)),
+            WeightType::Bf16 => Data::Bf16(pack(parts, inputs, width, vec![bf16::ZERO; len], bf16::from_f32)),
             _ => Data::F32(pack(parts, inputs, width, vec![0.0; len], |x| x)),
         };
         Packed { engine, data, inputs, outputs }

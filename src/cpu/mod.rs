@@ -8,14 +8,16 @@ mod kernels;
 mod linear;
 #[cfg(feature = "openblas")]
 mod openblas;
+mod peaks;
 mod pool;
 
 use std::sync::Arc;
 
 use crate::backend::{
     Activation, AttentionParams, Backend, KvCache, Linear, LinearPart, Norm, PAGE_KEYS, Rotation, Span,
+    WeightType,
 };
-use crate::tensor::{Array, DType, Tensor};
+use crate::tensor::{Array, Tensor};
 pub use dispatch::SimdLevel;
 use dispatch::{Simds, with_simd};
 use kernels::attention::Attend;
@@ -23,6 +25,7 @@ use kernels::matmul::panel_width;
 use kernels::rows::{Activate, Normalise, rotate};
 use kernels::simd::{Kernel, Simd};
 use linear::{Packed, packed_len};
+pub use peaks::{Meter, Peaks};
 use pool::Pool;
 
 /// The fast backend.
@@ -76,6 +79,11 @@ impl Cpu {
         })
     }
 
+    /// Number of threads that compute.
+    pub fn threads(&self) -> usize {
+        self.engine.pool.threads()
+    }
+
     /// Matrix products by OpenBLAS, in float32. Its sums run in an order that depends on the batch and on its own threads, so what
     /// this crate promises of equal bits does not hold.
     #[cfg(feature = "openblas")]
@@ -94,19 +102,20 @@ impl Backend for Cpu {
         format!("cpu ({:?}, {threads} threads)", self.level).to_lowercase()
     }
 
-    fn linear(&self, parts: &[LinearPart<'_>], dtype: DType) -> Box<dyn Linear> {
+    fn linear(&self, parts: &[LinearPart<'_>], kept: WeightType) -> Box<dyn Linear> {
         #[cfg(feature = "openblas")]
         if self.openblas {
             return Box::new(openblas::Blas::new(self.engine.clone(), parts));
         }
-        Box::new(Packed::new(self.engine.clone(), parts, dtype))
+        Box::new(Packed::new(self.engine.clone(), parts, kept))
     }
 
-    fn linear_bytes(&self, inputs: usize, outputs: usize, dtype: DType) -> u64 {
+    fn linear_bytes(&self, inputs: usize, outputs: usize, kept: WeightType) -> u64 {
         let width = self.engine.panel_width();
         // Sizes come from a file: only what does not overflow can be packed.
         let fits = (inputs as u64).checked_mul(outputs as u64 + width as u64).is_some_and(|n| n < 1 << 60);
-        if fits { packed_len(inputs, outputs, width) as u64 * dtype.size() as u64 } else { u64::MAX / 4 }
+        let element = if kept == WeightType::F32 { 4 } else { 2 };
+        if fits { packed_len(inputs, outputs, width) as u64 * element } else { u64::MAX / 4 }
     }
 
     fn embedding(&self, table: &Array, ids: &[u32], accumulate: bool, out: &mut Tensor) {

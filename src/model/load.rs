@@ -1,18 +1,18 @@
 use std::sync::{Arc, Mutex};
 
 use super::Network;
-use crate::backend::{Backend, LinearPart};
+use crate::backend::{Backend, LinearPart, WeightType};
 use crate::error::{Error, ErrorKind, Result};
 use crate::nn::{BoundLinear, LinearUse, Parameters, TensorId};
 use crate::plan::{Memory, Plan, linear_type};
-use crate::tensor::{Array, DType};
+use crate::tensor::Array;
 use crate::weights::Checkpoint;
 
 /// How a model is loaded.
 #[derive(Clone, Debug, Default)]
 pub struct LoadOptions {
-    /// Type in which weights are kept; as they are stored by default. Arithmetic is float32 in any case.
-    pub dtype: Option<DType>,
+    /// How weights are kept; as they are stored by default.
+    pub dtype: Option<WeightType>,
     /// Bytes that weights and batches may take; what the machine has by default.
     pub memory_limit: Option<u64>,
 }
@@ -31,8 +31,8 @@ impl Network {
     ) -> Result<Network> {
         let arrays: Vec<Array> =
             plan.tensors.stored.iter().map(|name| checkpoint.array(name)).collect::<Result<_>>()?;
-        let kept = |tensor: usize| options.dtype.unwrap_or(arrays[tensor].dtype());
-        let memory = Memory::of(&plan.declared, &*backend, kept);
+        let kept = |tensor: usize| options.dtype.unwrap_or(WeightType::of(arrays[tensor].dtype()));
+        let memory = Memory::of(&plan.declared, &*backend, &|tensor| arrays[tensor].dtype(), options.dtype);
         let memory_limit = options.memory_limit.unwrap_or_else(machine_memory);
         memory.check(memory_limit)?;
         for (one, other) in &plan.tensors.twins {
@@ -43,7 +43,7 @@ impl Network {
         }
         let mut parameters = Parameters::default();
         for linear in &plan.declared.linears {
-            let dtype = linear_type(linear.parts.iter().map(|part| kept(part.weight.0)));
+            let kept = linear_type(linear.parts.iter().map(|part| kept(part.weight.0)));
             let parts: Vec<LinearPart<'_>> = linear
                 .parts
                 .iter()
@@ -53,7 +53,7 @@ impl Network {
                     outputs: part.order.as_deref(),
                 })
                 .collect();
-            let bound = BoundLinear { map: backend.linear(&parts, dtype), bias: bias(linear, &arrays) };
+            let bound = BoundLinear { map: backend.linear(&parts, kept), bias: bias(linear, &arrays), kept };
             parameters.linears.push(bound);
         }
         parameters.vectors = plan.declared.vectors.iter().map(|TensorId(i)| arrays[*i].to_f32()).collect();

@@ -9,7 +9,7 @@ mod session;
 
 use std::sync::{Arc, Mutex};
 
-use crate::backend::Backend;
+use crate::backend::{Backend, WeightType};
 use crate::error::{Error, ErrorKind, Result};
 use crate::nn::{Parameters, Run, SequenceState, Stream, Tokens, ValueId};
 use crate::plan::{Memory, Plan};
@@ -75,6 +75,17 @@ impl Network {
     /// The backend.
     pub fn backend(&self) -> &dyn Backend {
         &*self.backend
+    }
+
+    /// How the weights of linear maps are kept; none if not all in the same way.
+    pub fn weight_type(&self) -> Option<WeightType> {
+        let (first, rest) = self.parameters.linears.split_first()?;
+        rest.iter().all(|linear| linear.kept == first.kept).then_some(first.kept)
+    }
+
+    /// Number of token ids: rows of the embedding of tokens.
+    pub fn vocab(&self) -> Option<usize> {
+        self.plan.declared.vocab
     }
 
     /// What it needs.

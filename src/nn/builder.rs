@@ -167,6 +167,8 @@ pub struct Declared {
     pub ropes: Vec<Rope>,
     /// Most tokens that a sequence of a stream can have, each with the reason.
     pub limits: Vec<(Stream, usize, String)>,
+    /// Rows of the embedding of token ids.
+    pub vocab: Option<usize>,
     /// Columns of the widest matrix inside of a layer.
     pub widest_in_layers: usize,
     /// Columns of the widest matrix, logits included.

@@ -84,6 +84,9 @@ impl Plan for Embedding {
             );
             return None;
         }
+        if of.ids == Ids::Tokens {
+            b.declared.vocab = Some(rows - offset);
+        }
         if of.ids == Ids::Positions {
             let limit = rows - offset;
             b.declared.limits.push((of.stream, limit, format!("`{}` has {rows} rows", self.at.name)));

@@ -6,7 +6,9 @@ use std::sync::Arc;
 use super::builder::{BiasId, CacheId, CacheUse, LinearId, RopeId, Stream, TableId, ValueId, VectorId};
 use super::rope::Rope;
 use super::{Block, Rows, Shape};
-use crate::backend::{Activation, Backend, Epilogue, KvCache, Linear, PositionBias, Rotation, Span};
+use crate::backend::{
+    Activation, Backend, Epilogue, KvCache, Linear, PositionBias, Rotation, Span, WeightType,
+};
 use crate::error::Result;
 use crate::tensor::{Array, Buffers, Tensor};
 
@@ -30,6 +32,8 @@ pub struct BoundLinear {
     pub map: Box<dyn Linear>,
     /// One element per output.
     pub bias: Option<Vec<f32>>,
+    /// How its weights are kept.
+    pub kept: WeightType,
 }
 
 /// A value of the model with the blocks that compute it.
@@ -212,7 +216,7 @@ impl<'r> Run<'r> {
         act: Option<Activation>,
         mul: Option<&Tensor>,
     ) -> Tensor {
-        let BoundLinear { map, bias } = &self.parameters.linears[id.0];
+        let BoundLinear { map, bias, .. } = &self.parameters.linears[id.0];
         let mut out = self.buffers.take(x.rows(), map.outputs());
         map.apply(x, &Epilogue { bias: bias.as_deref(), act, mul, accumulate: false }, &mut out);
         out
@@ -220,7 +224,7 @@ impl<'r> Run<'r> {
 
     /// `sum += x Wᵀ + b`.
     pub fn linear_add(&mut self, id: LinearId, x: &Tensor, sum: &mut Tensor) {
-        let BoundLinear { map, bias } = &self.parameters.linears[id.0];
+        let BoundLinear { map, bias, .. } = &self.parameters.linears[id.0];
         map.apply(x, &Epilogue { bias: bias.as_deref(), accumulate: true, ..Epilogue::default() }, sum);
     }
 

@@ -1,8 +1,8 @@
 //! How much memory a plan needs, before any is taken.
 
-use crate::backend::Backend;
+use crate::backend::{Backend, WeightType};
 use crate::error::{Error, ErrorKind, Result};
-use crate::nn::{Declared, Stream};
+use crate::nn::{Declared, PartUse, Stream};
 use crate::tensor::DType;
 
 /// What a model needs, in bytes.
@@ -19,11 +19,17 @@ pub struct Memory {
 }
 
 impl Memory {
-    /// The needs of what was declared, on a backend that keeps weights in the types that `kept` gives.
-    pub fn of(declared: &Declared, backend: &dyn Backend, kept: impl Fn(usize) -> DType) -> Memory {
+    /// The needs of what was declared, on a backend that keeps weights as `asked`, or as they are stored.
+    pub fn of(
+        declared: &Declared,
+        backend: &dyn Backend,
+        stored: &dyn Fn(usize) -> DType,
+        asked: Option<WeightType>,
+    ) -> Memory {
+        let kept = |part: &PartUse| asked.unwrap_or(WeightType::of(stored(part.weight.0)));
         let mut memory = Memory::default();
         for linear in &declared.linears {
-            let dtype = linear_type(linear.parts.iter().map(|part| kept(part.weight.0)));
+            let dtype = linear_type(linear.parts.iter().map(kept));
             let bias = linear.parts.iter().any(|part| part.bias.is_some());
             memory.weights += backend.linear_bytes(linear.inputs, linear.outputs, dtype);
             memory.weights += if bias { 4 * linear.outputs as u64 } else { 0 };
@@ -36,7 +42,7 @@ impl Memory {
             memory.weights = memory.weights.saturating_add(4 * elements(vector.0));
         }
         for table in &declared.tables {
-            let bytes = elements(table.0).saturating_mul(kept(table.0).size() as u64);
+            let bytes = elements(table.0).saturating_mul(stored(table.0).size() as u64);
             memory.mapped = memory.mapped.saturating_add(bytes);
         }
         for cache in &declared.caches {
@@ -84,9 +90,9 @@ impl Memory {
 }
 
 /// The type in which a linear map of several stored weights is kept: theirs if they agree, else float32.
-pub fn linear_type(mut parts: impl Iterator<Item = DType>) -> DType {
-    let first = parts.next().unwrap_or(DType::F32);
-    if parts.all(|dtype| dtype == first) { first } else { DType::F32 }
+pub fn linear_type(mut parts: impl Iterator<Item = WeightType>) -> WeightType {
+    let first = parts.next().unwrap_or(WeightType::F32);
+    if parts.all(|kept| kept == first) { first } else { WeightType::F32 }
 }
 
 /// Most tokens that a sequence of a stream can have, with the reason.

@@ -4,9 +4,10 @@
 #![forbid(unsafe_code)]
 
 use crate::backend::{
-    Activation, AttentionParams, Backend, Epilogue, KvCache, Layout, Linear, LinearPart, Norm, Rotation, Span,
+    Activation, AttentionParams, Backend, Epilogue, KvCache, Layout, Linear, LinearPart, Norm, Rotation,
+    Span, WeightType,
 };
-use crate::tensor::{Array, DType, Tensor};
+use crate::tensor::{Array, Tensor};
 
 /// The plain backend.
 #[derive(Clone, Copy, Debug, Default)]
@@ -64,7 +65,7 @@ impl Backend for Reference {
         "reference".into()
     }
 
-    fn linear(&self, parts: &[LinearPart<'_>], dtype: DType) -> Box<dyn Linear> {
+    fn linear(&self, parts: &[LinearPart<'_>], kept: WeightType) -> Box<dyn Linear> {
         let mut weights = Vec::new();
         let mut inputs = 0;
         for part in parts {
@@ -80,13 +81,13 @@ impl Backend for Reference {
                 None => (0..outputs).collect(),
             };
             for o in order {
-                weights.extend((0..inputs).map(|i| round(stored[at(o, i)], dtype)));
+                weights.extend((0..inputs).map(|i| round(stored[at(o, i)], kept)));
             }
         }
         Box::new(Matrix { inputs, weights })
     }
 
-    fn linear_bytes(&self, inputs: usize, outputs: usize, _: DType) -> u64 {
+    fn linear_bytes(&self, inputs: usize, outputs: usize, _: WeightType) -> u64 {
         (inputs as u64).saturating_mul(outputs as u64).saturating_mul(4)
     }
 
@@ -227,10 +228,10 @@ fn each_run(x: &Tensor, norm: &Norm<'_>, out: &mut Tensor, measure: impl Fn(&[f6
 }
 
 /// A weight as it is after being kept in `dtype`.
-fn round(x: f32, dtype: DType) -> f32 {
-    match dtype {
-        DType::F16 => half::f16::from_f32(x).to_f32(),
-        DType::Bf16 => half::bf16::from_f32(x).to_f32(),
+fn round(x: f32, kept: WeightType) -> f32 {
+    match kept {
+        WeightType::F16 => half::f16::from_f32(x).to_f32(),
+        WeightType::Bf16 => half::bf16::from_f32(x).to_f32(),
         _ => x,
     }
 }

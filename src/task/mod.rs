@@ -19,5 +19,5 @@ pub use classify::{Classification, Label, TokenLabel, TokenLabels};
 pub use embed::Embedding;
 pub use fill_mask::{Fill, MaskFills};
 pub use generate::{FinishReason, GenerateOptions, Generation, TextStream};
-pub use model::{BackendKind, Model, OpenOptions, Text, load_from_spec};
+pub use model::{BackendKind, Model, OpenOptions, Text, load_from_spec, open_network};
 pub use sentence::Pooling;

@@ -1,14 +1,13 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use crate::backend::Backend;
+use crate::backend::{Backend, WeightType};
 use crate::cpu::Cpu;
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::{Batch, LoadOptions, Network, Output};
 use crate::nn::Stream;
 use crate::plan::{Config, Plan, Target, builtin, load_source};
 use crate::reference::Reference;
-use crate::tensor::DType;
 use crate::tokenizer::{Encoding, Limit, Tokenizer};
 use crate::weights::{Checkpoint, Index, Repository};
 
@@ -41,8 +40,8 @@ pub struct OpenOptions {
     /// The task: a head of the architecture, or `embed` for vectors of texts. By default `embed` if the repository has a pipeline
     /// for sentences (`modules.json`), else what the config asks for.
     pub task: Option<String>,
-    /// Type in which weights are kept; as they are stored by default.
-    pub dtype: Option<DType>,
+    /// How weights are kept; as they are stored by default.
+    pub dtype: Option<WeightType>,
     /// Threads to compute with; one per core by default.
     pub threads: Option<usize>,
     /// Bytes that weights and batches may take; what the machine has by default.
@@ -118,30 +117,12 @@ impl Model {
 
     /// As [`open_with`](Self::open_with), from files that may be embedded in the program.
     pub fn from_repository(repository: Repository, options: &OpenOptions) -> Result<Model> {
-        let config = config(&repository, "config.json")?.ok_or_else(|| {
-            let message = format!("no `{}`", repository.label("config.json"));
-            Error::new(ErrorKind::Config, message).help("is this the directory of a model?")
-        })?;
-        let source = match &options.arch {
-            Some(name) => load_source(name)?,
-            None => builtin::find(&config)?,
-        };
-        let target = match options.task.as_deref() {
-            // A repository with a pipeline for sentences is there for their vectors.
-            None if repository.has("modules.json") => Target::Features,
-            None => Target::Config,
-            Some("embed") => Target::Features,
-            Some(task) => Target::Task(task.to_owned()),
-        };
-        let index = Index::open(&repository)?;
-        let plan = Plan::new(source, &config, &index, &target)?;
-        let checkpoint = Checkpoint::map(&repository, &index)?;
+        let config = main_config(&repository)?;
         let backend: Arc<dyn Backend> = match options.backend {
             BackendKind::Cpu => Arc::new(Cpu::new(options.threads)),
             BackendKind::Reference => Arc::new(Reference),
         };
-        let load = LoadOptions { dtype: options.dtype, memory_limit: options.memory_limit };
-        let network = Network::load(plan, &checkpoint, backend, &load)?;
+        let network = network(&repository, &config, options, backend)?;
         let tokenizer = match repository.text("tokenizer.json")? {
             Some(text) => {
                 let settings = repository.text("tokenizer_config.json")?;
@@ -285,6 +266,49 @@ impl Model {
 /// Tokens that go through the network at once: enough for its arithmetic to run at full speed, few enough to keep
 /// activations small.
 const BATCH_TOKENS: usize = 4096;
+
+/// Opens the network of a model directory alone, without a tokenizer, on any backend.
+///
+/// # Errors
+/// As [`Model::open`].
+pub fn open_network(
+    repository: &Repository,
+    options: &OpenOptions,
+    backend: Arc<dyn Backend>,
+) -> Result<Network> {
+    network(repository, &main_config(repository)?, options, backend)
+}
+
+fn network(
+    repository: &Repository,
+    config: &Config,
+    options: &OpenOptions,
+    backend: Arc<dyn Backend>,
+) -> Result<Network> {
+    let source = match &options.arch {
+        Some(name) => load_source(name)?,
+        None => builtin::find(config)?,
+    };
+    let target = match options.task.as_deref() {
+        // A repository with a pipeline for sentences is there for their vectors.
+        None if repository.has("modules.json") => Target::Features,
+        None => Target::Config,
+        Some("embed") => Target::Features,
+        Some(task) => Target::Task(task.to_owned()),
+    };
+    let index = Index::open(repository)?;
+    let plan = Plan::new(source, config, &index, &target)?;
+    let checkpoint = Checkpoint::map(repository, &index)?;
+    let load = LoadOptions { dtype: options.dtype, memory_limit: options.memory_limit };
+    Network::load(plan, &checkpoint, backend, &load)
+}
+
+fn main_config(repository: &Repository) -> Result<Config> {
+    config(repository, "config.json")?.ok_or_else(|| {
+        let message = format!("no `{}`", repository.label("config.json"));
+        Error::new(ErrorKind::Config, message).help("is this the directory of a model?")
+    })
+}
 
 fn config(repository: &Repository, file: &str) -> Result<Option<Config>> {
     match repository.text(file)? {

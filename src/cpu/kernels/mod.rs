@@ -12,6 +12,7 @@ pub mod math;
 pub mod matmul;
 #[cfg(target_arch = "aarch64")]
 pub mod neon;
+pub mod peaks;
 pub mod rows;
 pub mod simd;
 #[cfg(target_arch = "x86_64")]

@@ -3,8 +3,11 @@
 
 #![forbid(unsafe_code)]
 
+mod bench;
+
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Instant;
 
 use clap::{Parser, Subcommand};
 
@@ -53,6 +56,8 @@ enum Command {
         /// A YAML file, or the name of a built-in architecture
         spec: String,
     },
+    /// Time a model on made-up tokens
+    Bench(bench::Arguments),
     /// List the blocks of the language, or explain one
     Blocks {
         /// The block
@@ -64,6 +69,7 @@ enum Command {
 }
 
 fn main() -> ExitCode {
+    let started = Instant::now();
     let result = match Arguments::parse().command {
         Command::Verify { bundle, model, arch, task, tolerance, reference } => {
             let backend = if reference { BackendKind::Reference } else { BackendKind::Cpu };
@@ -74,6 +80,7 @@ fn main() -> ExitCode {
             println!("{spec}: nothing wrong");
             true
         }),
+        Command::Bench(arguments) => bench::run(&arguments, started).map(|()| true),
         Command::Blocks { name, markdown } => blocks(name.as_deref(), markdown).map(|()| true),
     };
     match result {

@@ -1,0 +1,165 @@
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use super::{
+    Activation, AttentionParams, Backend, Epilogue, KvCache, Linear, LinearPart, Norm, Rotation, Span,
+    WeightType,
+};
+use crate::tensor::{Array, Tensor};
+
+/// What a computation did, as [`Counting`] saw it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Work {
+    /// Multiplications and additions of linear maps and of attention.
+    pub flops: u64,
+    /// Bytes of weights, keys and values that were read: each linear map once per product, each cache once per query head group.
+    pub bytes: u64,
+}
+
+/// A backend that counts the work of another one.
+#[derive(Debug)]
+pub struct Counting {
+    inner: Arc<dyn Backend>,
+    counts: Arc<Counts>,
+}
+
+#[derive(Debug, Default)]
+struct Counts {
+    flops: AtomicU64,
+    bytes: AtomicU64,
+}
+
+impl Counts {
+    fn add(&self, flops: u64, bytes: u64) {
+        self.flops.fetch_add(flops, Ordering::Relaxed);
+        self.bytes.fetch_add(bytes, Ordering::Relaxed);
+    }
+}
+
+impl Counting {
+    /// Counts the work of `inner`.
+    pub fn new(inner: Arc<dyn Backend>) -> Counting {
+        Counting { inner, counts: Arc::default() }
+    }
+
+    /// The work since this was asked last.
+    pub fn take(&self) -> Work {
+        let take = |n: &AtomicU64| n.swap(0, Ordering::Relaxed);
+        Work { flops: take(&self.counts.flops), bytes: take(&self.counts.bytes) }
+    }
+}
+
+#[derive(Debug)]
+struct CountingLinear {
+    inner: Box<dyn Linear>,
+    counts: Arc<Counts>,
+}
+
+impl Linear for CountingLinear {
+    fn inputs(&self) -> usize {
+        self.inner.inputs()
+    }
+
+    fn outputs(&self) -> usize {
+        self.inner.outputs()
+    }
+
+    fn bytes(&self) -> u64 {
+        self.inner.bytes()
+    }
+
+    fn apply(&self, x: &Tensor, epilogue: &Epilogue<'_>, out: &mut Tensor) {
+        self.counts.add(2 * (x.rows() * x.cols() * out.cols()) as u64, self.bytes());
+        self.inner.apply(x, epilogue, out);
+    }
+}
+
+impl Backend for Counting {
+    fn name(&self) -> String {
+        self.inner.name()
+    }
+
+    fn linear(&self, parts: &[LinearPart<'_>], kept: WeightType) -> Box<dyn Linear> {
+        Box::new(CountingLinear { inner: self.inner.linear(parts, kept), counts: self.counts.clone() })
+    }
+
+    fn linear_bytes(&self, inputs: usize, outputs: usize, kept: WeightType) -> u64 {
+        self.inner.linear_bytes(inputs, outputs, kept)
+    }
+
+    fn embedding(&self, table: &Array, ids: &[u32], accumulate: bool, out: &mut Tensor) {
+        self.inner.embedding(table, ids, accumulate, out);
+    }
+
+    fn layer_norm(&self, x: &Tensor, norm: &Norm<'_>, out: &mut Tensor) {
+        self.inner.layer_norm(x, norm, out);
+    }
+
+    fn rms_norm(&self, x: &Tensor, norm: &Norm<'_>, out: &mut Tensor) {
+        self.inner.rms_norm(x, norm, out);
+    }
+
+    fn activate(&self, act: Activation, x: &mut Tensor) {
+        self.inner.activate(act, x);
+    }
+
+    fn add(&self, x: &mut Tensor, y: &Tensor) {
+        self.inner.add(x, y);
+    }
+
+    fn scale(&self, x: &mut Tensor, factor: f32) {
+        self.inner.scale(x, factor);
+    }
+
+    fn rope(&self, x: &mut Tensor, start: usize, heads: usize, head_dim: usize, rope: &Rotation<'_>) {
+        self.inner.rope(x, start, heads, head_dim, rope);
+    }
+
+    fn append_kv(
+        &self,
+        x: &Tensor,
+        k_start: usize,
+        v_start: usize,
+        spans: &[Span],
+        caches: &mut [&mut KvCache],
+    ) {
+        self.inner.append_kv(x, k_start, v_start, spans, caches);
+    }
+
+    fn attention(
+        &self,
+        x: &Tensor,
+        q_start: usize,
+        spans: &[Span],
+        caches: &[&KvCache],
+        params: &AttentionParams<'_>,
+        out: &mut Tensor,
+    ) {
+        for (span, cache) in spans.iter().zip(caches) {
+            let positions = span.past..span.past + span.rows.len();
+            let scores: usize = positions.map(|i| params.reach.of(i, cache.len()).len()).sum();
+            let flops = 2 * scores * params.heads * (params.k_dim + params.v_dim);
+            let bytes = 4 * cache.len() * cache.kv_heads() * (cache.k_dim() + cache.v_dim());
+            self.counts.add(flops as u64, bytes as u64);
+        }
+        self.inner.attention(x, q_start, spans, caches, params, out);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Layout;
+    use super::*;
+    use crate::reference::Reference;
+
+    #[test]
+    fn a_product_counts_its_weights_once() {
+        let backend = Counting::new(Arc::new(Reference));
+        let weight = Array::from_f32(vec![3, 5], &[1.0; 15]);
+        let part = LinearPart { weight: &weight, layout: Layout::OutIn, outputs: None };
+        let linear = backend.linear(&[part], WeightType::F32);
+        linear.apply(&Tensor::zeros(2, 5), &Epilogue::default(), &mut Tensor::zeros(2, 3));
+        assert_eq!(backend.take(), Work { flops: 2 * 2 * 3 * 5, bytes: 15 * 4 });
+        assert_eq!(backend.take(), Work::default());
+    }
+}

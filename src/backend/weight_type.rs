@@ -1,0 +1,53 @@
+use std::fmt;
+use std::str::FromStr;
+
+use crate::tensor::DType;
+
+/// How a backend keeps the weights of linear maps. Arithmetic is float32 with all of them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum WeightType {
+    /// IEEE 754 single precision.
+    F32,
+    /// IEEE 754 half precision.
+    F16,
+    /// The upper half of a float32.
+    Bf16,
+}
+
+impl WeightType {
+    /// All, the most exact first.
+    pub const ALL: [WeightType; 3] = [WeightType::F32, WeightType::F16, WeightType::Bf16];
+
+    /// The type that keeps stored weights as they are.
+    pub fn of(stored: DType) -> Self {
+        match stored {
+            DType::F16 => WeightType::F16,
+            DType::Bf16 => WeightType::Bf16,
+            _ => WeightType::F32,
+        }
+    }
+
+    /// Its short name, as on the command line: `f32`, `f16`, `bf16`.
+    pub fn name(self) -> &'static str {
+        match self {
+            WeightType::F32 => "f32",
+            WeightType::F16 => "f16",
+            WeightType::Bf16 => "bf16",
+        }
+    }
+}
+
+impl fmt::Display for WeightType {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl FromStr for WeightType {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<Self, String> {
+        let found = WeightType::ALL.into_iter().find(|kept| kept.name() == name);
+        found.ok_or_else(|| format!("expected one of {}", WeightType::ALL.map(WeightType::name).join(", ")))
+    }
+}

@@ -1,0 +1,393 @@
+//! `smelt bench`: how fast a model runs here, and what share of the machine's speed that is.
+
+use std::fmt;
+use std::io::{BufRead, Write};
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::sync::Arc;
+use std::time::Instant;
+
+use serde_json::{Map, Value, json};
+
+use smelt::backend::{Counting, Work};
+use smelt::cpu::{Cpu, Meter, Peaks};
+use smelt::model::{Batch, Network};
+use smelt::weights::Repository;
+use smelt::{Error, ErrorKind, OpenOptions, Result, WeightType};
+
+const SHAPES: &str = "\
+Shapes:
+  BxS             token vectors of B sequences of S tokens
+  mixedB          of B sequences of 8 to 256 tokens
+  lengths:S,S,…   of sequences of these lengths
+  decode:P:N      N new tokens after a prompt of P; time per token, the prompt's not counted
+  prefill:P       one pass over a prompt of P tokens, the next token included
+  batch:B:P:N     as decode, B sequences together; time per step of all of them
+  total:B:P:N     as batch; time of everything, prompts included";
+
+#[derive(clap::Args)]
+#[command(after_help = SHAPES)]
+pub struct Arguments {
+    /// What to compute
+    #[arg(required = true)]
+    shapes: Vec<Shape>,
+    /// Directory with config.json and *.safetensors
+    #[arg(long, short, value_name = "DIR")]
+    model: PathBuf,
+    /// Architecture: a YAML file, or the name of a built-in one
+    #[arg(long, value_name = "FILE|NAME")]
+    arch: Option<String>,
+    /// How weights are kept, instead of as they are stored
+    #[arg(long, value_name = "TYPE")]
+    dtype: Option<WeightType>,
+    /// Threads to compute with; one per core by default
+    #[arg(long)]
+    threads: Option<usize>,
+    /// How many times each shape is computed, after once to warm up
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
+    runs: u32,
+    /// One JSON object a shape
+    #[arg(long)]
+    json: bool,
+    /// Compute the shape once for each line `run` of the input, and answer `{"ms": …}`
+    #[arg(long, conflicts_with_all = ["json", "runs"])]
+    worker: bool,
+}
+
+/// What is computed.
+#[derive(Clone, Debug)]
+enum Shape {
+    /// Token vectors of sequences of these lengths.
+    Encode { text: String, lengths: Vec<usize> },
+    /// Tokens one after another.
+    Generate { text: String, timed: Timed, sequences: usize, prompt: usize, new: usize },
+}
+
+/// Which part of a generation is timed.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Timed {
+    /// Prompts and new tokens.
+    All,
+    /// A step, without the first.
+    Step,
+}
+
+/// Lengths of `mixed` batches: the first of Python's `random.Random(0).randint(8, 256)`.
+const MIXED: [usize; 64] = [
+    224, 106, 202, 235, 115, 18, 74, 255, 138, 132, 111, 243, 208, 220, 85, 255, 130, 99, 157, 236, 240, 63,
+    137, 43, 80, 43, 201, 32, 166, 212, 72, 240, 144, 188, 215, 162, 238, 45, 87, 33, 194, 26, 238, 225, 183,
+    92, 128, 151, 33, 98, 119, 88, 164, 171, 241, 60, 255, 149, 130, 121, 229, 141, 74, 23,
+];
+
+impl FromStr for Shape {
+    type Err = String;
+
+    fn from_str(text: &str) -> std::result::Result<Self, String> {
+        let numbers = |list: &str, separator: char| -> Option<Vec<usize>> {
+            let number = |n: &str| n.parse::<usize>().ok().filter(|n| (1..=1 << 20).contains(n));
+            list.split(separator).map(number).collect()
+        };
+        let text = text.to_owned();
+        let parsed = if let Some(count) = text.strip_prefix("mixed") {
+            let count = numbers(count, ',').filter(|n| n[0] <= MIXED.len());
+            count.map(|n| Shape::Encode { text: text.clone(), lengths: MIXED[..n[0]].to_vec() })
+        } else if let Some((kind, rest)) = text.split_once(':') {
+            let numbers = numbers(rest, if kind == "lengths" { ',' } else { ':' });
+            let generate = |timed, sequences, prompt, new| {
+                Some(Shape::Generate { text: text.clone(), timed, sequences, prompt, new })
+            };
+            match (kind, numbers.as_deref()) {
+                ("lengths", Some(lengths)) => {
+                    Some(Shape::Encode { text: text.clone(), lengths: lengths.to_vec() })
+                }
+                ("prefill", Some(&[p])) => generate(Timed::All, 1, p, 1),
+                ("decode", Some(&[p, n])) if n > 1 => generate(Timed::Step, 1, p, n),
+                ("batch", Some(&[b, p, n])) if n > 1 => generate(Timed::Step, b, p, n),
+                ("total", Some(&[b, p, n])) => generate(Timed::All, b, p, n),
+                _ => None,
+            }
+        } else {
+            let numbers = numbers(&text, 'x').filter(|n| n.len() == 2);
+            numbers.map(|n| Shape::Encode { text: text.clone(), lengths: vec![n[1]; n[0]] })
+        };
+        parsed.ok_or_else(|| "expected a shape such as 8x128, mixed32 or decode:16:128".into())
+    }
+}
+
+impl fmt::Display for Shape {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (Shape::Encode { text, .. } | Shape::Generate { text, .. }) = self;
+        f.write_str(text)
+    }
+}
+
+impl Shape {
+    /// The head that the shape needs.
+    fn task(&self) -> Option<String> {
+        matches!(self, Shape::Encode { .. }).then(|| "embed".into())
+    }
+
+    /// Tokens that one of the times that are reported stands for.
+    fn tokens(&self) -> usize {
+        match self {
+            Shape::Encode { lengths, .. } => lengths.iter().sum(),
+            Shape::Generate { timed: Timed::Step, sequences, .. } => *sequences,
+            Shape::Generate { sequences, prompt, new, .. } => sequences * (prompt + new - 1),
+        }
+    }
+}
+
+/// A model that is ready to be timed.
+struct Bench {
+    network: Network,
+    counting: Arc<Counting>,
+    /// Numbers that token ids may be.
+    vocab: usize,
+}
+
+/// A time, with the work that was done in it.
+struct Timing {
+    ms: f64,
+    work: Work,
+}
+
+pub fn run(arguments: &Arguments, started: Instant) -> Result<()> {
+    let cpu = Arc::new(Cpu::new(arguments.threads));
+    if arguments.worker {
+        return worker(arguments, cpu, started);
+    }
+    for (i, shape) in arguments.shapes.iter().enumerate() {
+        let bench = Bench::open(arguments, shape, cpu.clone())?;
+        bench.small(shape)?;
+        let cold_ms = started.elapsed().as_secs_f64() * 1e3;
+        bench.time(shape)?;
+        let (mut times, mut peaks, mut work) = (Vec::new(), Vec::new(), Work::default());
+        let meter = Meter::default();
+        for _ in 0..arguments.runs {
+            let timing = bench.time(shape)?;
+            times.push(timing.ms);
+            work = timing.work;
+            peaks.push(meter.measure(&cpu));
+        }
+        times.sort_by(f64::total_cmp);
+        let result = Measured {
+            name: bench.network.plan().name.clone(),
+            backend: smelt::backend::Backend::name(&*cpu),
+            dtype: bench.kept(arguments),
+            threads: cpu.threads(),
+            tokens: shape.tokens(),
+            peaks: Peaks {
+                bytes_per_s: median(peaks.iter().map(|p| p.bytes_per_s)),
+                flops_per_s: median(peaks.iter().map(|p| p.flops_per_s)),
+            },
+            // Only the first shape tells how long a start takes.
+            cold_ms: (i == 0).then_some(cold_ms),
+            times,
+            work,
+        };
+        if arguments.json { println!("{}", result.json(shape)) } else { print!("{}", result.text(shape)) }
+    }
+    Ok(())
+}
+
+/// Serves a program that has several engines take turns.
+fn worker(arguments: &Arguments, cpu: Arc<Cpu>, started: Instant) -> Result<()> {
+    let [shape] = &arguments.shapes[..] else {
+        return Err(Error::new(ErrorKind::Input, "expected one shape for `--worker`"));
+    };
+    let bench = Bench::open(arguments, shape, cpu)?;
+    bench.small(shape)?;
+    let mut ready = Map::new();
+    ready.insert("ready".into(), true.into());
+    ready.insert("cold_ms".into(), rounded(started.elapsed().as_secs_f64() * 1e3, 1));
+    ready.insert("rss_mb".into(), rss_mb().into());
+    answer(&Value::Object(ready))?;
+    for line in std::io::stdin().lock().lines() {
+        let line = line.map_err(|e| Error::new(ErrorKind::Io, e.to_string()))?;
+        if line.trim() == "run" {
+            answer(&json!({"ms": bench.time(shape)?.ms}))?;
+        }
+    }
+    Ok(())
+}
+
+fn answer(value: &Value) -> Result<()> {
+    let mut out = std::io::stdout().lock();
+    writeln!(out, "{value}").and_then(|()| out.flush()).map_err(|e| Error::new(ErrorKind::Io, e.to_string()))
+}
+
+impl Bench {
+    fn open(arguments: &Arguments, shape: &Shape, cpu: Arc<Cpu>) -> Result<Bench> {
+        let repository = Repository::open(&arguments.model)?;
+        let counting = Arc::new(Counting::new(cpu));
+        let options = OpenOptions {
+            arch: arguments.arch.clone(),
+            task: shape.task(),
+            dtype: arguments.dtype,
+            ..OpenOptions::default()
+        };
+        let network = smelt::task::open_network(&repository, &options, counting.clone())?;
+        let vocab = network.vocab().unwrap_or(0);
+        // What the ids of `token` leave free at both ends.
+        if vocab <= 300 {
+            let message = format!("expected a model with more than 300 tokens, found {vocab}");
+            return Err(Error::new(ErrorKind::Input, message));
+        }
+        Ok(Bench { network, counting, vocab })
+    }
+
+    /// The type of the weights, as far as there is one.
+    fn kept(&self, arguments: &Arguments) -> String {
+        match arguments.dtype {
+            Some(dtype) => dtype.name().into(),
+            None => self.network.weight_type().map_or("mixed".into(), |dtype| dtype.name().into()),
+        }
+    }
+
+    /// One small computation of the shape's kind, after which everything is in place.
+    fn small(&self, shape: &Shape) -> Result<()> {
+        match shape {
+            Shape::Encode { .. } => self.encode(&[8]).map(|_| ()),
+            Shape::Generate { .. } => self.generate(Timed::All, 1, 16, 2).map(|_| ()),
+        }
+    }
+
+    fn time(&self, shape: &Shape) -> Result<Timing> {
+        match shape {
+            Shape::Encode { lengths, .. } => self.encode(lengths),
+            Shape::Generate { timed, sequences, prompt, new, .. } => {
+                self.generate(*timed, *sequences, *prompt, *new)
+            }
+        }
+    }
+
+    fn encode(&self, lengths: &[usize]) -> Result<Timing> {
+        let id = |b: usize, i: usize| ((7919 * (i + 1) + 104_729 * b) % (self.vocab - 200) + 150) as u32;
+        let sequences: Vec<Vec<u32>> =
+            lengths.iter().enumerate().map(|(b, n)| (0..*n).map(|i| id(b, i)).collect()).collect();
+        let batch = Batch::of(sequences.iter().map(Vec::as_slice));
+        self.counting.take();
+        let start = Instant::now();
+        self.network.forward(&batch, &["last_hidden_state"], false)?;
+        Ok(Timing { ms: start.elapsed().as_secs_f64() * 1e3, work: self.counting.take() })
+    }
+
+    fn generate(&self, timed: Timed, sequences: usize, prompt: usize, new: usize) -> Result<Timing> {
+        let id = |b: usize, i: usize| ((7919 * (i + 1) + 104_729 * b) % (self.vocab - 10) + 5) as u32;
+        let mut tokens: Vec<Vec<u32>> =
+            (0..sequences).map(|b| (0..prompt).map(|i| id(b, i)).collect()).collect();
+        let mut session = self.network.session(sequences);
+        self.counting.take();
+        let mut start = Instant::now();
+        for step in 0..new {
+            let tokens_now: Vec<&[u32]> = tokens.iter().map(Vec::as_slice).collect();
+            let logits = session.step(&tokens_now, "logits")?;
+            tokens = (0..sequences).map(|b| vec![likeliest(logits.row(b))]).collect();
+            if step == 0 && timed == Timed::Step {
+                self.counting.take();
+                start = Instant::now();
+            }
+        }
+        let steps = if timed == Timed::Step { new - 1 } else { 1 };
+        let ms = start.elapsed().as_secs_f64() * 1e3 / steps as f64;
+        let work = self.counting.take();
+        Ok(Timing { ms, work: Work { flops: work.flops / steps as u64, bytes: work.bytes / steps as u64 } })
+    }
+}
+
+fn likeliest(logits: &[f32]) -> u32 {
+    let best = logits.iter().enumerate().max_by(|a, b| a.1.total_cmp(b.1));
+    best.map_or(0, |(i, _)| i as u32)
+}
+
+/// Everything that is told of a shape.
+struct Measured {
+    name: String,
+    backend: String,
+    dtype: String,
+    threads: usize,
+    tokens: usize,
+    times: Vec<f64>,
+    work: Work,
+    peaks: Peaks,
+    cold_ms: Option<f64>,
+}
+
+impl Measured {
+    fn ms(&self) -> f64 {
+        median(self.times.iter().copied())
+    }
+
+    fn tokens_per_s(&self) -> f64 {
+        self.tokens as f64 * 1e3 / self.ms()
+    }
+
+    fn gb_per_s(&self) -> f64 {
+        self.work.bytes as f64 / self.ms() / 1e6
+    }
+
+    fn gflops_per_s(&self) -> f64 {
+        self.work.flops as f64 / self.ms() / 1e6
+    }
+
+    fn json(&self, shape: &Shape) -> Value {
+        json!({
+            "contender": "smelt",
+            "dtype": self.dtype,
+            "threads": self.threads,
+            "shape": shape.to_string(),
+            "ms_median": rounded(self.ms(), 3),
+            "ms_min": rounded(self.times[0], 3),
+            "ms_max": rounded(self.times[self.times.len() - 1], 3),
+            "runs": self.times.len(),
+            "cold_ms": self.cold_ms.map(|ms| rounded(ms, 1)),
+            "rss_mb": rss_mb(),
+            "tokens_per_s": rounded(self.tokens_per_s(), 1),
+            "gb_per_s": rounded(self.gb_per_s(), 2),
+            "gflops_per_s": rounded(self.gflops_per_s(), 2),
+            "peak_gb_per_s": rounded(self.peaks.bytes_per_s / 1e9, 2),
+            "peak_gflops_per_s": rounded(self.peaks.flops_per_s / 1e9, 2),
+        })
+    }
+
+    fn text(&self, shape: &Shape) -> String {
+        let (ms, min, max) = (self.ms(), self.times[0], self.times[self.times.len() - 1]);
+        let (bytes, flops) = (self.peaks.bytes_per_s / 1e9, self.peaks.flops_per_s / 1e9);
+        let share = |found: f64, peak: f64| 100.0 * found / peak;
+        format!(
+            "{shape}: {name}, {dtype}, {backend}\n  \
+             time        {ms:.3} ms ({min:.3} to {max:.3} in {runs} runs), {tokens:.1} tokens/s\n  \
+             memory      {gb:.1} GB/s, {gb_share:.0} % of the {bytes:.1} that the machine reads\n  \
+             arithmetic  {gf:.1} GFLOP/s, {gf_share:.0} % of the {flops:.1} that the machine computes\n",
+            name = self.name,
+            dtype = self.dtype,
+            backend = self.backend,
+            runs = self.times.len(),
+            tokens = self.tokens_per_s(),
+            gb = self.gb_per_s(),
+            gb_share = share(self.gb_per_s(), bytes),
+            gf = self.gflops_per_s(),
+            gf_share = share(self.gflops_per_s(), flops),
+        )
+    }
+}
+
+fn median(values: impl Iterator<Item = f64>) -> f64 {
+    let mut values: Vec<f64> = values.collect();
+    values.sort_by(f64::total_cmp);
+    let n = values.len();
+    if n == 0 { f64::NAN } else { (values[(n - 1) / 2] + values[n / 2]) / 2.0 }
+}
+
+/// A number with so many digits after the point.
+fn rounded(x: f64, digits: i32) -> Value {
+    let factor = 10f64.powi(digits);
+    json!((x * factor).round() / factor)
+}
+
+/// The most memory that this process has had so far, in MB, where the system tells.
+fn rss_mb() -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    Some(line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?.div_ceil(1024))
+}
