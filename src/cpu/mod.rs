@@ -6,8 +6,10 @@
 mod dispatch;
 mod kernels;
 mod linear;
+mod memory;
 #[cfg(feature = "openblas")]
 mod openblas;
+mod pack;
 mod peaks;
 mod pool;
 

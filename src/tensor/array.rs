@@ -6,13 +6,23 @@ use half::{bf16, f16};
 
 use super::DType;
 
+/// Bytes that arrays share.
+pub trait Storage: AsRef<[u8]> + Send + Sync {
+    /// Says that bytes `range` are not needed for now: those of a mapped file need not stay in memory. Reading them again
+    /// gives the same.
+    fn release(&self, _range: Range<usize>) {}
+}
+
+impl Storage for Vec<u8> {}
+impl Storage for &'static [u8] {}
+
 /// An n-dimensional array as it is stored: little-endian elements of one type, row-major, in memory that
 /// somebody else may own (a mapped file). Cloning shares the memory.
 #[derive(Clone)]
 pub struct Array {
     dtype: DType,
     shape: Vec<usize>,
-    owner: Arc<dyn AsRef<[u8]> + Send + Sync>,
+    owner: Arc<dyn Storage>,
     range: Range<usize>,
 }
 
@@ -22,7 +32,7 @@ impl Array {
     pub fn new(
         dtype: DType,
         shape: Vec<usize>,
-        owner: Arc<dyn AsRef<[u8]> + Send + Sync>,
+        owner: Arc<dyn Storage>,
         range: Range<usize>,
     ) -> Option<Self> {
         let elements = shape.iter().try_fold(1usize, |n, d| n.checked_mul(*d))?;
@@ -88,6 +98,12 @@ impl Array {
             DType::I32 => each(bytes, out, |b| i32::from_le_bytes(b) as f32),
             DType::U8 | DType::Bool => each(bytes, out, |[b]| f32::from(b)),
         }
+    }
+
+    /// Says that elements `range` are not needed for now.
+    pub fn release(&self, range: Range<usize>) {
+        let at = |element: usize| self.range.start + element * self.dtype.size();
+        self.owner.release(at(range.start)..at(range.end));
     }
 
     /// All elements as float32.

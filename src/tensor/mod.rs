@@ -5,7 +5,7 @@ mod array;
 mod buffers;
 mod dtype;
 
-pub use array::Array;
+pub use array::{Array, Storage};
 pub use buffers::Buffers;
 pub use dtype::DType;
 

@@ -9,9 +9,10 @@ use std::sync::Arc;
 
 use super::map::map;
 use crate::error::{Error, ErrorKind, Result};
+use crate::tensor::Storage;
 
 /// Bytes that any number of arrays share.
-pub type Bytes = Arc<dyn AsRef<[u8]> + Send + Sync>;
+pub type Bytes = Arc<dyn Storage>;
 
 /// A file that is there.
 pub(super) enum Blob {

@@ -118,6 +118,85 @@ impl<T: Weight> Kernel for Product<'_, T> {
     }
 }
 
+/// What is fetched into the cache while something else is computed: one place at each step of k.
+#[derive(Clone, Copy)]
+struct Ahead<T> {
+    first: *const T,
+    /// Elements to fetch in all.
+    len: usize,
+    /// Of so many equal shares of them, this one is fetched.
+    share: usize,
+    shares: usize,
+}
+
+/// Streams that are fetched ahead side by side: memory gives more when it is read in several streams than in one.
+const STREAMS: usize = 4;
+
+/// Some rows and panels, over a part of k.
+struct Operands<T> {
+    a: *const f32,
+    /// Elements between rows.
+    a_step: usize,
+    b: *const T,
+    /// Elements between panels.
+    b_step: usize,
+    k: usize,
+    ahead: Option<Ahead<T>>,
+}
+
+impl<T: Weight> Operands<T> {
+    /// Adds the products of `R` rows with `P` panels to `acc`.
+    ///
+    /// # Safety
+    /// Only inside of a kernel; rows and panels must have `k` readable elements.
+    #[inline(always)]
+    unsafe fn multiply<S: Simd, const R: usize, const P: usize>(&self, s: S, acc: &mut Sums<S, R, P>) {
+        let mut sums = *acc;
+        let mut i = 0;
+        // SAFETY: the caller's. What is fetched ahead may lie anywhere.
+        unsafe {
+            if let Some(Ahead { first, len, share, shares }) = self.ahead {
+                let step = panel_width::<S>() / shares;
+                // In a tall tile there are no registers left for more than one stream.
+                let streams = if 3 * R <= 2 * S::TILE_ROWS { STREAMS } else { 1 };
+                let first = first.wrapping_add(len / streams * share / shares);
+                while i + streams <= self.k {
+                    for stream in 0..streams {
+                        s.prefetch(first.wrapping_add(len / streams * stream + i / streams * step).cast());
+                        self.step(s, i + stream, &mut sums);
+                    }
+                    i += streams;
+                }
+            }
+            while i < self.k {
+                self.step(s, i, &mut sums);
+                i += 1;
+            }
+        }
+        *acc = sums;
+    }
+
+    /// One step of k.
+    #[inline(always)]
+    unsafe fn step<S: Simd, const R: usize, const P: usize>(&self, s: S, i: usize, sums: &mut Sums<S, R, P>) {
+        // SAFETY: the caller's.
+        unsafe {
+            for p in 0..P {
+                let w = self.b.add(p * self.b_step + i * panel_width::<S>());
+                let w = [T::load(s, w), T::load(s, w.add(S::LANES))];
+                for r in 0..R {
+                    let x = s.splat(*self.a.add(r * self.a_step + i));
+                    sums[p][r][0] = s.fma(x, w[0], sums[p][r][0]);
+                    sums[p][r][1] = s.fma(x, w[1], sums[p][r][1]);
+                }
+            }
+        }
+    }
+}
+
+/// Sums of a tile: two vectors for each row of each panel.
+type Sums<S, const R: usize, const P: usize> = [[[<S as Simd>::V; 2]; R]; P];
+
 struct Task<'a, T> {
     x: &'a Tensor,
     weights: &'a Panels<'a, T>,
@@ -143,8 +222,6 @@ impl<T: Weight> Kernel for Block<'_, T> {
             match self.rows.len() {
                 // Few rows leave registers free: several panels at once keep the multipliers busy.
                 1 => self.narrow::<S, 1, 4>(s),
-                2 => self.narrow::<S, 2, 2>(s),
-                3 => self.narrow::<S, 3, 2>(s),
                 _ => self.wide(s),
             }
         }
@@ -167,17 +244,8 @@ impl<T: Weight> Block<'_, T> {
             while panel + P <= self.panels.end {
                 let b = weights.data.as_ptr().add(panel * k * width);
                 let mut acc = [[[s.splat(0.0); 2]; R]; P];
-                for i in 0..k {
-                    for (p, acc) in acc.iter_mut().enumerate() {
-                        let w = b.add((p * k + i) * width);
-                        let w = [T::load(s, w), T::load(s, w.add(S::LANES))];
-                        for (r, acc) in acc.iter_mut().enumerate() {
-                            let x = s.splat(*a.add(r * k + i));
-                            acc[0] = s.fma(x, w[0], acc[0]);
-                            acc[1] = s.fma(x, w[1], acc[1]);
-                        }
-                    }
-                }
+                let operands = Operands { a, a_step: k, b, b_step: k * width, k, ahead: None };
+                operands.multiply::<S, R, P>(s, &mut acc);
                 for (p, acc) in acc.iter().enumerate() {
                     for (r, acc) in acc.iter().enumerate() {
                         self.finish(s, panel + p, self.rows.start + r, *acc);
@@ -192,33 +260,34 @@ impl<T: Weight> Block<'_, T> {
         }
     }
 
-    /// More rows: if they do not fit into one tile, k goes in blocks, and sums are kept aside between them.
+    /// More rows: tiles of about equal height. If there are several, k goes in blocks, and sums are kept aside between them.
     #[inline(always)]
     unsafe fn wide<S: Simd>(&self, s: S) {
-        let k = self.task.weights.k;
+        let (k, rows) = (self.task.weights.k, self.rows.len());
         let mut scratch: Scratch = [0.0; ROW_BLOCK * 32];
-        let k_block = if self.rows.len() <= S::TILE_ROWS { k } else { K_BLOCK };
+        let tiles = rows.div_ceil(S::TILE_ROWS);
+        let k_block = if tiles == 1 { k } else { K_BLOCK };
         // SAFETY: tiles lie inside of the rows, and the scratch has room for a block of rows.
         unsafe {
             for panel in self.panels.clone() {
                 let mut from = 0;
                 while from < k {
-                    let to = (from + k_block).min(k);
-                    let mut row = self.rows.start;
-                    while row < self.rows.end {
-                        let n = (self.rows.end - row).min(S::TILE_ROWS);
-                        self.tile(s, panel, row, n, from..to, &mut scratch);
-                        row += n;
+                    let part = from..(from + k_block).min(k);
+                    for tile in 0..tiles {
+                        let first = self.rows.start + rows * tile / tiles;
+                        let n = self.rows.start + rows * (tile + 1) / tiles - first;
+                        self.tile(s, panel, first, n, part.clone(), tile, tiles, &mut scratch);
                     }
-                    from = to;
+                    from = part.end;
                 }
             }
         }
     }
 
-    /// A tile of `rows` rows from `row` on, over a part of k. Sums go on from what the scratch holds and are put back until k is
-    /// complete.
+    /// Tile `tile` of `tiles`: `rows` rows from `row` on, over a part of k. Sums go on from what the scratch holds and are put back
+    /// until k is complete.
     #[inline(always)]
+    #[allow(clippy::too_many_arguments)]
     unsafe fn tile<S: Simd>(
         &self,
         s: S,
@@ -226,23 +295,31 @@ impl<T: Weight> Block<'_, T> {
         row: usize,
         rows: usize,
         part: std::ops::Range<usize>,
+        tile: usize,
+        tiles: usize,
         scratch: &mut Scratch,
     ) {
+        let width = panel_width::<S>();
+        // While this part of the panel is used, the next one, which lies behind it, is fetched: a share by each tile.
+        let b =
+            self.task.weights.data.as_ptr().wrapping_add((panel * self.task.weights.k + part.start) * width);
+        let len = part.len() * width;
+        let ahead = Ahead { first: b.wrapping_add(len), len, share: tile, shares: tiles };
         // SAFETY: the caller's.
         unsafe {
             match rows {
-                1 => self.tile_of::<S, 1>(s, panel, row, part, scratch),
-                2 => self.tile_of::<S, 2>(s, panel, row, part, scratch),
-                3 => self.tile_of::<S, 3>(s, panel, row, part, scratch),
-                4 => self.tile_of::<S, 4>(s, panel, row, part, scratch),
-                5 => self.tile_of::<S, 5>(s, panel, row, part, scratch),
-                6 => self.tile_of::<S, 6>(s, panel, row, part, scratch),
-                7 if S::TILE_ROWS > 6 => self.tile_of::<S, 7>(s, panel, row, part, scratch),
-                8 if S::TILE_ROWS > 6 => self.tile_of::<S, 8>(s, panel, row, part, scratch),
-                9 if S::TILE_ROWS > 6 => self.tile_of::<S, 9>(s, panel, row, part, scratch),
-                10 if S::TILE_ROWS > 6 => self.tile_of::<S, 10>(s, panel, row, part, scratch),
-                11 if S::TILE_ROWS > 6 => self.tile_of::<S, 11>(s, panel, row, part, scratch),
-                _ if S::TILE_ROWS > 6 => self.tile_of::<S, 12>(s, panel, row, part, scratch),
+                1 => self.tile_of::<S, 1>(s, panel, row, part, ahead, scratch),
+                2 => self.tile_of::<S, 2>(s, panel, row, part, ahead, scratch),
+                3 => self.tile_of::<S, 3>(s, panel, row, part, ahead, scratch),
+                4 => self.tile_of::<S, 4>(s, panel, row, part, ahead, scratch),
+                5 => self.tile_of::<S, 5>(s, panel, row, part, ahead, scratch),
+                6 => self.tile_of::<S, 6>(s, panel, row, part, ahead, scratch),
+                7 if S::TILE_ROWS > 6 => self.tile_of::<S, 7>(s, panel, row, part, ahead, scratch),
+                8 if S::TILE_ROWS > 6 => self.tile_of::<S, 8>(s, panel, row, part, ahead, scratch),
+                9 if S::TILE_ROWS > 6 => self.tile_of::<S, 9>(s, panel, row, part, ahead, scratch),
+                10 if S::TILE_ROWS > 6 => self.tile_of::<S, 10>(s, panel, row, part, ahead, scratch),
+                11 if S::TILE_ROWS > 6 => self.tile_of::<S, 11>(s, panel, row, part, ahead, scratch),
+                _ if S::TILE_ROWS > 6 => self.tile_of::<S, 12>(s, panel, row, part, ahead, scratch),
                 _ => unreachable!("a tile of {rows} rows"),
             }
         }
@@ -255,31 +332,25 @@ impl<T: Weight> Block<'_, T> {
         panel: usize,
         row: usize,
         part: std::ops::Range<usize>,
+        ahead: Ahead<T>,
         scratch: &mut Scratch,
     ) {
         let Task { x, weights, .. } = self.task;
         let (k, width) = (weights.k, panel_width::<S>());
         // SAFETY: row + R rows, the panel and the part of k lie inside of the matrices.
         unsafe {
-            let a = x.data().as_ptr().add(row * k);
-            let b = weights.data.as_ptr().add(panel * k * width);
+            let a = x.data().as_ptr().add(row * k + part.start);
+            let b = weights.data.as_ptr().add((panel * k + part.start) * width);
             let kept = scratch.as_mut_ptr().add((row - self.rows.start) * width);
-            let mut acc = [[s.splat(0.0); 2]; R];
+            let mut acc = [[[s.splat(0.0); 2]; R]; 1];
             if part.start > 0 {
-                for (r, acc) in acc.iter_mut().enumerate() {
+                for (r, acc) in acc[0].iter_mut().enumerate() {
                     *acc = [s.load(kept.add(r * width)), s.load(kept.add(r * width + S::LANES))];
                 }
             }
-            for i in part.clone() {
-                let w = b.add(i * width);
-                let w = [T::load(s, w), T::load(s, w.add(S::LANES))];
-                for (r, acc) in acc.iter_mut().enumerate() {
-                    let x = s.splat(*a.add(r * k + i));
-                    acc[0] = s.fma(x, w[0], acc[0]);
-                    acc[1] = s.fma(x, w[1], acc[1]);
-                }
-            }
-            for (r, acc) in acc.iter().enumerate() {
+            let operands = Operands { a, a_step: k, b, b_step: 0, k: part.len(), ahead: Some(ahead) };
+            operands.multiply::<S, R, 1>(s, &mut acc);
+            for (r, acc) in acc[0].iter().enumerate() {
                 if part.end < k {
                     s.store(kept.add(r * width), acc[0]);
                     s.store(kept.add(r * width + S::LANES), acc[1]);

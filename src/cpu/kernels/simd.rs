@@ -32,6 +32,9 @@ pub trait Simd: Copy + Send + Sync + 'static {
     unsafe fn run<K: Kernel>(self, kernel: K) -> K::Output;
 
     unsafe fn splat(self, x: f32) -> Self::V;
+    /// Asks for a place to be brought into the cache; it need not be readable.
+    #[inline(always)]
+    unsafe fn prefetch(self, _: *const u8) {}
     unsafe fn load(self, p: *const f32) -> Self::V;
     unsafe fn store(self, p: *mut f32, v: Self::V);
     /// The first `n` elements, then zeros.

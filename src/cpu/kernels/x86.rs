@@ -47,6 +47,10 @@ impl Simd for Avx2 {
         unsafe { _mm256_set1_ps(x) }
     }
     #[inline(always)]
+    unsafe fn prefetch(self, p: *const u8) {
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(p.cast()) }
+    }
+    #[inline(always)]
     unsafe fn load(self, p: *const f32) -> Self::V {
         unsafe { _mm256_loadu_ps(p) }
     }
@@ -158,6 +162,10 @@ impl Simd for Avx512 {
     #[inline(always)]
     unsafe fn splat(self, x: f32) -> Self::V {
         unsafe { _mm512_set1_ps(x) }
+    }
+    #[inline(always)]
+    unsafe fn prefetch(self, p: *const u8) {
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(p.cast()) }
     }
     #[inline(always)]
     unsafe fn load(self, p: *const f32) -> Self::V {

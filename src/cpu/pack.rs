@@ -1,0 +1,131 @@
+//! From stored weights to panels, on all threads.
+
+#![forbid(unsafe_code)]
+
+use std::ops::Range;
+use std::sync::{Mutex, PoisonError};
+
+use zerocopy::{FromBytes, Immutable, IntoBytes};
+
+use super::linear::packed_len;
+use super::memory::Memory;
+use super::pool::Pool;
+use crate::backend::{Layout, LinearPart};
+
+/// The stored parts of a linear map, whose outputs follow each other.
+pub struct Sources<'a> {
+    parts: &'a [LinearPart<'a>],
+    /// The first output of each part, and the end of the last.
+    starts: Vec<usize>,
+    pub inputs: usize,
+    pub outputs: usize,
+}
+
+/// Inputs that are turned round together: so many elements of each output of a panel stay in the first cache.
+const TURN: usize = 64;
+
+/// Elements that are packed between two times that the stored ones are let go: few beside a model, many beside a panel.
+const ROUND: usize = 4 << 20;
+
+impl<'a> Sources<'a> {
+    pub fn new(parts: &'a [LinearPart<'a>]) -> Self {
+        let (mut starts, mut inputs) = (vec![0], 0);
+        for part in parts {
+            let [rows, cols] = *part.weight.shape() else { panic!("a linear weight has two axes") };
+            let (outputs, columns) = if part.layout == Layout::OutIn { (rows, cols) } else { (cols, rows) };
+            inputs = columns;
+            starts.push(starts[starts.len() - 1] + part.outputs.map_or(outputs, <[u32]>::len));
+        }
+        Sources { parts, outputs: starts[starts.len() - 1], starts, inputs }
+    }
+
+    /// `[outputs / width][inputs][width]`, the last panel filled up with zeros.
+    pub fn pack<T>(&self, pool: &Pool, width: usize, convert: impl Fn(f32) -> T + Sync) -> Memory<T>
+    where
+        T: Copy + Send + FromBytes + IntoBytes + Immutable,
+    {
+        let mut memory = Memory::new(packed_len(self.inputs, self.outputs, width));
+        let panel_len = (self.inputs * width).max(1);
+        let round = (ROUND / panel_len).max(1);
+        for (i, panels) in memory.as_mut_slice().chunks_mut(round * panel_len).enumerate() {
+            let count = panels.len() / panel_len;
+            let panels = Mutex::new(panels.chunks_exact_mut(panel_len).enumerate());
+            pool.run(count, &|_| {
+                // Taking a panel cannot panic, so what a lock guards is whole.
+                let next = panels.lock().unwrap_or_else(PoisonError::into_inner).next();
+                let Some((panel, data)) = next else { return };
+                let first = (i * round + panel) * width;
+                let outputs = first..(first + width).min(self.outputs);
+                self.pack_panel(outputs, width, data, &convert);
+            });
+            self.release(i * round * width..(i * round + count) * width);
+        }
+        memory
+    }
+
+    /// The elements of one panel.
+    fn pack_panel<T>(
+        &self,
+        outputs: Range<usize>,
+        width: usize,
+        panel: &mut [T],
+        convert: &impl Fn(f32) -> T,
+    ) {
+        for (part, bounds) in self.parts.iter().zip(self.starts.windows(2)) {
+            // The outputs of the panel that are of this part, counted from the panel's and from the part's first.
+            let (start, end) = (outputs.start.max(bounds[0]), outputs.end.min(bounds[1]));
+            if start >= end {
+                continue;
+            }
+            let (lane, first, count) = (start - outputs.start, start - bounds[0], end - start);
+            let stored = |i: usize| part.outputs.map_or(first + i, |order| order[first + i] as usize);
+            match part.layout {
+                Layout::OutIn => {
+                    let mut rows = [0.0; 32 * TURN];
+                    for from in (0..self.inputs).step_by(TURN) {
+                        let n = TURN.min(self.inputs - from);
+                        for (i, row) in rows.chunks_mut(TURN).take(count).enumerate() {
+                            part.weight.read_f32(stored(i) * self.inputs + from, &mut row[..n]);
+                        }
+                        for (j, to) in panel[from * width..].chunks_mut(width).take(n).enumerate() {
+                            for (i, to) in to[lane..lane + count].iter_mut().enumerate() {
+                                *to = convert(rows[i * TURN + j]);
+                            }
+                        }
+                    }
+                }
+                Layout::InOut => {
+                    let cols = part.weight.shape()[1];
+                    let mut row = [0.0; 32];
+                    for (input, to) in panel.chunks_mut(width).enumerate() {
+                        if part.outputs.is_none() {
+                            part.weight.read_f32(input * cols + first, &mut row[..count]);
+                        } else {
+                            for (i, x) in row[..count].iter_mut().enumerate() {
+                                part.weight.read_f32(input * cols + stored(i), std::slice::from_mut(x));
+                            }
+                        }
+                        for (to, x) in to[lane..lane + count].iter_mut().zip(row) {
+                            *to = convert(x);
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    /// Lets go of what was stored of outputs that are packed, as far as it lies together.
+    fn release(&self, outputs: Range<usize>) {
+        for (part, bounds) in self.parts.iter().zip(self.starts.windows(2)) {
+            let (start, end) = (outputs.start.max(bounds[0]), outputs.end.min(bounds[1]));
+            if start >= end {
+                continue;
+            }
+            if part.layout == Layout::OutIn && part.outputs.is_none() {
+                part.weight.release((start - bounds[0]) * self.inputs..(end - bounds[0]) * self.inputs);
+            } else if end == bounds[1] {
+                part.weight.release(0..part.weight.len());
+            }
+        }
+    }
+}
