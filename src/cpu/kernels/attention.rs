@@ -3,9 +3,9 @@
 //! A block is [`BLOCK_KEYS`] keys from a multiple of that on, whatever the query: so the order in which a query's sums run depends
 //! on its own position alone. A key that it does not see counts with weight exactly 0, whether its block is passed over or not.
 
-use super::math::{exp, tanh};
+use super::math::{exp_to_0, tanh};
 use super::matmul::Shared;
-use super::simd::{Kernel, Simd};
+use super::simd::{Kernel, Simd, load, store};
 use crate::backend::{AttentionParams, KvCache, PAGE_KEYS, Span};
 use crate::cpu::pool::Pool;
 use crate::tensor::Tensor;
@@ -138,7 +138,8 @@ impl Kernel for Tile<'_> {
         let n = rows.len();
         let mut q = Vec::with_capacity(n * p.k_dim);
         for row in &rows {
-            q.extend_from_slice(&self.x.row(row.row)[self.q_start + row.head * p.k_dim..][..p.k_dim]);
+            let of_head = &self.x.row(row.row)[self.q_start + row.head * p.k_dim..][..p.k_dim];
+            q.extend(of_head.iter().map(|q| q * p.scale));
         }
         let mut scores = vec![0.0f32; n * BLOCK_KEYS];
         let mut sums = vec![0.0f32; n * S::LANES];
@@ -185,23 +186,33 @@ impl Tile<'_> {
     unsafe fn scores<S: Simd>(&self, s: S, block: usize, n: usize, q: &[f32], scores: &mut [f32]) {
         let k = self.params.k_dim;
         let pages = self.cache.len().div_ceil(PAGE_KEYS);
+        let keys = self.cache.pages();
         for page in block * 4..(block * 4 + 4).min(pages) {
-            let keys = self.cache.pages()[self.cache.keys_at(page, self.kv_head)..][..k * PAGE_KEYS].as_ptr();
+            let b = keys[self.cache.keys_at(page, self.kv_head)..].as_ptr();
             let to = scores[page % 4 * PAGE_KEYS..].as_mut_ptr();
-            for half in (0..PAGE_KEYS).step_by(2 * S::LANES) {
-                // SAFETY: `n` rows of queries and scores; a page has `k` rows of keys.
-                unsafe {
-                    let a = View { first: q.as_ptr(), step: k };
-                    let b = View { first: keys.add(half), step: PAGE_KEYS };
-                    let c = View { first: to.add(half), step: BLOCK_KEYS };
-                    let product = Product { n, k, a, b, c, width: S::LANES, add: false };
-                    if S::LANES == PAGE_KEYS { product.run::<S, 1>(s) } else { product.run::<S, 2>(s) }
+            // SAFETY: `n` rows of queries and scores; a page has `k` rows of keys.
+            unsafe {
+                let product = Product {
+                    n,
+                    k,
+                    runs: 1,
+                    a: View { first: q.as_ptr(), step: k },
+                    b: View { first: b, step: PAGE_KEYS },
+                    b_run: 0,
+                    c: View { first: to, step: BLOCK_KEYS },
+                    width: S::LANES,
+                    add: false,
+                };
+                match PAGE_KEYS / S::LANES {
+                    1 => product.run::<S, 1>(s),
+                    2 => product.run::<S, 2>(s),
+                    _ => product.run::<S, 4>(s),
                 }
             }
         }
     }
 
-    /// Scores of one row to weights, in place: scaled, capped, biased, masked, and relative to the largest so far. What was summed
+    /// Scores of one row to weights, in place: capped, biased, masked, and relative to the largest so far. What was summed
     /// relative to an earlier one is scaled down.
     #[inline(always)]
     unsafe fn soften<S: Simd>(
@@ -223,12 +234,11 @@ impl Tile<'_> {
         }
         // SAFETY: `BLOCK_KEYS` scores, a multiple of the vector's width; `LANES` sums.
         unsafe {
-            for chunk in scores.chunks_exact_mut(S::LANES) {
-                let mut y = s.mul(s.load(chunk.as_ptr()), s.splat(p.scale));
-                if let Some(cap) = p.softcap {
-                    y = s.mul(tanh(s, s.div(y, s.splat(cap))), s.splat(cap));
+            if let Some(cap) = p.softcap {
+                for chunk in scores.chunks_exact_mut(S::LANES) {
+                    let y = s.mul(tanh(s, s.div(s.load(chunk.as_ptr()), s.splat(cap))), s.splat(cap));
+                    s.store(chunk.as_mut_ptr(), y);
                 }
-                s.store(chunk.as_mut_ptr(), y);
             }
             if let Some(bias) = p.bias {
                 for j in seen.clone() {
@@ -245,11 +255,11 @@ impl Tile<'_> {
             let largest = if row.largest > largest { row.largest } else { largest };
             let before = if row.largest == f32::NEG_INFINITY { 0.0 } else { row.largest - largest };
             let mut factor = [0.0f32; 16];
-            s.store(factor.as_mut_ptr(), exp(s, s.splat(before)));
+            s.store(factor.as_mut_ptr(), exp_to_0(s, s.splat(before)));
             row.largest = largest;
             let mut sum = s.mul(s.load(sums.as_ptr()), s.splat(factor[0]));
             for chunk in scores.chunks_exact_mut(S::LANES) {
-                let weight = exp(s, s.sub(s.load(chunk.as_ptr()), s.splat(largest)));
+                let weight = exp_to_0(s, s.sub(s.load(chunk.as_ptr()), s.splat(largest)));
                 s.store(chunk.as_mut_ptr(), weight);
                 sum = s.add(sum, weight);
             }
@@ -264,28 +274,44 @@ impl Tile<'_> {
     #[inline(always)]
     unsafe fn weigh<S: Simd>(&self, s: S, block: usize, n: usize, weights: &[f32], values: &mut [f32]) {
         let v = self.params.v_dim;
-        let pages = self.cache.len().div_ceil(PAGE_KEYS);
-        for page in block * 4..(block * 4 + 4).min(pages) {
-            let stored =
-                self.cache.pages()[self.cache.values_at(page, self.kv_head)..][..v * PAGE_KEYS].as_ptr();
-            let weights = weights[page % 4 * PAGE_KEYS..].as_ptr();
-            let mut d = 0;
-            while d < v {
-                // SAFETY: `n` rows of weights and values; a page has `PAGE_KEYS` rows of values, of which `v - d` columns are left.
-                unsafe {
-                    let a = View { first: weights, step: BLOCK_KEYS };
-                    let b = View { first: stored.add(d), step: v };
-                    let c = View { first: values.as_mut_ptr().add(d), step: v };
-                    let wide = d + 2 * S::LANES <= v;
-                    let width = if wide { S::LANES } else { (v - d).min(S::LANES) };
-                    let product = Product { n, k: PAGE_KEYS, a, b, c, width, add: true };
-                    if wide {
-                        product.run::<S, 2>(s)
-                    } else {
-                        product.run::<S, 1>(s)
+        let first = block * 4;
+        let runs = (self.cache.len().div_ceil(PAGE_KEYS) - first).min(4);
+        let stored = self.cache.pages()[self.cache.values_at(first, self.kv_head)..].as_ptr();
+        let mut d = 0;
+        while d < v {
+            let vectors = (v - d) / S::LANES;
+            let width = if vectors == 0 { v - d } else { S::LANES };
+            // SAFETY: `n` rows of weights and values; a page has `PAGE_KEYS` rows of values, of which `v - d` columns are left.
+            unsafe {
+                let product = Product {
+                    n,
+                    k: PAGE_KEYS,
+                    runs,
+                    a: View { first: weights.as_ptr(), step: BLOCK_KEYS },
+                    b: View { first: stored.add(d), step: v },
+                    b_run: self.cache.page_len(),
+                    c: View { first: values.as_mut_ptr().add(d), step: v },
+                    width,
+                    add: true,
+                };
+                d += match vectors {
+                    8.. if n == 1 => {
+                        product.tile::<S, 8, 1>(s, 0);
+                        8 * S::LANES
                     }
-                    d += if wide { 2 * S::LANES } else { width };
-                }
+                    4.. if n == 1 => {
+                        product.tile::<S, 4, 1>(s, 0);
+                        4 * S::LANES
+                    }
+                    2.. => {
+                        product.run::<S, 2>(s);
+                        2 * S::LANES
+                    }
+                    _ => {
+                        product.run::<S, 1>(s);
+                        width
+                    }
+                };
             }
         }
     }
@@ -298,12 +324,15 @@ struct View<P> {
     step: usize,
 }
 
-/// `c = a b`, or `c += a b`: `[n, k]` times `[k, N vectors]`, the last of which has `width` elements.
+/// `c = a b`, or `c += a b`: `[n, runs * k]` times `[runs * k, N vectors]`, the last vector with `width` elements.
 struct Product {
     n: usize,
+    /// Rows of b that follow each other, and how many such runs there are, `b_run` elements apart.
     k: usize,
+    runs: usize,
     a: View<*const f32>,
     b: View<*const f32>,
+    b_run: usize,
     c: View<*mut f32>,
     width: usize,
     add: bool,
@@ -317,13 +346,16 @@ impl Product {
         let mut row = 0;
         // SAFETY: the caller's; row + R never exceeds `n`.
         unsafe {
-            while row + 4 <= self.n {
-                self.tile::<S, N, 4>(s, row);
-                row += 4;
+            while row + 6 <= self.n {
+                self.tile::<S, N, 6>(s, row);
+                row += 6;
             }
-            while row < self.n {
+            while row + 2 <= self.n {
+                self.tile::<S, N, 2>(s, row);
+                row += 2;
+            }
+            if row < self.n {
                 self.tile::<S, N, 1>(s, row);
-                row += 1;
             }
         }
     }
@@ -331,38 +363,37 @@ impl Product {
     /// `R` rows from `row` on.
     #[inline(always)]
     unsafe fn tile<S: Simd, const N: usize, const R: usize>(&self, s: S, row: usize) {
-        let &Product { k, b, width, add, .. } = self;
         // SAFETY: the caller's.
         unsafe {
             let a = self.a.first.add(row * self.a.step);
             let c = self.c.first.add(row * self.c.step);
-            // The last vector may be a part of one.
-            let whole = |v: usize| v + 1 < N || width == S::LANES;
-            let load = |p: *const f32, v: usize| {
-                let p = p.add(v * S::LANES);
-                if whole(v) { s.load(p) } else { s.load_part(p, width) }
-            };
             let mut acc = [[s.splat(0.0); N]; R];
-            if add {
-                for (r, acc) in acc.iter_mut().enumerate() {
-                    for (v, acc) in acc.iter_mut().enumerate() {
-                        *acc = load(c.add(r * self.c.step), v);
+            if self.add {
+                for r in 0..R {
+                    for v in 0..N {
+                        acc[r][v] = load(s, c.add(r * self.c.step + v * S::LANES), self.width);
                     }
                 }
             }
-            for i in 0..k {
-                let w: [S::V; N] = std::array::from_fn(|v| load(b.first.add(i * b.step), v));
-                for (r, acc) in acc.iter_mut().enumerate() {
-                    let x = s.splat(*a.add(r * self.a.step + i));
-                    for (acc, w) in acc.iter_mut().zip(w) {
-                        *acc = s.fma(x, w, *acc);
+            for run in 0..self.runs {
+                let a = a.add(run * self.k);
+                let b = self.b.first.add(run * self.b_run);
+                for i in 0..self.k {
+                    let mut w = [s.splat(0.0); N];
+                    for v in 0..N {
+                        w[v] = load(s, b.add(i * self.b.step + v * S::LANES), self.width);
+                    }
+                    for r in 0..R {
+                        let x = s.splat(*a.add(r * self.a.step + i));
+                        for v in 0..N {
+                            acc[r][v] = s.fma(x, w[v], acc[r][v]);
+                        }
                     }
                 }
             }
-            for (r, acc) in acc.iter().enumerate() {
-                for (v, acc) in acc.iter().enumerate() {
-                    let to = c.add(r * self.c.step + v * S::LANES);
-                    if whole(v) { s.store(to, *acc) } else { s.store_part(to, width, *acc) }
+            for r in 0..R {
+                for v in 0..N {
+                    store(s, c.add(r * self.c.step + v * S::LANES), self.width, acc[r][v]);
                 }
             }
         }

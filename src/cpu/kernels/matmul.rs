@@ -5,13 +5,13 @@
 //! of k, whatever the tile, so its bits do not depend on which rows are computed together.
 
 use super::math::activate;
-use super::simd::{Kernel, Simd, Weight};
+use super::simd::{Kernel, Simd, Weight, load, store};
 use crate::backend::Epilogue;
 use crate::cpu::pool::Pool;
 use crate::tensor::Tensor;
 
-/// Elements of k that are taken at once when there are many rows: the part of a panel that stays in the first cache.
-const K_BLOCK: usize = 256;
+/// Most elements of k that are taken at once when there are many rows: the part of a panel that stays in the first cache.
+const K_BLOCK: usize = 512;
 
 /// Rows that are computed together: their part of `x` stays in the second cache while the panels pass.
 const ROW_BLOCK: usize = 96;
@@ -246,10 +246,8 @@ impl<T: Weight> Block<'_, T> {
                 let mut acc = [[[s.splat(0.0); 2]; R]; P];
                 let operands = Operands { a, a_step: k, b, b_step: k * width, k, ahead: None };
                 operands.multiply::<S, R, P>(s, &mut acc);
-                for (p, acc) in acc.iter().enumerate() {
-                    for (r, acc) in acc.iter().enumerate() {
-                        self.finish(s, panel + p, self.rows.start + r, *acc);
-                    }
+                for p in 0..P {
+                    self.finish(s, panel + p, self.rows.start, &acc[p]);
                 }
                 panel += P;
             }
@@ -266,7 +264,7 @@ impl<T: Weight> Block<'_, T> {
         let (k, rows) = (self.task.weights.k, self.rows.len());
         let mut scratch: Scratch = [0.0; ROW_BLOCK * 32];
         let tiles = rows.div_ceil(S::TILE_ROWS);
-        let k_block = if tiles == 1 { k } else { K_BLOCK };
+        let k_block = if tiles == 1 { k } else { k.div_ceil(k.div_ceil(K_BLOCK).max(1)) };
         // SAFETY: tiles lie inside of the rows, and the scratch has room for a block of rows.
         unsafe {
             for panel in self.panels.clone() {
@@ -344,51 +342,53 @@ impl<T: Weight> Block<'_, T> {
             let kept = scratch.as_mut_ptr().add((row - self.rows.start) * width);
             let mut acc = [[[s.splat(0.0); 2]; R]; 1];
             if part.start > 0 {
-                for (r, acc) in acc[0].iter_mut().enumerate() {
-                    *acc = [s.load(kept.add(r * width)), s.load(kept.add(r * width + S::LANES))];
+                for r in 0..R {
+                    acc[0][r] = [s.load(kept.add(r * width)), s.load(kept.add(r * width + S::LANES))];
                 }
             }
             let operands = Operands { a, a_step: k, b, b_step: 0, k: part.len(), ahead: Some(ahead) };
             operands.multiply::<S, R, 1>(s, &mut acc);
-            for (r, acc) in acc[0].iter().enumerate() {
-                if part.end < k {
-                    s.store(kept.add(r * width), acc[0]);
-                    s.store(kept.add(r * width + S::LANES), acc[1]);
-                } else {
-                    self.finish(s, panel, row + r, *acc);
-                }
+            if part.end == k {
+                self.finish(s, panel, row, &acc[0]);
+                return;
+            }
+            for r in 0..R {
+                s.store(kept.add(r * width), acc[0][r][0]);
+                s.store(kept.add(r * width + S::LANES), acc[0][r][1]);
             }
         }
     }
 
-    /// Stores the sums of one row of a panel.
+    /// Stores the sums of `R` rows of a panel, from `row` on.
     #[inline(always)]
-    unsafe fn finish<S: Simd>(&self, s: S, panel: usize, row: usize, acc: [S::V; 2]) {
+    unsafe fn finish<S: Simd, const R: usize>(&self, s: S, panel: usize, row: usize, acc: &[[S::V; 2]; R]) {
         let Task { weights, epilogue, out, .. } = self.task;
-        for (half, v) in acc.into_iter().enumerate() {
+        for half in 0..2 {
             let col = panel * panel_width::<S>() + half * S::LANES;
             let n = weights.n.saturating_sub(col).min(S::LANES);
             if n == 0 {
                 return;
             }
-            // SAFETY: `n` elements from `col` on lie inside of the row of each matrix.
+            // SAFETY: `n` elements from `col` on lie inside of each row of each matrix.
             unsafe {
-                let load = |p: *const f32| if n == S::LANES { s.load(p) } else { s.load_part(p, n) };
-                let mut y = v;
-                if let Some(bias) = epilogue.bias {
-                    y = s.add(y, load(bias.as_ptr().add(col)));
+                let bias = match epilogue.bias {
+                    Some(bias) => load(s, bias.as_ptr().add(col), n),
+                    None => s.splat(0.0),
+                };
+                for r in 0..R {
+                    let mut y = s.add(acc[r][half], bias);
+                    if let Some(act) = epilogue.act {
+                        y = activate(s, act, y);
+                    }
+                    if let Some(mul) = epilogue.mul {
+                        y = s.mul(y, load(s, mul.data().as_ptr().add((row + r) * weights.n + col), n));
+                    }
+                    let to = out.at(row + r, col);
+                    if epilogue.accumulate {
+                        y = s.add(y, load(s, to, n));
+                    }
+                    store(s, to, n, y);
                 }
-                if let Some(act) = epilogue.act {
-                    y = activate(s, act, y);
-                }
-                if let Some(mul) = epilogue.mul {
-                    y = s.mul(y, load(mul.data().as_ptr().add(row * weights.n + col)));
-                }
-                let to = out.at(row, col);
-                if epilogue.accumulate {
-                    y = s.add(y, load(to));
-                }
-                if n == S::LANES { s.store(to, y) } else { s.store_part(to, n, y) }
             }
         }
     }

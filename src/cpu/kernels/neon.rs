@@ -109,10 +109,6 @@ impl Simd for Neon {
         unsafe { self.if_less(b, a, a, b) }
     }
     #[inline(always)]
-    unsafe fn min(self, a: Self::V, b: Self::V) -> Self::V {
-        unsafe { self.if_less(a, b, a, b) }
-    }
-    #[inline(always)]
     unsafe fn if_less(self, a: Self::V, b: Self::V, yes: Self::V, no: Self::V) -> Self::V {
         let less = both!(vcltq_f32, a, b);
         both!(vbslq_f32, less, yes, no)

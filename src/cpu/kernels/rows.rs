@@ -2,7 +2,7 @@
 
 use super::math::activate;
 use super::matmul::Shared;
-use super::simd::{Kernel, Simd};
+use super::simd::{Kernel, Simd, load, store};
 use crate::backend::{Activation, Norm, Rotation};
 use crate::cpu::pool::Pool;
 use crate::tensor::Tensor;
@@ -80,21 +80,14 @@ impl Kernel for NormRows<'_> {
                     let mut i = 0;
                     while i < width {
                         let n = (width - i).min(S::LANES);
-                        let load = |p: *const f32| {
-                            if n == S::LANES { s.load(p.add(i)) } else { s.load_part(p.add(i), n) }
-                        };
-                        let mut y = s.mul(s.sub(load(x), mean), factor);
+                        let mut y = s.mul(s.sub(load(s, x.add(i), n), mean), factor);
                         if let Some(weight) = weight {
-                            y = s.mul(y, load(weight));
+                            y = s.mul(y, load(s, weight.add(i), n));
                         }
                         if let Some(bias) = bias {
-                            y = s.add(y, load(bias));
+                            y = s.add(y, load(s, bias.add(i), n));
                         }
-                        if n == S::LANES {
-                            s.store(to.add(i), y)
-                        } else {
-                            s.store_part(to.add(i), n, y)
-                        }
+                        store(s, to.add(i), n, y);
                         i += n;
                     }
                 }
@@ -106,15 +99,21 @@ impl Kernel for NormRows<'_> {
 /// The sum of `x - shift`, or of its squares.
 #[inline(always)]
 unsafe fn sum<S: Simd>(s: S, x: *const f32, n: usize, shift: f32, square: bool) -> f32 {
+    /// Sums under way, which hide the latency of an addition.
+    const SUMS: usize = 2;
     // SAFETY: the caller's: `n` elements.
     unsafe {
-        let (mut total, shifts) = (s.splat(0.0), s.splat(shift));
+        let shifts = s.splat(shift);
+        let mut totals = [s.splat(0.0); SUMS];
         let mut i = 0;
-        while i + S::LANES <= n {
-            let y = s.sub(s.load(x.add(i)), shifts);
-            total = if square { s.fma(y, y, total) } else { s.add(total, y) };
-            i += S::LANES;
+        while i + SUMS * S::LANES <= n {
+            for (v, total) in totals.iter_mut().enumerate() {
+                let y = s.sub(s.load(x.add(i + v * S::LANES)), shifts);
+                *total = if square { s.fma(y, y, *total) } else { s.add(*total, y) };
+            }
+            i += SUMS * S::LANES;
         }
+        let total = s.add(totals[0], totals[1]);
         let mut sum = s.sum(total);
         // The rest by itself: zeros in its place would be shifted too.
         while i < n {
@@ -142,7 +141,7 @@ impl Kernel for Activate<'_> {
         for chunk in self.x.chunks_mut(S::LANES) {
             let (p, n) = (chunk.as_mut_ptr(), chunk.len());
             // SAFETY: the chunk has `n` elements.
-            unsafe { s.store_part(p, n, activate(s, self.act, s.load_part(p, n))) };
+            unsafe { store(s, p, n, activate(s, self.act, load(s, p, n))) };
         }
     }
 }

@@ -51,8 +51,6 @@ pub trait Simd: Copy + Send + Sync + 'static {
     unsafe fn fma(self, a: Self::V, b: Self::V, c: Self::V) -> Self::V;
     /// The larger one; `b` if either is not a number.
     unsafe fn max(self, a: Self::V, b: Self::V) -> Self::V;
-    /// The smaller one; `b` if either is not a number.
-    unsafe fn min(self, a: Self::V, b: Self::V) -> Self::V;
     /// `yes` where `a < b`, else `no`.
     unsafe fn if_less(self, a: Self::V, b: Self::V, yes: Self::V, no: Self::V) -> Self::V;
     /// The nearest whole number; of two equally near ones, the even one.
@@ -84,6 +82,27 @@ pub trait Simd: Copy + Send + Sync + 'static {
         unsafe { self.store(x.as_mut_ptr(), v) };
         x[1..Self::LANES].iter().fold(x[0], |a, b| if *b > a { *b } else { a })
     }
+}
+
+/// The first `n` elements, up to a whole vector. A function, not a closure, which would not get the features of the kernel unless the
+/// compiler chose to inline it.
+///
+/// # Safety
+/// As [`Simd::load_part`].
+#[inline(always)]
+pub unsafe fn load<S: Simd>(s: S, p: *const f32, n: usize) -> S::V {
+    // SAFETY: the caller's.
+    unsafe { if n == S::LANES { s.load(p) } else { s.load_part(p, n) } }
+}
+
+/// Stores the first `n` elements, up to a whole vector.
+///
+/// # Safety
+/// As [`Simd::store_part`].
+#[inline(always)]
+pub unsafe fn store<S: Simd>(s: S, p: *mut f32, n: usize, v: S::V) {
+    // SAFETY: the caller's.
+    unsafe { if n == S::LANES { s.store(p, v) } else { s.store_part(p, n, v) } }
 }
 
 /// An element type that weights are kept in.
@@ -200,10 +219,6 @@ impl Simd for Portable {
         each(|i| if a[i] > b[i] { a[i] } else { b[i] })
     }
     #[inline(always)]
-    unsafe fn min(self, a: Self::V, b: Self::V) -> Self::V {
-        each(|i| if a[i] < b[i] { a[i] } else { b[i] })
-    }
-    #[inline(always)]
     unsafe fn if_less(self, a: Self::V, b: Self::V, yes: Self::V, no: Self::V) -> Self::V {
         each(|i| if a[i] < b[i] { yes[i] } else { no[i] })
     }
@@ -213,6 +228,6 @@ impl Simd for Portable {
     }
     #[inline(always)]
     unsafe fn exp2_whole(self, n: Self::V) -> Self::V {
-        each(|i| f32::from_bits((((n[i] as i32) + 127) as u32) << 23))
+        each(|i| f32::from_bits(((n[i] as i32).wrapping_add(127) as u32) << 23))
     }
 }

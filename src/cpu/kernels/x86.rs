@@ -102,10 +102,6 @@ impl Simd for Avx2 {
         unsafe { _mm256_max_ps(a, b) }
     }
     #[inline(always)]
-    unsafe fn min(self, a: Self::V, b: Self::V) -> Self::V {
-        unsafe { _mm256_min_ps(a, b) }
-    }
-    #[inline(always)]
     unsafe fn if_less(self, a: Self::V, b: Self::V, yes: Self::V, no: Self::V) -> Self::V {
         unsafe { _mm256_blendv_ps(no, yes, _mm256_cmp_ps::<_CMP_LT_OQ>(a, b)) }
     }
@@ -217,10 +213,6 @@ impl Simd for Avx512 {
     #[inline(always)]
     unsafe fn max(self, a: Self::V, b: Self::V) -> Self::V {
         unsafe { _mm512_max_ps(a, b) }
-    }
-    #[inline(always)]
-    unsafe fn min(self, a: Self::V, b: Self::V) -> Self::V {
-        unsafe { _mm512_min_ps(a, b) }
     }
     #[inline(always)]
     unsafe fn if_less(self, a: Self::V, b: Self::V, yes: Self::V, no: Self::V) -> Self::V {
