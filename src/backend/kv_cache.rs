@@ -19,7 +19,23 @@ pub struct KvCache {
 impl KvCache {
     /// An empty cache for `kv_heads` heads with keys of `k_dim` and values of `v_dim` elements.
     pub fn new(kv_heads: usize, k_dim: usize, v_dim: usize) -> Self {
-        KvCache { kv_heads, k_dim, v_dim, len: 0, pages: Vec::new() }
+        KvCache::reusing(Vec::new(), kv_heads, k_dim, v_dim)
+    }
+
+    /// An empty cache that uses the memory of `pages`, whatever they hold.
+    pub fn reusing(mut pages: Vec<f32>, kv_heads: usize, k_dim: usize, v_dim: usize) -> Self {
+        pages.clear();
+        KvCache { kv_heads, k_dim, v_dim, len: 0, pages }
+    }
+
+    /// The memory.
+    pub fn into_pages(self) -> Vec<f32> {
+        self.pages
+    }
+
+    /// Elements that a cache for `len` positions takes.
+    pub fn elements(kv_heads: usize, k_dim: usize, v_dim: usize, len: usize) -> usize {
+        len.div_ceil(PAGE_KEYS) * PAGE_KEYS * kv_heads * (k_dim + v_dim)
     }
 
     /// Number of positions.

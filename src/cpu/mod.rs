@@ -13,7 +13,7 @@ mod pack;
 mod peaks;
 mod pool;
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::backend::{
     Activation, AttentionParams, Backend, KvCache, Linear, LinearPart, Norm, PAGE_KEYS, Rotation, Span,
@@ -167,23 +167,33 @@ impl Backend for Cpu {
         spans: &[Span],
         caches: &mut [&mut KvCache],
     ) {
+        // Pages are filled by whoever is free.
+        let mut pages = Vec::new();
         for (span, cache) in spans.iter().zip(caches) {
-            let (heads, k_dim, v_dim, from) = (cache.kv_heads(), cache.k_dim(), cache.v_dim(), cache.len());
-            let page_len = cache.page_len();
-            let pages = cache.grow(span.rows.len());
-            for (j, row) in (from..).zip(span.rows.clone()) {
-                let (page, lane) = (j / PAGE_KEYS, j % PAGE_KEYS);
-                for h in 0..heads {
+            let sizes = (cache.kv_heads(), cache.k_dim(), cache.v_dim());
+            let (from, page_len) = (cache.len(), cache.page_len());
+            let first = from / PAGE_KEYS;
+            let new = cache.grow(span.rows.len()).chunks_mut(page_len.max(1)).enumerate().skip(first);
+            pages.extend(new.map(|(page, data)| (page * PAGE_KEYS, data, from, span.rows.clone(), sizes)));
+        }
+        let count = pages.len();
+        let pages = Mutex::new(pages.into_iter());
+        self.engine.pool.run(count, &|_| {
+            // Taking a page cannot panic, so what a lock guards is whole.
+            let next = pages.lock().unwrap_or_else(PoisonError::into_inner).next();
+            let Some((start, page, from, rows, (heads, k_dim, v_dim))) = next else { return };
+            for lane in from.saturating_sub(start)..PAGE_KEYS.min(from + rows.len() - start) {
+                let row = x.row(rows.start + start + lane - from);
+                for (h, head) in page.chunks_mut((k_dim + v_dim) * PAGE_KEYS).take(heads).enumerate() {
                     // The layout that `KvCache` documents.
-                    let at = page * page_len + h * (k_dim + v_dim) * PAGE_KEYS;
-                    let (keys, values) = pages[at..].split_at_mut(k_dim * PAGE_KEYS);
-                    let key = &x.row(row)[k_start + h * k_dim..][..k_dim];
+                    let (keys, values) = head.split_at_mut(k_dim * PAGE_KEYS);
+                    let key = &row[k_start + h * k_dim..][..k_dim];
                     keys[lane..].iter_mut().step_by(PAGE_KEYS).zip(key).for_each(|(to, from)| *to = *from);
-                    let value = &x.row(row)[v_start + h * v_dim..][..v_dim];
+                    let value = &row[v_start + h * v_dim..][..v_dim];
                     values[lane * v_dim..][..v_dim].copy_from_slice(value);
                 }
             }
-        }
+        });
     }
 
     fn attention(

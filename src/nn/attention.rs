@@ -216,20 +216,20 @@ impl Planned {
                     // Queries and keys lie side by side, so they turn as if they were one set of heads.
                     run.rotate(rope, self.stream, &mut qkv, 0, self.heads + self.kv_heads, self.head_dim);
                 }
-                let mut own: Vec<KvCache>;
+                let mut own: Vec<KvCache> = Vec::new();
                 let mut caches = if self.kept {
                     Run::caches(run.states, self.cache)
                 } else {
-                    own = spans
-                        .iter()
-                        .map(|_| KvCache::new(self.kv_heads, self.head_dim, self.head_dim))
-                        .collect();
+                    own = spans.iter().map(|span| self.short_lived_cache(run, span.rows.len())).collect();
                     own.iter_mut().collect()
                 };
                 run.backend.append_kv(&qkv, q_cols, q_cols + kv_cols, spans, &mut caches);
                 let caches: Vec<&KvCache> = caches.into_iter().map(|c| &*c).collect();
                 run.backend.attention(&qkv, 0, spans, &caches, &params, &mut out);
                 run.buffers.give(qkv);
+                for cache in own {
+                    run.buffers.give_memory(cache.into_pages());
+                }
             }
             Source::Memory { q, kv, value, stream } => {
                 if run.states.iter().any(|state| state.caches[self.cache.0].is_empty()) {
@@ -248,6 +248,15 @@ impl Planned {
             }
         }
         Ok(out)
+    }
+}
+
+impl Planned {
+    /// A cache that this pass alone needs.
+    fn short_lived_cache(&self, run: &mut Run<'_>, tokens: usize) -> KvCache {
+        let dim = self.head_dim;
+        let pages = run.buffers.take_memory(KvCache::elements(self.kv_heads, dim, dim, tokens));
+        KvCache::reusing(pages, self.kv_heads, dim, dim)
     }
 }
 

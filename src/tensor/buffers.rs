@@ -10,18 +10,28 @@ impl Buffers {
     /// A matrix `[rows, cols]` of unspecified contents: whoever takes it writes every element.
     pub fn take(&mut self, rows: usize, cols: usize) -> Tensor {
         let len = rows * cols;
-        // The smallest buffer that fits, else the largest, which then grows.
-        let best = (0..self.free.len()).min_by_key(|&i| {
-            let capacity = self.free[i].capacity();
-            if capacity >= len { (0, capacity) } else { (1, usize::MAX - capacity) }
-        });
-        let mut data = best.map(|i| self.free.swap_remove(i)).unwrap_or_default();
+        let mut data = self.take_memory(len);
         data.resize(len, 0.0);
         Tensor::from_vec(rows, cols, data)
     }
 
+    /// Memory for `len` elements, of unspecified length and contents.
+    pub fn take_memory(&mut self, len: usize) -> Vec<f32> {
+        // The smallest that fits, else the largest, which then grows.
+        let best = (0..self.free.len()).min_by_key(|&i| {
+            let capacity = self.free[i].capacity();
+            if capacity >= len { (0, capacity) } else { (1, usize::MAX - capacity) }
+        });
+        best.map(|i| self.free.swap_remove(i)).unwrap_or_default()
+    }
+
     /// Gives the memory of `tensor` back.
     pub fn give(&mut self, tensor: Tensor) {
-        self.free.push(tensor.into_vec());
+        self.give_memory(tensor.into_vec());
+    }
+
+    /// Gives memory back.
+    pub fn give_memory(&mut self, memory: Vec<f32>) {
+        self.free.push(memory);
     }
 }

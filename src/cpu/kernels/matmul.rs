@@ -99,18 +99,18 @@ impl<T: Weight> Kernel for Product<'_, T> {
         // Tasks large enough to be worth handing out, and enough of them to even out the threads.
         let panel_bytes = weights.k * width * size_of::<T>();
         let least = TASK_BYTES.div_ceil(panel_bytes.max(1) * x.rows().clamp(1, 16)).max(1);
-        let wanted = (panels * row_blocks).div_ceil(pool.threads() * 8);
+        let wanted = (panels * row_blocks).div_ceil(pool.threads() * 16);
         let group = wanted.max(least).min(panels);
         let groups = panels.div_ceil(group);
         let shared = Shared::new(out);
         let task = Task { x, weights: &weights, epilogue, out: shared };
         pool.run(groups * row_blocks, &|i| {
             let first = i / row_blocks * group;
-            let rows = i % row_blocks * ROW_BLOCK;
+            let rows = |block: usize| task.x.rows() * block / row_blocks;
             let block = Block {
                 task: &task,
                 panels: first..(first + group).min(panels),
-                rows: rows..(rows + ROW_BLOCK).min(task.x.rows()),
+                rows: rows(i % row_blocks)..rows(i % row_blocks + 1),
             };
             // SAFETY: the token turns its features on; lengths are checked above; tasks have different rows or panels.
             unsafe { s.run(block) };
