@@ -72,7 +72,7 @@ fn products_agree() {
             let parts = [part(None), part(Some(&order))];
             let n = outputs + order.len();
             let (bias, mul) = (random.vec(n), random.tensor(40, n));
-            for dtype in [WeightType::F32, WeightType::F16, WeightType::Bf16] {
+            for dtype in WeightType::ALL {
                 let expected = Reference.linear(&parts, dtype);
                 for level in levels() {
                     let linear = cpu(level, 2).linear(&parts, dtype);
@@ -95,8 +95,16 @@ fn products_agree() {
                             let (mut found, mut truth) = (before.clone(), before);
                             linear.apply(&x, &epilogue, &mut found);
                             expected.apply(&x, &epilogue, &mut truth);
-                            // Sums of up to 300 products of numbers up to 1 in float32.
-                            close(&found, &truth, 2e-5, &format!("{level:?} {dtype} {rows}x{inputs}x{n}"));
+                            // Sums of up to 300 products of numbers up to 1, in float32; with rows rounded to 16 bits
+                            // each product is off by up to 2^-16.
+                            let quantised = matches!(dtype, WeightType::Q8 | WeightType::Q4);
+                            let tolerance = if quantised { 1e-3 } else { 2e-5 };
+                            close(
+                                &found,
+                                &truth,
+                                tolerance,
+                                &format!("{level:?} {dtype} {rows}x{inputs}x{n}"),
+                            );
                         }
                     }
                 }
@@ -109,18 +117,24 @@ fn products_agree() {
 fn a_row_of_a_product_has_the_same_bits_alone_and_on_any_number_of_threads() {
     let mut random = Random(2);
     for level in levels() {
-        for (inputs, outputs) in [(33, 70), (600, 130)] {
+        for (inputs, outputs, kept) in [
+            (33, 70, WeightType::F32),
+            (600, 130, WeightType::F32),
+            (600, 130, WeightType::Bf16),
+            (70, 130, WeightType::Q8),
+            (600, 70, WeightType::Q4),
+        ] {
             let weight = Array::from_f32(vec![outputs, inputs], &random.vec(inputs * outputs));
             let parts = [LinearPart { weight: &weight, layout: Layout::OutIn, outputs: None }];
             let x = random.tensor(230, inputs);
             let mut results = Vec::new();
             for threads in [1, 2, 3, 7] {
                 let mut out = Tensor::zeros(x.rows(), outputs);
-                cpu(level, threads).linear(&parts, WeightType::F32).apply(&x, &Epilogue::default(), &mut out);
+                cpu(level, threads).linear(&parts, kept).apply(&x, &Epilogue::default(), &mut out);
                 results.push(out);
             }
             assert!(results.iter().all(|r| bits(r) == bits(&results[0])), "{level:?}: threads");
-            let linear = cpu(level, 2).linear(&parts, WeightType::F32);
+            let linear = cpu(level, 2).linear(&parts, kept);
             for (start, rows) in [(0, 1), (5, 2), (9, 3), (20, 5), (100, 17), (229, 1)] {
                 let part = Tensor::from_vec(
                     rows,

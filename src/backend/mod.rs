@@ -8,6 +8,7 @@
 mod activation;
 mod counting;
 mod kv_cache;
+mod quantise;
 mod weight_type;
 
 use std::fmt;
@@ -17,6 +18,7 @@ use crate::tensor::{Array, Tensor};
 pub use activation::Activation;
 pub use counting::{Counting, Work};
 pub use kv_cache::{KvCache, PAGE_KEYS};
+pub use quantise::{BLOCK as QUANT_BLOCK, Block as QuantBlock};
 pub use weight_type::WeightType;
 
 /// The operations that blocks are made of.

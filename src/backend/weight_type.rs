@@ -3,7 +3,9 @@ use std::str::FromStr;
 
 use crate::tensor::DType;
 
-/// How a backend keeps the weights of linear maps. Arithmetic is float32 with all of them.
+/// How a backend keeps the weights of linear maps.
+///
+/// Nothing but the weights of linear maps is quantised: embeddings, norms and biases stay as they are stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum WeightType {
     /// IEEE 754 single precision.
@@ -12,11 +14,16 @@ pub enum WeightType {
     F16,
     /// The upper half of a float32.
     Bf16,
+    /// Whole numbers of 8 bits, with a scale for each 32 inputs of an output: 8.5 bits a weight.
+    Q8,
+    /// Whole numbers of 4 bits, with a scale for each 32 inputs of an output: 4.5 bits a weight.
+    Q4,
 }
 
 impl WeightType {
     /// All, the most exact first.
-    pub const ALL: [WeightType; 3] = [WeightType::F32, WeightType::F16, WeightType::Bf16];
+    pub const ALL: [WeightType; 5] =
+        [WeightType::F32, WeightType::F16, WeightType::Bf16, WeightType::Q8, WeightType::Q4];
 
     /// The type that keeps stored weights as they are.
     pub fn of(stored: DType) -> Self {
@@ -27,12 +34,14 @@ impl WeightType {
         }
     }
 
-    /// Its short name, as on the command line: `f32`, `f16`, `bf16`.
+    /// Its short name, as on the command line: `f32`, `f16`, `bf16`, `q8`, `q4`.
     pub fn name(self) -> &'static str {
         match self {
             WeightType::F32 => "f32",
             WeightType::F16 => "f16",
             WeightType::Bf16 => "bf16",
+            WeightType::Q8 => "q8",
+            WeightType::Q4 => "q4",
         }
     }
 }

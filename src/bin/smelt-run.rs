@@ -72,7 +72,7 @@ struct Arguments {
     #[arg(long, value_parser = Pooling::names())]
     pooling: Option<String>,
 
-    /// How weights are kept, instead of as they are stored: f32, f16 or bf16
+    /// How weights are kept, instead of as they are stored: f32, f16, bf16, q8 or q4
     #[arg(long, value_name = "TYPE")]
     dtype: Option<WeightType>,
 

@@ -8,6 +8,7 @@ use half::{bf16, f16};
 
 use super::Engine;
 use super::kernels::matmul::{Panels, Product};
+use super::kernels::quantised::{Bits, QuantisedProduct, Round};
 use super::memory::Memory;
 use super::pack::Sources;
 use crate::backend::{Epilogue, Linear, LinearPart, WeightType};
@@ -27,11 +28,18 @@ enum Data {
     F32(Memory<f32>),
     F16(Memory<f16>),
     Bf16(Memory<bf16>),
+    Quantised(Bits, Memory<u8>),
 }
 
-/// Elements of the panels of a map.
-pub fn packed_len(inputs: usize, outputs: usize, width: usize) -> usize {
-    outputs.div_ceil(width) * width * inputs
+/// Bytes of the panels of a map, `width` outputs each.
+pub fn packed_bytes(inputs: usize, outputs: usize, width: usize, kept: WeightType) -> u64 {
+    let panel = match kept {
+        WeightType::F32 => 4 * inputs * width,
+        WeightType::F16 | WeightType::Bf16 => 2 * inputs * width,
+        WeightType::Q8 => Bits::Eight.panel_bytes(inputs, width),
+        WeightType::Q4 => Bits::Four.panel_bytes(inputs, width),
+    };
+    outputs.div_ceil(width) as u64 * panel as u64
 }
 
 impl Packed {
@@ -43,6 +51,10 @@ impl Packed {
             WeightType::F32 => Data::F32(sources.pack(&engine.pool, width, |x| x)),
             WeightType::F16 => Data::F16(sources.pack(&engine.pool, width, f16::from_f32)),
             WeightType::Bf16 => Data::Bf16(sources.pack(&engine.pool, width, bf16::from_f32)),
+            WeightType::Q8 => {
+                Data::Quantised(Bits::Eight, sources.quantise(&engine.pool, width, Bits::Eight))
+            }
+            WeightType::Q4 => Data::Quantised(Bits::Four, sources.quantise(&engine.pool, width, Bits::Four)),
         };
         let Sources { inputs, outputs, .. } = sources;
         Packed { engine, data, inputs, outputs }
@@ -63,6 +75,7 @@ impl Linear for Packed {
             Data::F32(data) => size_of_val(data.as_slice()) as u64,
             Data::F16(data) => size_of_val(data.as_slice()) as u64,
             Data::Bf16(data) => size_of_val(data.as_slice()) as u64,
+            Data::Quantised(_, data) => data.as_slice().len() as u64,
         }
     }
 
@@ -92,6 +105,19 @@ impl Linear for Packed {
                     pool,
                     x,
                     weights: Panels { data: data.as_slice(), k, n },
+                    epilogue,
+                    out,
+                });
+            }
+            Data::Quantised(bits, data) => {
+                let rounded = self.engine.run(Round { pool, x });
+                self.engine.run(QuantisedProduct {
+                    pool,
+                    x: &rounded,
+                    panels: data.as_slice(),
+                    bits: *bits,
+                    inputs: k,
+                    outputs: n,
                     epilogue,
                     out,
                 });

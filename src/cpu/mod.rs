@@ -26,7 +26,7 @@ use kernels::attention::Attend;
 use kernels::matmul::panel_width;
 use kernels::rows::{Activate, Normalise, rotate};
 use kernels::simd::{Kernel, Simd};
-use linear::{Packed, packed_len};
+use linear::{Packed, packed_bytes};
 pub use peaks::{Meter, Peaks};
 use pool::Pool;
 
@@ -116,8 +116,7 @@ impl Backend for Cpu {
         let width = self.engine.panel_width();
         // Sizes come from a file: only what does not overflow can be packed.
         let fits = (inputs as u64).checked_mul(outputs as u64 + width as u64).is_some_and(|n| n < 1 << 60);
-        let element = if kept == WeightType::F32 { 4 } else { 2 };
-        if fits { packed_len(inputs, outputs, width) as u64 * element } else { u64::MAX / 4 }
+        if fits { packed_bytes(inputs, outputs, width, kept) } else { u64::MAX / 4 }
     }
 
     fn embedding(&self, table: &Array, ids: &[u32], accumulate: bool, out: &mut Tensor) {

@@ -7,7 +7,7 @@ use std::sync::{Mutex, PoisonError};
 
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
-use super::linear::packed_len;
+use super::kernels::quantised::Bits;
 use super::memory::Memory;
 use super::pool::Pool;
 use crate::backend::{Layout, LinearPart};
@@ -44,21 +44,45 @@ impl<'a> Sources<'a> {
     where
         T: Copy + Send + FromBytes + IntoBytes + Immutable,
     {
-        let mut memory = Memory::new(packed_len(self.inputs, self.outputs, width));
-        let panel_len = (self.inputs * width).max(1);
-        let round = (ROUND / panel_len).max(1);
-        for (i, panels) in memory.as_mut_slice().chunks_mut(round * panel_len).enumerate() {
-            let count = panels.len() / panel_len;
-            let panels = Mutex::new(panels.chunks_exact_mut(panel_len).enumerate());
+        self.each_panel(pool, width, self.inputs * width, |outputs, panel| {
+            self.pack_panel(outputs, width, panel, &convert);
+        })
+    }
+
+    /// Panels of quantised weights, one after another.
+    pub fn quantise(&self, pool: &Pool, width: usize, bits: Bits) -> Memory<u8> {
+        self.each_panel(pool, width, bits.panel_bytes(self.inputs, width), |outputs, bytes| {
+            let mut panel = vec![0.0; self.inputs * width];
+            self.pack_panel(outputs, width, &mut panel, &|x| x);
+            bits.pack(&panel, width, bytes);
+        })
+    }
+
+    /// Has the panels filled, `len` elements each, on all threads.
+    fn each_panel<T>(
+        &self,
+        pool: &Pool,
+        width: usize,
+        len: usize,
+        fill: impl Fn(Range<usize>, &mut [T]) + Sync,
+    ) -> Memory<T>
+    where
+        T: Send + FromBytes + IntoBytes + Immutable,
+    {
+        let len = len.max(1);
+        let mut memory = Memory::new(self.outputs.div_ceil(width) * len);
+        let round = (ROUND / (self.inputs * width).max(1)).max(1);
+        for (i, panels) in memory.as_mut_slice().chunks_mut(round * len).enumerate() {
+            let count = panels.len() / len;
+            let panels = Mutex::new(panels.chunks_exact_mut(len).enumerate());
             pool.run(count, &|_| {
                 // Taking a panel cannot panic, so what a lock guards is whole.
                 let next = panels.lock().unwrap_or_else(PoisonError::into_inner).next();
                 let Some((panel, data)) = next else { return };
                 let first = (i * round + panel) * width;
-                let outputs = first..(first + width).min(self.outputs);
-                self.pack_panel(outputs, width, data, &convert);
+                fill(first..(first + width).min(self.outputs), data);
             });
-            self.release(i * round * width..(i * round + count) * width);
+            self.release(i * round * width..((i * round + count) * width).min(self.outputs));
         }
         memory
     }

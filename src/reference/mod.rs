@@ -4,8 +4,8 @@
 #![forbid(unsafe_code)]
 
 use crate::backend::{
-    Activation, AttentionParams, Backend, Epilogue, KvCache, Layout, Linear, LinearPart, Norm, Rotation,
-    Span, WeightType,
+    Activation, AttentionParams, Backend, Epilogue, KvCache, Layout, Linear, LinearPart, Norm, QUANT_BLOCK,
+    QuantBlock, Rotation, Span, WeightType,
 };
 use crate::tensor::{Array, Tensor};
 
@@ -81,7 +81,8 @@ impl Backend for Reference {
                 None => (0..outputs).collect(),
             };
             for o in order {
-                weights.extend((0..inputs).map(|i| round(stored[at(o, i)], kept)));
+                let row: Vec<f32> = (0..inputs).map(|i| stored[at(o, i)]).collect();
+                weights.extend(round(&row, kept));
             }
         }
         Box::new(Matrix { inputs, weights })
@@ -228,10 +229,20 @@ fn each_run(x: &Tensor, norm: &Norm<'_>, out: &mut Tensor, measure: impl Fn(&[f6
 }
 
 /// A weight as it is after being kept in `dtype`.
-fn round(x: f32, kept: WeightType) -> f32 {
+fn round(row: &[f32], kept: WeightType) -> Vec<f32> {
+    let each = |f: fn(f32) -> f32| row.iter().map(|x| f(*x)).collect();
+    let blocks = |bits| {
+        let block = |row: &[f32]| {
+            let block = QuantBlock::new(row, bits);
+            (0..row.len()).map(|i| block.weight(i)).collect::<Vec<_>>()
+        };
+        row.chunks(QUANT_BLOCK).flat_map(block).collect()
+    };
     match kept {
-        WeightType::F16 => half::f16::from_f32(x).to_f32(),
-        WeightType::Bf16 => half::bf16::from_f32(x).to_f32(),
-        _ => x,
+        WeightType::F32 => each(|x| x),
+        WeightType::F16 => each(|x| half::f16::from_f32(x).to_f32()),
+        WeightType::Bf16 => each(|x| half::bf16::from_f32(x).to_f32()),
+        WeightType::Q8 => blocks(8),
+        WeightType::Q4 => blocks(4),
     }
 }

@@ -4,6 +4,8 @@
 //! rows, several panels) stays in registers while k runs. Every element has one accumulator that takes its products in the order
 //! of k, whatever the tile, so its bits do not depend on which rows are computed together.
 
+use std::ops::Range;
+
 use super::math::activate;
 use super::simd::{Kernel, Simd, Weight, load, store};
 use crate::backend::Epilogue;
@@ -86,35 +88,106 @@ impl<T: Weight> Kernel for Product<'_, T> {
             (weights.k, x.rows(), weights.n),
             "shapes of a product"
         );
+        let panel_bytes = weights.k * width * size_of::<T>();
+        let store = Store::new(epilogue, x.rows(), weights.n, Shared::new(out));
+        let Some(split) = Split::new(x.rows(), panels, panel_bytes, pool.threads()) else { return };
+        let task = Task { x, weights: &weights, store };
+        pool.run(split.tasks(), &|i| {
+            let (rows, panels) = split.task(i);
+            // SAFETY: the token turns its features on; lengths are checked above; tasks have different rows or panels.
+            unsafe { s.run(Block { task: &task, panels, rows }) };
+        });
+    }
+}
+
+/// How a product is shared out: blocks of rows of about equal size, times groups of panels.
+pub struct Split {
+    rows: usize,
+    row_blocks: usize,
+    panels: usize,
+    group: usize,
+}
+
+impl Split {
+    /// None if there is nothing to do.
+    pub fn new(rows: usize, panels: usize, panel_bytes: usize, threads: usize) -> Option<Split> {
+        if rows == 0 || panels == 0 {
+            return None;
+        }
+        let row_blocks = rows.div_ceil(ROW_BLOCK);
+        // Tasks large enough to be worth handing out, and enough of them to even out the threads.
+        let least = TASK_BYTES.div_ceil(panel_bytes.max(1) * rows.clamp(1, 16)).max(1);
+        let wanted = (panels * row_blocks).div_ceil(threads * 16);
+        Some(Split { rows, row_blocks, panels, group: wanted.max(least).min(panels) })
+    }
+
+    /// Number of tasks.
+    pub fn tasks(&self) -> usize {
+        self.row_blocks * self.panels.div_ceil(self.group)
+    }
+
+    /// Rows and panels of a task.
+    pub fn task(&self, i: usize) -> (Range<usize>, Range<usize>) {
+        let (block, first) = (i % self.row_blocks, i / self.row_blocks * self.group);
+        let row = |block: usize| self.rows * block / self.row_blocks;
+        (row(block)..row(block + 1), first..(first + self.group).min(self.panels))
+    }
+}
+
+/// Where sums go.
+pub struct Store<'a> {
+    epilogue: &'a Epilogue<'a>,
+    cols: usize,
+    out: Shared,
+}
+
+impl<'a> Store<'a> {
+    /// Into a matrix of `rows` rows and `cols` columns.
+    pub fn new(epilogue: &'a Epilogue<'a>, rows: usize, cols: usize, out: Shared) -> Self {
         if let Some(bias) = epilogue.bias {
-            assert_eq!(bias.len(), weights.n, "one bias per output");
+            assert_eq!(bias.len(), cols, "one bias per output");
         }
         if let Some(mul) = epilogue.mul {
-            assert_eq!((mul.rows(), mul.cols()), (x.rows(), weights.n), "the factor of a product");
+            assert_eq!((mul.rows(), mul.cols()), (rows, cols), "the factor of a product");
         }
-        if x.rows() == 0 || weights.n == 0 {
-            return;
+        Store { epilogue, cols, out }
+    }
+
+    /// Stores the sums of `R` rows of a panel, from `row` on.
+    ///
+    /// # Safety
+    /// Only inside of a kernel; rows and panel must lie inside of the matrix, and nobody else may write there.
+    #[inline(always)]
+    pub unsafe fn tile<S: Simd, const R: usize>(&self, s: S, panel: usize, row: usize, acc: &[[S::V; 2]; R]) {
+        let Store { epilogue, cols, out } = self;
+        for half in 0..2 {
+            let col = panel * panel_width::<S>() + half * S::LANES;
+            let n = cols.saturating_sub(col).min(S::LANES);
+            if n == 0 {
+                return;
+            }
+            // SAFETY: `n` elements from `col` on lie inside of each row of each matrix.
+            unsafe {
+                let bias = match epilogue.bias {
+                    Some(bias) => load(s, bias.as_ptr().add(col), n),
+                    None => s.splat(0.0),
+                };
+                for r in 0..R {
+                    let mut y = s.add(acc[r][half], bias);
+                    if let Some(act) = epilogue.act {
+                        y = activate(s, act, y);
+                    }
+                    if let Some(mul) = epilogue.mul {
+                        y = s.mul(y, load(s, mul.data().as_ptr().add((row + r) * cols + col), n));
+                    }
+                    let to = out.at(row + r, col);
+                    if epilogue.accumulate {
+                        y = s.add(y, load(s, to, n));
+                    }
+                    store(s, to, n, y);
+                }
+            }
         }
-        let row_blocks = x.rows().div_ceil(ROW_BLOCK);
-        // Tasks large enough to be worth handing out, and enough of them to even out the threads.
-        let panel_bytes = weights.k * width * size_of::<T>();
-        let least = TASK_BYTES.div_ceil(panel_bytes.max(1) * x.rows().clamp(1, 16)).max(1);
-        let wanted = (panels * row_blocks).div_ceil(pool.threads() * 16);
-        let group = wanted.max(least).min(panels);
-        let groups = panels.div_ceil(group);
-        let shared = Shared::new(out);
-        let task = Task { x, weights: &weights, epilogue, out: shared };
-        pool.run(groups * row_blocks, &|i| {
-            let first = i / row_blocks * group;
-            let rows = |block: usize| task.x.rows() * block / row_blocks;
-            let block = Block {
-                task: &task,
-                panels: first..(first + group).min(panels),
-                rows: rows(i % row_blocks)..rows(i % row_blocks + 1),
-            };
-            // SAFETY: the token turns its features on; lengths are checked above; tasks have different rows or panels.
-            unsafe { s.run(block) };
-        });
     }
 }
 
@@ -200,14 +273,13 @@ type Sums<S, const R: usize, const P: usize> = [[[<S as Simd>::V; 2]; R]; P];
 struct Task<'a, T> {
     x: &'a Tensor,
     weights: &'a Panels<'a, T>,
-    epilogue: &'a Epilogue<'a>,
-    out: Shared,
+    store: Store<'a>,
 }
 
 struct Block<'a, T> {
     task: &'a Task<'a, T>,
-    panels: std::ops::Range<usize>,
-    rows: std::ops::Range<usize>,
+    panels: Range<usize>,
+    rows: Range<usize>,
 }
 
 impl<T: Weight> Kernel for Block<'_, T> {
@@ -247,7 +319,7 @@ impl<T: Weight> Block<'_, T> {
                 let operands = Operands { a, a_step: k, b, b_step: k * width, k, ahead: None };
                 operands.multiply::<S, R, P>(s, &mut acc);
                 for p in 0..P {
-                    self.finish(s, panel + p, self.rows.start, &acc[p]);
+                    self.task.store.tile::<S, R>(s, panel + p, self.rows.start, &acc[p]);
                 }
                 panel += P;
             }
@@ -292,7 +364,7 @@ impl<T: Weight> Block<'_, T> {
         panel: usize,
         row: usize,
         rows: usize,
-        part: std::ops::Range<usize>,
+        part: Range<usize>,
         tile: usize,
         tiles: usize,
         scratch: &mut Scratch,
@@ -329,7 +401,7 @@ impl<T: Weight> Block<'_, T> {
         s: S,
         panel: usize,
         row: usize,
-        part: std::ops::Range<usize>,
+        part: Range<usize>,
         ahead: Ahead<T>,
         scratch: &mut Scratch,
     ) {
@@ -349,46 +421,12 @@ impl<T: Weight> Block<'_, T> {
             let operands = Operands { a, a_step: k, b, b_step: 0, k: part.len(), ahead: Some(ahead) };
             operands.multiply::<S, R, 1>(s, &mut acc);
             if part.end == k {
-                self.finish(s, panel, row, &acc[0]);
+                self.task.store.tile::<S, R>(s, panel, row, &acc[0]);
                 return;
             }
             for r in 0..R {
                 s.store(kept.add(r * width), acc[0][r][0]);
                 s.store(kept.add(r * width + S::LANES), acc[0][r][1]);
-            }
-        }
-    }
-
-    /// Stores the sums of `R` rows of a panel, from `row` on.
-    #[inline(always)]
-    unsafe fn finish<S: Simd, const R: usize>(&self, s: S, panel: usize, row: usize, acc: &[[S::V; 2]; R]) {
-        let Task { weights, epilogue, out, .. } = self.task;
-        for half in 0..2 {
-            let col = panel * panel_width::<S>() + half * S::LANES;
-            let n = weights.n.saturating_sub(col).min(S::LANES);
-            if n == 0 {
-                return;
-            }
-            // SAFETY: `n` elements from `col` on lie inside of each row of each matrix.
-            unsafe {
-                let bias = match epilogue.bias {
-                    Some(bias) => load(s, bias.as_ptr().add(col), n),
-                    None => s.splat(0.0),
-                };
-                for r in 0..R {
-                    let mut y = s.add(acc[r][half], bias);
-                    if let Some(act) = epilogue.act {
-                        y = activate(s, act, y);
-                    }
-                    if let Some(mul) = epilogue.mul {
-                        y = s.mul(y, load(s, mul.data().as_ptr().add((row + r) * weights.n + col), n));
-                    }
-                    let to = out.at(row + r, col);
-                    if epilogue.accumulate {
-                        y = s.add(y, load(s, to, n));
-                    }
-                    store(s, to, n, y);
-                }
             }
         }
     }

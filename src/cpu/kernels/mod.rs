@@ -13,6 +13,7 @@ pub mod matmul;
 #[cfg(target_arch = "aarch64")]
 pub mod neon;
 pub mod peaks;
+pub mod quantised;
 pub mod rows;
 pub mod simd;
 #[cfg(target_arch = "x86_64")]

@@ -31,6 +31,8 @@ macro_rules! both {
 // SAFETY of the whole impl: the token proves the feature; pointers are the caller's promise.
 impl Simd for Neon {
     type V = (float32x4_t, float32x4_t);
+    type I = (int32x4_t, int32x4_t);
+    type W = (int16x8_t, int16x8_t);
     const LANES: usize = 8;
     const TILE_ROWS: usize = 6;
 
@@ -116,6 +118,55 @@ impl Simd for Neon {
     #[inline(always)]
     unsafe fn round(self, a: Self::V) -> Self::V {
         both!(vrndnq_f32, a)
+    }
+    #[inline(always)]
+    unsafe fn zeros(self) -> Self::I {
+        unsafe { (vdupq_n_s32(0), vdupq_n_s32(0)) }
+    }
+    #[inline(always)]
+    unsafe fn float(self, x: Self::I) -> Self::V {
+        unsafe { (vcvtq_f32_s32(x.0), vcvtq_f32_s32(x.1)) }
+    }
+    #[inline(always)]
+    unsafe fn splat_pair(self, x: i32) -> Self::W {
+        unsafe {
+            let x = vreinterpretq_s16_s32(vdupq_n_s32(x));
+            (x, x)
+        }
+    }
+    #[inline(always)]
+    unsafe fn load_words(self, p: *const u8) -> Self::W {
+        unsafe { (vreinterpretq_s16_u8(vld1q_u8(p)), vreinterpretq_s16_u8(vld1q_u8(p.add(16)))) }
+    }
+    #[inline(always)]
+    unsafe fn widen(self, p: *const u8) -> Self::W {
+        unsafe { (vmovl_s8(vld1_s8(p.cast())), vmovl_s8(vld1_s8(p.add(8).cast()))) }
+    }
+    #[inline(always)]
+    unsafe fn nibbles<const J: u32>(self, x: Self::W) -> Self::W {
+        unsafe {
+            let x = match J {
+                0 => (vshlq_n_s16::<12>(x.0), vshlq_n_s16::<12>(x.1)),
+                1 => (vshlq_n_s16::<8>(x.0), vshlq_n_s16::<8>(x.1)),
+                2 => (vshlq_n_s16::<4>(x.0), vshlq_n_s16::<4>(x.1)),
+                _ => x,
+            };
+            (vshrq_n_s16::<12>(x.0), vshrq_n_s16::<12>(x.1))
+        }
+    }
+    #[inline(always)]
+    unsafe fn add_products(self, sum: Self::I, a: Self::W, b: Self::W) -> Self::I {
+        unsafe {
+            let low = vpaddq_s32(
+                vmull_s16(vget_low_s16(a.0), vget_low_s16(b.0)),
+                vmull_s16(vget_high_s16(a.0), vget_high_s16(b.0)),
+            );
+            let high = vpaddq_s32(
+                vmull_s16(vget_low_s16(a.1), vget_low_s16(b.1)),
+                vmull_s16(vget_high_s16(a.1), vget_high_s16(b.1)),
+            );
+            (vaddq_s32(sum.0, low), vaddq_s32(sum.1, high))
+        }
     }
     #[inline(always)]
     unsafe fn exp2_whole(self, n: Self::V) -> Self::V {

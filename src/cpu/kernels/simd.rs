@@ -22,6 +22,12 @@ pub trait Simd: Copy + Send + Sync + 'static {
     /// A vector.
     type V: Copy;
 
+    /// As many 32-bit whole numbers.
+    type I: Copy;
+
+    /// Pairs of 16-bit whole numbers, one for each of those.
+    type W: Copy;
+
     /// Elements of a vector.
     const LANES: usize;
 
@@ -57,6 +63,19 @@ pub trait Simd: Copy + Send + Sync + 'static {
     unsafe fn round(self, a: Self::V) -> Self::V;
     /// `2^n` for whole `n` from -126 to 127.
     unsafe fn exp2_whole(self, n: Self::V) -> Self::V;
+
+    unsafe fn zeros(self) -> Self::I;
+    unsafe fn float(self, x: Self::I) -> Self::V;
+    /// The same pair of numbers everywhere: the first in the lower half of `x`.
+    unsafe fn splat_pair(self, x: i32) -> Self::W;
+    /// `2 * LANES` numbers of 16 bits.
+    unsafe fn load_words(self, p: *const u8) -> Self::W;
+    /// `2 * LANES` numbers of 8 bits, widened.
+    unsafe fn widen(self, p: *const u8) -> Self::W;
+    /// Of each 16 bits the four from bit `4 J` on, as a number with a sign.
+    unsafe fn nibbles<const J: u32>(self, x: Self::W) -> Self::W;
+    /// `sum + a₀ b₀ + a₁ b₁` for each pair. Exact as long as nothing exceeds 32 bits.
+    unsafe fn add_products(self, sum: Self::I, a: Self::W, b: Self::W) -> Self::I;
 
     /// The sum of all elements, in a fixed order: halves onto each other.
     #[inline(always)]
@@ -157,6 +176,8 @@ fn each(f: impl Fn(usize) -> f32) -> [f32; 8] {
 // SAFETY of the whole impl: pointers are the caller's promise; everything else is safe code.
 impl Simd for Portable {
     type V = [f32; 8];
+    type I = [i32; 8];
+    type W = [i16; 16];
     const LANES: usize = 8;
     const TILE_ROWS: usize = 4;
 
@@ -225,6 +246,37 @@ impl Simd for Portable {
     #[inline(always)]
     unsafe fn round(self, a: Self::V) -> Self::V {
         each(|i| a[i].round_ties_even())
+    }
+    #[inline(always)]
+    unsafe fn zeros(self) -> Self::I {
+        [0; 8]
+    }
+    #[inline(always)]
+    unsafe fn float(self, x: Self::I) -> Self::V {
+        each(|i| x[i] as f32)
+    }
+    #[inline(always)]
+    unsafe fn splat_pair(self, x: i32) -> Self::W {
+        std::array::from_fn(|i| if i % 2 == 0 { x as i16 } else { (x >> 16) as i16 })
+    }
+    #[inline(always)]
+    unsafe fn load_words(self, p: *const u8) -> Self::W {
+        std::array::from_fn(|i| i16::from_le_bytes(unsafe { p.cast::<[u8; 2]>().add(i).read() }))
+    }
+    #[inline(always)]
+    unsafe fn widen(self, p: *const u8) -> Self::W {
+        std::array::from_fn(|i| i16::from(unsafe { p.add(i).cast::<i8>().read() }))
+    }
+    #[inline(always)]
+    unsafe fn nibbles<const J: u32>(self, x: Self::W) -> Self::W {
+        x.map(|x| x << (12 - 4 * J) >> 12)
+    }
+    #[inline(always)]
+    unsafe fn add_products(self, sum: Self::I, a: Self::W, b: Self::W) -> Self::I {
+        std::array::from_fn(|i| {
+            let product = |j: usize| i32::from(a[j]) * i32::from(b[j]);
+            sum[i].wrapping_add(product(2 * i)).wrapping_add(product(2 * i + 1))
+        })
     }
     #[inline(always)]
     unsafe fn exp2_whole(self, n: Self::V) -> Self::V {

@@ -35,6 +35,8 @@ impl Avx2 {
 // SAFETY of the whole impl: the token proves the features; pointers are the caller's promise.
 impl Simd for Avx2 {
     type V = __m256;
+    type I = __m256i;
+    type W = __m256i;
     const LANES: usize = 8;
     const TILE_ROWS: usize = 6;
 
@@ -110,6 +112,43 @@ impl Simd for Avx2 {
         unsafe { _mm256_round_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(a) }
     }
     #[inline(always)]
+    unsafe fn zeros(self) -> Self::I {
+        unsafe { _mm256_setzero_si256() }
+    }
+    #[inline(always)]
+    unsafe fn float(self, x: Self::I) -> Self::V {
+        unsafe { _mm256_cvtepi32_ps(x) }
+    }
+    #[inline(always)]
+    unsafe fn splat_pair(self, x: i32) -> Self::W {
+        unsafe { _mm256_set1_epi32(x) }
+    }
+    #[inline(always)]
+    unsafe fn load_words(self, p: *const u8) -> Self::W {
+        unsafe { _mm256_loadu_si256(p.cast()) }
+    }
+    #[inline(always)]
+    unsafe fn widen(self, p: *const u8) -> Self::W {
+        unsafe { _mm256_cvtepi8_epi16(_mm_loadu_si128(p.cast())) }
+    }
+    #[inline(always)]
+    unsafe fn nibbles<const J: u32>(self, x: Self::W) -> Self::W {
+        unsafe {
+            // The shift counts are constants: the compiler sees through the match.
+            let x = match J {
+                0 => _mm256_slli_epi16::<12>(x),
+                1 => _mm256_slli_epi16::<8>(x),
+                2 => _mm256_slli_epi16::<4>(x),
+                _ => x,
+            };
+            _mm256_srai_epi16::<12>(x)
+        }
+    }
+    #[inline(always)]
+    unsafe fn add_products(self, sum: Self::I, a: Self::W, b: Self::W) -> Self::I {
+        unsafe { _mm256_add_epi32(sum, _mm256_madd_epi16(a, b)) }
+    }
+    #[inline(always)]
     unsafe fn exp2_whole(self, n: Self::V) -> Self::V {
         unsafe {
             let exponent = _mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127));
@@ -148,6 +187,8 @@ impl Avx512 {
 // SAFETY of the whole impl: the token proves the features; pointers are the caller's promise.
 impl Simd for Avx512 {
     type V = __m512;
+    type I = __m512i;
+    type W = __m512i;
     const LANES: usize = 16;
     const TILE_ROWS: usize = 12;
 
@@ -221,6 +262,43 @@ impl Simd for Avx512 {
     #[inline(always)]
     unsafe fn round(self, a: Self::V) -> Self::V {
         unsafe { _mm512_roundscale_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(a) }
+    }
+    #[inline(always)]
+    unsafe fn zeros(self) -> Self::I {
+        unsafe { _mm512_setzero_si512() }
+    }
+    #[inline(always)]
+    unsafe fn float(self, x: Self::I) -> Self::V {
+        unsafe { _mm512_cvtepi32_ps(x) }
+    }
+    #[inline(always)]
+    unsafe fn splat_pair(self, x: i32) -> Self::W {
+        unsafe { _mm512_set1_epi32(x) }
+    }
+    #[inline(always)]
+    unsafe fn load_words(self, p: *const u8) -> Self::W {
+        unsafe { _mm512_loadu_si512(p.cast()) }
+    }
+    #[inline(always)]
+    unsafe fn widen(self, p: *const u8) -> Self::W {
+        unsafe { _mm512_cvtepi8_epi16(_mm256_loadu_si256(p.cast())) }
+    }
+    #[inline(always)]
+    unsafe fn nibbles<const J: u32>(self, x: Self::W) -> Self::W {
+        unsafe {
+            // The shift counts are constants: the compiler sees through the match.
+            let x = match J {
+                0 => _mm512_slli_epi16::<12>(x),
+                1 => _mm512_slli_epi16::<8>(x),
+                2 => _mm512_slli_epi16::<4>(x),
+                _ => x,
+            };
+            _mm512_srai_epi16::<12>(x)
+        }
+    }
+    #[inline(always)]
+    unsafe fn add_products(self, sum: Self::I, a: Self::W, b: Self::W) -> Self::I {
+        unsafe { _mm512_add_epi32(sum, _mm512_madd_epi16(a, b)) }
     }
     #[inline(always)]
     unsafe fn exp2_whole(self, n: Self::V) -> Self::V {
