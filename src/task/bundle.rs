@@ -26,6 +26,8 @@ pub struct Comparison {
     pub name: String,
     /// The largest absolute difference over the positions that are not masked; infinite when a value is not a number.
     pub largest: f32,
+    /// The largest absolute value of the reference, padding included.
+    pub magnitude: f32,
     /// Number of elements that were compared.
     pub elements: usize,
 }
@@ -142,6 +144,7 @@ impl Bundle {
                 comparisons.push(Comparison {
                     name: format!("generate.{i}.tokens"),
                     largest: f32::INFINITY,
+                    magnitude: 0.0,
                     elements: tokens.len(),
                 });
             }
@@ -149,6 +152,7 @@ impl Bundle {
             comparisons.push(Comparison {
                 name: format!("generate.{i}.logits"),
                 largest,
+                magnitude: magnitude(&logits),
                 elements: logits.len(),
             });
         }
@@ -208,17 +212,23 @@ impl Bundle {
 
     fn difference(&self, output: &Output, found: &[f32], reference: &[f32]) -> Comparison {
         let name = output.name.clone();
+        let magnitude = magnitude(reference);
         let Some(stream) = output.stream else {
-            return Comparison { name, largest: largest(found, reference), elements: found.len() };
+            return Comparison { name, largest: largest(found, reference), magnitude, elements: found.len() };
         };
         let row = self.widths[usize::from(stream == Stream::Decoder)] * output.value.cols();
-        let mut comparison = Comparison { name, largest: 0.0, elements: output.value.data().len() };
+        let mut comparison =
+            Comparison { name, largest: 0.0, magnitude, elements: output.value.data().len() };
         for (i, span) in self.tokens(stream).spans.iter().enumerate() {
             let range = i * row..i * row + span.rows.len() * output.value.cols();
             comparison.largest = comparison.largest.max(largest(&found[range.clone()], &reference[range]));
         }
         comparison
     }
+}
+
+fn magnitude(x: &[f32]) -> f32 {
+    x.iter().fold(0.0, |a, b| b.abs().max(a))
 }
 
 fn largest(a: &[f32], b: &[f32]) -> f32 {

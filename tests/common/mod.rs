@@ -1,12 +1,14 @@
 //! The fixtures under `tests/golden`.
 
+#![allow(dead_code)] // each test file uses what it needs
+
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use smelt::backend::Backend;
-use smelt::model::{LoadOptions, Network};
-use smelt::plan::{Config, Plan, Target, builtin};
-use smelt::weights::{Checkpoint, Index, Repository};
+use smelt::model::Network;
+use smelt::weights::Repository;
+use smelt::{OpenOptions, WeightType};
 
 /// All directories that hold a model with its reference.
 pub fn cases() -> Vec<PathBuf> {
@@ -29,9 +31,11 @@ pub fn cases() -> Vec<PathBuf> {
 
 /// Loads a fixture.
 pub fn load(dir: &Path, backend: Arc<dyn Backend>) -> smelt::Result<Network> {
-    let repository = Repository::open(dir)?;
-    let config = Config::parse("config.json", repository.text("config.json")?.unwrap())?;
-    let index = Index::open(&repository)?;
-    let plan = Plan::new(builtin::find(&config)?, &config, &index, &Target::Config)?;
-    Network::load(plan, &Checkpoint::map(&repository, &index)?, backend, &LoadOptions::default())
+    load_as(dir, backend, None)
+}
+
+/// Loads a fixture, its weights kept in some way.
+pub fn load_as(dir: &Path, backend: Arc<dyn Backend>, dtype: Option<WeightType>) -> smelt::Result<Network> {
+    let options = OpenOptions { dtype, ..OpenOptions::default() };
+    smelt::task::open_network(&Repository::open(dir)?, &options, backend)
 }

@@ -1,0 +1,77 @@
+//! What quantised weights cost: perplexity of the embedded language model, and differences from transformers.
+//!
+//! `cargo test --release --test quantised -- --nocapture` prints the figures of docs/performance.md.
+
+mod common;
+
+use std::sync::Arc;
+
+use common::{cases, load_as};
+
+use smelt::cpu::Cpu;
+use smelt::model::Batch;
+use smelt::task::Bundle;
+use smelt::weights::read_bundle;
+use smelt::{Model, OpenOptions, WeightType};
+
+/// Jane Austen, “Pride and Prejudice”, 1813, and Herman Melville, “Moby-Dick”, 1851: beginnings.
+const TEXTS: [&str; 2] = [
+    "It is a truth universally acknowledged, that a single man in possession of a good fortune, must be in want of a \
+     wife. However little known the feelings or views of such a man may be on his first entering a neighbourhood, \
+     this truth is so well fixed in the minds of the surrounding families, that he is considered as the rightful \
+     property of some one or other of their daughters.",
+    "Call me Ishmael. Some years ago, never mind how long precisely, having little or no money in my purse, and \
+     nothing particular to interest me on shore, I thought I would sail about a little and see the watery part of \
+     the world. It is a way I have of driving off the spleen and regulating the circulation.",
+];
+
+/// `exp` of the mean of the negative logarithms of the probabilities of all tokens but the first.
+fn perplexity(dtype: WeightType) -> f64 {
+    let options = OpenOptions { dtype: Some(dtype), ..OpenOptions::default() };
+    let model = Model::open_with("examples/models/prose", &options).unwrap();
+    let (mut sum, mut count) = (0.0, 0);
+    for text in TEXTS {
+        let encoding = model.tokenizer().unwrap().encode(text, None, Default::default()).unwrap();
+        let outputs = model.forward(&Batch::of([&encoding.ids[..]]), &["logits"], false).unwrap();
+        for (i, next) in encoding.ids.iter().skip(1).enumerate() {
+            let row = outputs[0].value.row(i);
+            let largest = row.iter().fold(f32::NEG_INFINITY, |a, b| a.max(*b));
+            let total: f64 = row.iter().map(|x| f64::from(x - largest).exp()).sum();
+            sum += total.ln() - f64::from(row[*next as usize] - largest);
+            count += 1;
+        }
+    }
+    (sum / f64::from(count)).exp()
+}
+
+#[test]
+fn perplexity_stays_near_that_of_float32() {
+    let exact = perplexity(WeightType::F32);
+    println!("f32: perplexity {exact:.3}");
+    for (dtype, bound) in [(WeightType::Bf16, 0.005), (WeightType::Q8, 0.005), (WeightType::Q4, 0.1)] {
+        let found = perplexity(dtype);
+        let change = found / exact - 1.0;
+        println!("{dtype}: perplexity {found:.3}, {:+.2} %", 100.0 * change);
+        assert!(change.abs() < bound, "{dtype}: {found} instead of {exact}");
+    }
+}
+
+#[test]
+fn outputs_stay_near_those_of_transformers() {
+    // Models of 16 to 64 columns with random weights: errors average out less than in larger ones.
+    for (dtype, bound) in [(WeightType::F32, 1e-5), (WeightType::Q8, 0.02), (WeightType::Q4, 0.3)] {
+        let mut errors: Vec<f32> = Vec::new();
+        for dir in cases() {
+            let network = load_as(&dir, Arc::new(Cpu::new(Some(2))), Some(dtype)).unwrap();
+            let bundle = Bundle::new(read_bundle(&dir.join("reference.safetensors")).unwrap()).unwrap();
+            let comparisons = bundle.compare(&network).unwrap();
+            let outputs = comparisons.iter().filter(|c| !c.name.starts_with("generate"));
+            errors.extend(outputs.map(|c| c.largest / c.magnitude));
+        }
+        errors.sort_by(f32::total_cmp);
+        let at = |share: f64| errors[((errors.len() - 1) as f64 * share) as usize];
+        let (middle, most) = (at(0.5), at(0.9));
+        println!("{dtype}: largest difference by largest value: median {middle:.1e}, 90 % below {most:.1e}");
+        assert!(middle <= bound && at(1.0).is_finite(), "{dtype}: {middle}");
+    }
+}
