@@ -60,6 +60,11 @@ mod linear {
         product(bencher, rows, T, WeightType::Bf16, 12);
     }
 
+    #[divan::bench(args = ROWS, consts = THREADS)]
+    fn q8<const T: usize>(bencher: Bencher<'_, '_>, rows: usize) {
+        product(bencher, rows, T, WeightType::Q8, 12);
+    }
+
     #[divan::bench(args = ROWS)]
     fn f32_in_cache(bencher: Bencher<'_, '_>, rows: usize) {
         product(bencher, rows, 1, WeightType::F32, 1);

@@ -198,3 +198,74 @@ fn blocks_are_explained() {
     assert!(stdout(&smelt(&["blocks", "attention"])).contains("kv_heads"));
     assert!(stderr(&smelt(&["blocks", "nothing"]), 1).contains("no block `nothing`"));
 }
+
+#[test]
+fn bench_tells_times_as_json() {
+    let arguments = ["bench", "-m", "examples/models/prose", "decode:4:3", "2x8", "--runs", "2", "--json"];
+    let text = stdout(&smelt(&arguments));
+    let lines: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(lines.len(), 2);
+    for (line, shape) in lines.iter().zip(["decode:4:3", "2x8"]) {
+        assert_eq!((&line["contender"], &line["shape"]), (&Value::from("smelt"), &Value::from(shape)));
+        assert_eq!((&line["dtype"], &line["runs"]), (&Value::from("f16"), &Value::from(2)));
+        for key in ["ms_median", "ms_min", "tokens_per_s", "gb_per_s", "gflops_per_s", "peak_gb_per_s"] {
+            assert!(line[key].as_f64().unwrap() > 0.0, "{key} of {line}");
+        }
+    }
+    assert!(lines[0]["cold_ms"].as_f64().unwrap() > 0.0 && lines[1]["cold_ms"].is_null());
+    let text = stdout(&smelt(&["bench", "-m", "examples/models/prose", "prefill:8", "--runs", "1"]));
+    assert!(text.starts_with("prefill:8: ") && text.contains("tokens/s"), "{text}");
+}
+
+#[test]
+fn bench_takes_turns_with_other_programs() {
+    let arguments = ["bench", "--worker", "-m", "examples/models/prose", "mixed2", "--dtype", "q8"];
+    let text = stdout(&run(env!("CARGO_BIN_EXE_smelt"), &arguments, "run\n\nrun\n"));
+    let lines: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(lines.len(), 3, "{text}");
+    assert!(lines[0]["ready"] == true && lines[0]["cold_ms"].as_f64().unwrap() > 0.0);
+    assert!(lines[1..].iter().all(|line| line["ms"].as_f64().unwrap() > 0.0));
+}
+
+#[test]
+fn bench_refuses_what_is_no_shape() {
+    for shape in [
+        "",
+        "8",
+        "0x8",
+        "8x",
+        "x",
+        "mixed",
+        "mixed0",
+        "mixed65",
+        "decode:4",
+        "decode:4:1",
+        "lengths:",
+        "total:1:2",
+    ] {
+        let message = stderr(&smelt(&["bench", "-m", "examples/models/prose", shape]), 2);
+        assert!(message.contains("expected a shape such as 8x128"), "{shape}: {message}");
+    }
+    let message = stderr(&smelt(&["bench", "-m", "examples/models/prose", "1x8", "2x8", "--worker"]), 1);
+    assert!(message.contains("expected one shape for `--worker`"), "{message}");
+    let message = stderr(&smelt(&["bench", "-m", "examples/models/prose", "1x100000"]), 1);
+    assert!(message.contains("expected at most"), "{message}");
+}
+
+#[test]
+fn weights_of_fewer_bits_give_nearly_the_same_answer() {
+    let answer = |dtype: &str| {
+        let text = stdout(&smelt_run(&["--json", "--dtype", dtype, "Where is the nearest station?"]));
+        let answer: Value = serde_json::from_str(&text).unwrap();
+        let label = &answer["labels"][0];
+        (label["label"].as_str().unwrap().to_owned(), label["score"].as_f64().unwrap())
+    };
+    let exact = answer("f32");
+    for (dtype, bound) in [("bf16", 0.01), ("q8", 0.01), ("q4", 0.2)] {
+        let found = answer(dtype);
+        assert_eq!(found.0, exact.0, "{dtype}");
+        assert!(found.1 != exact.1 && (found.1 - exact.1).abs() < bound, "{dtype}: {found:?}, {exact:?}");
+    }
+    let message = stderr(&smelt_run(&["--dtype", "q5", "a text"]), 2);
+    assert!(message.contains("expected one of f32, f16, bf16, q8, q4"), "{message}");
+}

@@ -14,6 +14,8 @@ pub struct Peaks {
     pub bytes_per_s: f64,
     /// Float32 multiplications and additions per second.
     pub flops_per_s: f64,
+    /// Seconds that it takes to hand an empty loop to all threads and to come back.
+    pub region_s: f64,
 }
 
 /// Elements that are read: 256 MiB, more than caches hold.
@@ -21,6 +23,9 @@ const ELEMENTS: usize = 64 << 20;
 
 /// Elements that a thread reads at a time.
 const CHUNK: usize = 256 << 10;
+
+/// Empty loops that are measured together.
+const REGIONS: u32 = 1000;
 
 /// Measures [`Peaks`].
 #[derive(Debug)]
@@ -52,7 +57,12 @@ impl Meter {
             flops.fetch_add(done, std::sync::atomic::Ordering::Relaxed);
         });
         let flops_per_s = flops.into_inner() as f64 / start.elapsed().as_secs_f64();
-        Peaks { bytes_per_s, flops_per_s }
+        let start = Instant::now();
+        for _ in 0..REGIONS {
+            engine.pool.run(engine.pool.threads(), &|_| {});
+        }
+        let region_s = start.elapsed().as_secs_f64() / f64::from(REGIONS);
+        Peaks { bytes_per_s, flops_per_s, region_s }
     }
 }
 
@@ -65,5 +75,6 @@ mod tests {
         let peaks = Meter::default().measure(&Cpu::new(Some(1)));
         assert!(peaks.bytes_per_s > 1e7 && peaks.bytes_per_s < 1e13, "{peaks:?}");
         assert!(peaks.flops_per_s > 1e7 && peaks.flops_per_s < 1e13, "{peaks:?}");
+        assert!(peaks.region_s > 0.0 && peaks.region_s < 1.0, "{peaks:?}");
     }
 }

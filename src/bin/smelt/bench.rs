@@ -179,6 +179,7 @@ pub fn run(arguments: &Arguments, started: Instant) -> Result<()> {
             peaks: Peaks {
                 bytes_per_s: median(peaks.iter().map(|p| p.bytes_per_s)),
                 flops_per_s: median(peaks.iter().map(|p| p.flops_per_s)),
+                region_s: median(peaks.iter().map(|p| p.region_s)),
             },
             // Only the first shape tells how long a start takes.
             cold_ms: (i == 0).then_some(cold_ms),
@@ -347,6 +348,7 @@ impl Measured {
             "gflops_per_s": rounded(self.gflops_per_s(), 2),
             "peak_gb_per_s": rounded(self.peaks.bytes_per_s / 1e9, 2),
             "peak_gflops_per_s": rounded(self.peaks.flops_per_s / 1e9, 2),
+            "region_us": rounded(self.peaks.region_s * 1e6, 3),
         })
     }
 
@@ -358,7 +360,8 @@ impl Measured {
             "{shape}: {name}, {dtype}, {backend}\n  \
              time        {ms:.3} ms ({min:.3} to {max:.3} in {runs} runs), {tokens:.1} tokens/s\n  \
              memory      {gb:.1} GB/s, {gb_share:.0} % of the {bytes:.1} that the machine reads\n  \
-             arithmetic  {gf:.1} GFLOP/s, {gf_share:.0} % of the {flops:.1} that the machine computes\n",
+             arithmetic  {gf:.1} GFLOP/s, {gf_share:.0} % of the {flops:.1} that the machine computes\n  \
+             threads     {region:.2} us to hand an empty loop to all of them and to come back\n",
             name = self.name,
             dtype = self.dtype,
             backend = self.backend,
@@ -368,6 +371,7 @@ impl Measured {
             gb_share = share(self.gb_per_s(), bytes),
             gf = self.gflops_per_s(),
             gf_share = share(self.gflops_per_s(), flops),
+            region = self.peaks.region_s * 1e6,
         )
     }
 }

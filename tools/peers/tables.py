@@ -1,0 +1,107 @@
+"""The tables of docs/performance.md: smelt and its peers in the same runs, taking turns.
+
+    python tables.py run --models DIR --smelt target/release/smelt >> ../../docs/performance.jsonl
+    python tables.py render ../../docs/performance.jsonl ../../docs/performance.md
+
+`run` appends one JSON line for each program, type, number of threads and shape; DIR holds what make_models.py made.
+`render` replaces what stands between the markers of a table by the medians, the best of each column in bold.
+"""
+import argparse
+import json
+import os
+import re
+import subprocess
+import sys
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+# What is compared at which precision.
+COLUMNS = {"float32": ("f32", "float32"), "16 bits": ("bf16", "f16"), "8 bits": ("int8", "q8_0", "q8"), "4 bits": ("q4_0", "q4")}
+PEERS = "onnxruntime-f32,onnxruntime-int8,ctranslate2-float32,ctranslate2-int8,llamacpp-f32,llamacpp-bf16,llamacpp-f16,llamacpp-q8_0"
+RUNS = [("minilm", "encode", s) for s in ("1x8", "1x16", "1x128", "1x512", "8x128", "mixed32")]
+RUNS += [("bert", "encode", s) for s in ("1x8", "1x128")]
+RUNS += [("gpt2", "decode", s) for s in ("decode:16:32", "prefill:512", "batch:8:16:16")]
+NAMES = {"smelt": "**smelt**", "onnxruntime": "ONNX Runtime", "ctranslate2": "CTranslate2", "llamacpp": "llama.cpp", "torch": "PyTorch"}
+
+
+def run(args):
+    for model, kind, shape in RUNS:
+        if args.only and args.only not in f"{model} {shape}":
+            continue
+        for threads in (1, 2):
+            peers = "torch-f32," + PEERS + (",llamacpp-q4_0" if kind == "decode" else "")
+            command = [sys.executable, os.path.join(HERE, f"bench_{kind}.py"), os.path.join(args.models, model),
+                       "--threads", str(threads), "--shape", shape, "--runs", str(args.runs), "--contenders", peers]
+            for dtype in ("f32", "bf16", "q8") + (("q4",) if kind == "decode" else ()):
+                worker = f"{args.smelt} bench --worker --model {{model}} --threads {{threads}} --dtype {dtype} {{shape}}"
+                command += ["--extra", f"smelt-{dtype}={worker}"]
+            for line in subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout.splitlines():
+                print(json.dumps({"model": model} | json.loads(line)), flush=True)
+
+
+def shown(ms):
+    return f"{ms:.0f}" if ms >= 100 else f"{ms:.3g}"
+
+
+def cell(lines, contender, types):
+    """The fastest of a program at one precision."""
+    found = [(l["ms_median"], l["dtype"]) for l in lines if l["contender"] == contender and l["dtype"] in types and "ms_median" in l]
+    return min(found) if found else None
+
+
+def table(lines):
+    rows = ["| work | threads | " + " | ".join(COLUMNS) + " |", "|---|---|" + "---|" * len(COLUMNS)]
+    keys = dict.fromkeys((l["model"], l["shape"], l["threads"]) for l in lines)
+    for model, shape, threads in sorted(keys, key=lambda k: [(m, s) for m, _, s in RUNS].index(k[:2])):
+        here = [l for l in lines if (l["model"], l["shape"], l["threads"]) == (model, shape, threads)]
+        cells = []
+        for types in COLUMNS.values():
+            ours = cell(here, "smelt", types)
+            peers = sorted((c[0], NAMES[p]) for p in NAMES if p != "smelt" and (c := cell(here, p, types)))
+            if not ours:
+                cells.append("")
+                continue
+            text = f"**{shown(ours[0])}**"
+            if peers:
+                text += f" ({peers[0][0] / ours[0]:.2f}x) · " + ", ".join(f"{name} {shown(ms)}" for ms, name in peers)
+            cells.append(text)
+        rows.append(f"| {model} {shape} | {threads} | " + " | ".join(cells) + " |")
+    return "\n".join(rows)
+
+
+def starts(lines):
+    """Cold starts and peak memory, float32, two threads."""
+    rows = ["| model | program | start to first answer, ms | peak memory, MB |", "|---|---|---|---|"]
+    for model, shape in (("minilm", "1x8"), ("gpt2", "decode:16:32")):
+        for l in lines:
+            if (l["model"], l["shape"], l["threads"]) == (model, shape, 2) and l["dtype"] in COLUMNS["float32"] and "ms_median" in l:
+                rows.append(f"| {model} | {NAMES[l['contender']]} | {l['cold_ms']:.0f} | {l['rss_mb']} |")
+    return "\n".join(rows)
+
+
+def render(args):
+    with open(args.results) as f:
+        lines = [json.loads(line) for line in f if line.strip()]
+    with open(args.page) as f:
+        page = f.read()
+    parts = {"encode": table([l for l in lines if l["model"] != "gpt2"]), "decode": table([l for l in lines if l["model"] == "gpt2"]), "starts": starts(lines)}
+    for name, text in parts.items():
+        page = re.sub(rf"(<!-- {name} -->\n).*?(<!-- end -->)", lambda m: m[1] + text + "\n" + m[2], page, flags=re.S)
+    with open(args.page, "w") as f:
+        f.write(page)
+
+
+if __name__ == "__main__":
+    ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    sub = ap.add_subparsers(required=True)
+    r = sub.add_parser("run")
+    r.add_argument("--models", required=True)
+    r.add_argument("--smelt", required=True)
+    r.add_argument("--runs", type=int, default=5)
+    r.add_argument("--only", help="only runs whose `model shape` contains this")
+    r.set_defaults(go=run)
+    r = sub.add_parser("render")
+    r.add_argument("results")
+    r.add_argument("page")
+    r.set_defaults(go=render)
+    a = ap.parse_args()
+    a.go(a)
