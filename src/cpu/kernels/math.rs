@@ -116,7 +116,7 @@ pub unsafe fn activate<S: Simd>(s: S, act: Activation, x: S::V) -> S::V {
             Activation::GeluTanh => {
                 // ½ (1 + tanh u) is the sigmoid of 2u, u = sqrt(2/π) (x + 0.044715 x³)
                 let cubic = s.fma(s.mul(x, x), s.splat(0.044_715), s.splat(1.0));
-                s.mul(x, sigmoid(s, s.mul(s.mul(x, cubic), s.splat(2.0 * 0.797_884_6))))
+                s.mul(x, sigmoid(s, s.mul(s.mul(x, cubic), s.splat(1.595_769))))
             }
             Activation::QuickGelu => s.mul(x, sigmoid(s, s.mul(x, s.splat(1.702)))),
             Activation::Relu => s.max(s.splat(0.0), x),
