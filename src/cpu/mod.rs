@@ -13,7 +13,7 @@ mod pack;
 mod peaks;
 mod pool;
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use crate::backend::{
     Activation, AttentionParams, Backend, KvCache, Linear, LinearPart, Norm, PAGE_KEYS, Rotation, Span,
@@ -175,12 +175,7 @@ impl Backend for Cpu {
             let new = cache.grow(span.rows.len()).chunks_mut(page_len.max(1)).enumerate().skip(first);
             pages.extend(new.map(|(page, data)| (page * PAGE_KEYS, data, from, span.rows.clone(), sizes)));
         }
-        let count = pages.len();
-        let pages = Mutex::new(pages.into_iter());
-        self.engine.pool.run(count, &|_| {
-            // Taking a page cannot panic, so what a lock guards is whole.
-            let next = pages.lock().unwrap_or_else(PoisonError::into_inner).next();
-            let Some((start, page, from, rows, (heads, k_dim, v_dim))) = next else { return };
+        self.engine.pool.run_each(pages.into_iter(), |(start, page, from, rows, (heads, k_dim, v_dim))| {
             for lane in from.saturating_sub(start)..PAGE_KEYS.min(from + rows.len() - start) {
                 let row = x.row(rows.start + start + lane - from);
                 for (h, head) in page.chunks_mut((k_dim + v_dim) * PAGE_KEYS).take(heads).enumerate() {

@@ -3,7 +3,6 @@
 #![forbid(unsafe_code)]
 
 use std::ops::Range;
-use std::sync::{Mutex, PoisonError};
 
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
@@ -74,11 +73,7 @@ impl<'a> Sources<'a> {
         let round = (ROUND / (self.inputs * width).max(1)).max(1);
         for (i, panels) in memory.as_mut_slice().chunks_mut(round * len).enumerate() {
             let count = panels.len() / len;
-            let panels = Mutex::new(panels.chunks_exact_mut(len).enumerate());
-            pool.run(count, &|_| {
-                // Taking a panel cannot panic, so what a lock guards is whole.
-                let next = panels.lock().unwrap_or_else(PoisonError::into_inner).next();
-                let Some((panel, data)) = next else { return };
+            pool.run_each(panels.chunks_exact_mut(len).enumerate(), |(panel, data)| {
                 let first = (i * round + panel) * width;
                 fill(first..(first + width).min(self.outputs), data);
             });

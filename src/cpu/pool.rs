@@ -129,6 +129,22 @@ impl Pool {
     }
 }
 
+impl Pool {
+    /// Calls `task` with each item, on any of the threads.
+    ///
+    /// # Panics
+    /// If a call panics.
+    pub fn run_each<T>(&self, items: impl ExactSizeIterator<Item = T> + Send, task: impl Fn(T) + Sync) {
+        let count = items.len();
+        let items = Mutex::new(items);
+        self.run(count, &|_| {
+            // Taken in a statement of its own, so that the lock is free again while the task runs.
+            let item = lock(&items).next();
+            item.into_iter().for_each(&task);
+        });
+    }
+}
+
 impl Drop for Pool {
     fn drop(&mut self) {
         self.shared.announce(|state| state.ended = true);

@@ -8,9 +8,9 @@
 //! Weights lie in panels of two vectors' width, block after block: the scales of the panel's outputs in bfloat16, then the numbers.
 
 use std::ops::Range;
-use std::sync::{Mutex, PoisonError};
 
 use super::matmul::{Shared, Split, Store, panel_width};
+use super::rows::TASK_ELEMENTS;
 use super::simd::{Kernel, Simd};
 use crate::backend::{Epilogue, QuantBlock};
 use crate::cpu::pool::Pool;
@@ -101,18 +101,13 @@ impl Kernel for Round<'_> {
     /// None beyond the features.
     #[inline(always)]
     unsafe fn run<S: Simd>(self, s: S) -> Rounded {
-        /// Elements below which it does not pay to hand rows to another thread.
-        const TASK_ELEMENTS: usize = 16 << 10;
         let Round { pool, x } = self;
         let pairs = x.cols().div_ceil(BLOCK) * PAIRS;
         let mut rounded = Rounded { numbers: vec![0; x.rows() * pairs], scales: vec![0.0; x.rows()], pairs };
         let some = (TASK_ELEMENTS / x.cols().max(1)).max(1);
         let numbers = rounded.numbers.chunks_mut((some * pairs).max(1));
-        let parts = Mutex::new(numbers.zip(rounded.scales.chunks_mut(some)).enumerate());
-        pool.run(x.rows().div_ceil(some), &|_| {
-            // Taking a part cannot panic, so what a lock guards is whole.
-            let next = parts.lock().unwrap_or_else(PoisonError::into_inner).next();
-            let Some((i, (numbers, scales))) = next else { return };
+        let parts = numbers.zip(rounded.scales.chunks_mut(some)).enumerate();
+        pool.run_each(parts, |(i, (numbers, scales))| {
             let rows = x.data()[i * some * x.cols()..].chunks(x.cols().max(1));
             for ((row, numbers), scale) in rows.zip(numbers.chunks_mut(pairs.max(1))).zip(scales) {
                 // SAFETY: the token turns its features on.

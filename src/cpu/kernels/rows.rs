@@ -8,7 +8,7 @@ use crate::cpu::pool::Pool;
 use crate::tensor::Tensor;
 
 /// Elements below which it does not pay to hand rows to another thread.
-const TASK_ELEMENTS: usize = 16 << 10;
+pub const TASK_ELEMENTS: usize = 16 << 10;
 
 /// Calls `task` with ranges of rows that together are all rows.
 pub fn each_rows(pool: &Pool, rows: usize, cols: usize, task: &(dyn Fn(std::ops::Range<usize>) + Sync)) {
