@@ -101,6 +101,7 @@ mod attention {
             bias: None,
             reach,
             sinks: None,
+            distances: None,
         };
         let caches: Vec<&KvCache> = caches.iter().collect();
         let scores: usize =

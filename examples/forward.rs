@@ -21,7 +21,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let batch = Batch::of([&ids[..], &ids[..1]]);
     // All outputs of the task, and what enters each layer.
     for output in model.forward(&batch, &[], true)? {
-        let rows = if output.stream.is_some() { "tokens" } else { "sequences" };
+        let rows = if matches!(output.rows, smelt::nn::Rows::Tokens(_)) { "tokens" } else { "sequences" };
         let first: Vec<f32> = output.value.row(0).iter().copied().take(4).collect();
         println!("{:20} [{} {rows}, {}] {first:.3?}", output.name, output.value.rows(), output.value.cols());
     }

@@ -298,6 +298,7 @@ fn attend(backend: &dyn Backend, case: &Case, x: &Tensor, spans: &[Span], caches
         bias: case.bias.as_ref(),
         reach: case.reach,
         sinks: case.sinks.then_some(&sinks),
+        distances: None,
     };
     let mut all: Vec<&mut KvCache> = caches.iter_mut().collect();
     backend.append_kv(x, q, q + k, spans, &mut all);

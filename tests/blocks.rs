@@ -9,6 +9,7 @@ use smelt::nn::BLOCKS;
 use smelt::plan::{Config, Plan, Target};
 use smelt::reference::Reference;
 use smelt::spec::Source;
+use smelt::tensor::Array;
 use smelt::weights::{BundleData, Checkpoint, Index, Repository, write_bundle};
 
 /// A value that begins with token vectors of width 20, and the tensors that it needs beside theirs.
@@ -102,14 +103,204 @@ const CASES: &[Case] = &[
     Case { block: "pool", steps: "[{pool: first}]", tensors: &[] },
     Case { block: "pool", steps: "[{pool: mean}]", tensors: &[] },
     Case { block: "pool", steps: "[{pool: {rows: last, skip: 3}}]", tensors: &[] },
+    Case { block: "concat", steps: "[{concat: [tokens, tokens]}]", tensors: &[] },
+    Case {
+        block: "parameter",
+        steps: "[{parameter: {at: p, rows: 3, width: 7}}]",
+        tensors: &[("p", &[3, 7])],
+    },
+    Case { block: "sinusoidal", steps: "[{sinusoidal: {of: positions, width: 12}}]", tensors: &[] },
+    Case {
+        block: "patches",
+        steps: "[{patches: {at: p, width: 14, image: [8, 11], patch: [4, 5]}}]",
+        tensors: &[("p.weight", &[14, 3, 4, 5]), ("p.bias", &[14])],
+    },
+    Case {
+        block: "prepend",
+        steps: "[{patches: {at: p, width: 14, image: [8, 11], patch: 4, bias: false}}, {prepend: [a, b]}]",
+        tensors: &[("p.weight", &[14, 3, 4, 4]), ("a", &[1, 1, 14]), ("b", &[14])],
+    },
+    Case {
+        block: "frames",
+        steps: "[{frames: {frames: 9, bins: 6}}, {residual: {positions: p}},
+                 {attention: {q: q, k: k, v: v, o: o, heads: 2}}]",
+        tensors: &[
+            ("p", &[9, 6]),
+            ("q.weight", &[6, 6]),
+            ("q.bias", &[6]),
+            ("k.weight", &[6, 6]),
+            ("k.bias", &[6]),
+            ("v.weight", &[6, 6]),
+            ("v.bias", &[6]),
+            ("o.weight", &[6, 6]),
+            ("o.bias", &[6]),
+        ],
+    },
+    Case {
+        block: "positions",
+        steps: "[{frames: {frames: 9, bins: 6}}, {residual: {positions: p}}]",
+        tensors: &[("p", &[1, 9, 6])],
+    },
+    Case {
+        block: "conv1d",
+        steps: "[{frames: {frames: 9, bins: 6}}, {conv1d: {at: c, out: 5, kernel: 3, stride: 2, padding: 1}}]",
+        tensors: &[("c.weight", &[5, 6, 3]), ("c.bias", &[5])],
+    },
+    Case {
+        block: "conv1d",
+        steps: "[{residual: {conv1d: {at: c, out: 20, kernel: 5, padding: 2, bias: false}}}]",
+        tensors: &[("c.weight", &[20, 20, 5])],
+    },
+    Case {
+        block: "attention",
+        steps: "[{attention: {qkv: a, qkv_groups: 2, qkv_order: qvk, o: o, heads: 4, kv_heads: 2, clamp: 0.4, sinks: s,
+                  q_norm: {at: n, over: each}, k_norm: {at: m.*, over: each, kind: layer_norm, bias: true}}}]",
+        tensors: &[
+            ("a.weight", &[40, 20]),
+            ("a.bias", &[40]),
+            ("o.weight", &[20, 20]),
+            ("o.bias", &[20]),
+            ("s", &[4]),
+            ("n.weight", &[4, 5]),
+            ("m.0.weight", &[5]),
+            ("m.0.bias", &[5]),
+            ("m.1.weight", &[5]),
+            ("m.1.bias", &[5]),
+        ],
+    },
+    Case {
+        block: "alibi",
+        steps: "[{attention: {q: q, k: k, v: v, o: o, heads: 4, kv_heads: 2, causal: true, bias: slopes}}]",
+        tensors: QKV,
+    },
+    Case {
+        block: "alibi",
+        steps: "[{attention: {q: q, k: k, v: v, o: o, heads: 4, kv_heads: 2, causal: true, bias: rounded}}]",
+        tensors: QKV,
+    },
+    Case {
+        block: "disentangled_attention",
+        steps: "[{disentangled_attention: {q: q, k: k, v: v, o: o, heads: 4, distances: learned, pos_k: k, pos_q: q,
+                  max_distance: 30}}]",
+        tensors: &[
+            ("q.weight", &[20, 20]),
+            ("q.bias", &[20]),
+            ("k.weight", &[20, 20]),
+            ("k.bias", &[20]),
+            ("v.weight", &[20, 20]),
+            ("v.bias", &[20]),
+            ("o.weight", &[20, 20]),
+            ("o.bias", &[20]),
+        ],
+    },
+    Case {
+        block: "latent_attention",
+        steps: "[{latent_attention: {q_down: qd, q_norm: qn, q_up: qu, q_latent: 6, kv_down: kd, kv_norm: kn, kv_up: ku,
+                  o: o, heads: 3, latent: 7, nope_dim: 5, rope_dim: 4, v_dim: 6, rope: {interleaved: true}}}]",
+        tensors: &[
+            ("qd.weight", &[6, 20]),
+            ("qd.bias", &[6]),
+            ("qn.weight", &[6]),
+            ("qu.weight", &[27, 6]),
+            ("qu.bias", &[27]),
+            ("kd.weight", &[11, 20]),
+            ("kd.bias", &[11]),
+            ("kn.weight", &[7]),
+            ("ku.weight", &[33, 7]),
+            ("ku.bias", &[33]),
+            ("o.weight", &[20, 18]),
+            ("o.bias", &[20]),
+        ],
+    },
+    Case {
+        block: "gated_mlp",
+        steps: "[{gated_mlp: {gate_up: g, down: d, inner: 9, act: gelu}}]",
+        tensors: &[("g.weight", &[18, 20]), ("g.bias", &[18]), ("d.weight", &[20, 9]), ("d.bias", &[20])],
+    },
+    Case {
+        block: "moe",
+        steps: "[{product: [{moe: {router: r2, experts: 4, chosen: 2, normalise: true, score: sigmoid, correction: c,
+                  groups: 2, chosen_groups: 1, gate_up: {at: e, bias: eb, layout: in_out}, interleaved: true,
+                  down: {at: f, bias: fb}, inner: 6, act: quick_gelu, clamp: 0.5, up_offset: 1}},
+                  [{linear: {at: l, out: 1}}, {activation: sigmoid}]]}]",
+        tensors: &[
+            ("r2.weight", &[4, 20]),
+            ("r2.bias", &[4]),
+            ("c", &[4]),
+            ("e", &[4, 20, 12]),
+            ("eb", &[4, 12]),
+            ("f", &[4, 20, 6]),
+            ("fb", &[4, 20]),
+            ("l.weight", &[1, 20]),
+            ("l.bias", &[1]),
+        ],
+    },
+    Case {
+        block: "moe",
+        steps: "[{moe: {router: r2, experts: 3, chosen: 1, gate: e.*.g, up: e.*.u, down: e.*.d, inner: 4, act: silu}}]",
+        tensors: &[
+            ("r2.weight", &[3, 20]),
+            ("r2.bias", &[3]),
+            ("e.0.g.weight", &[4, 20]),
+            ("e.0.g.bias", &[4]),
+            ("e.0.u.weight", &[4, 20]),
+            ("e.0.u.bias", &[4]),
+            ("e.0.d.weight", &[20, 4]),
+            ("e.0.d.bias", &[20]),
+            ("e.1.g.weight", &[4, 20]),
+            ("e.1.g.bias", &[4]),
+            ("e.1.u.weight", &[4, 20]),
+            ("e.1.u.bias", &[4]),
+            ("e.1.d.weight", &[20, 4]),
+            ("e.1.d.bias", &[20]),
+            ("e.2.g.weight", &[4, 20]),
+            ("e.2.g.bias", &[4]),
+            ("e.2.u.weight", &[4, 20]),
+            ("e.2.u.bias", &[4]),
+            ("e.2.d.weight", &[20, 4]),
+            ("e.2.d.bias", &[20]),
+        ],
+    },
+    Case {
+        block: "state_space",
+        steps: "[{state_space: {in_proj: i, conv: c, x_proj: x, dt_proj: t, a_log: a, d: d, out_proj: o, inner: 70, state: 3,
+                  kernel: 4, dt_rank: 2}}]",
+        tensors: &[
+            ("i.weight", &[140, 20]),
+            ("i.bias", &[140]),
+            ("c.weight", &[70, 1, 4]),
+            ("c.bias", &[70]),
+            ("x.weight", &[8, 70]),
+            ("x.bias", &[8]),
+            ("t.weight", &[70, 2]),
+            ("t.bias", &[70]),
+            ("a", &[70, 3]),
+            ("d", &[70]),
+            ("o.weight", &[20, 70]),
+            ("o.bias", &[20]),
+        ],
+    },
+    Case { block: "scale", steps: "[{scale: {at: s}}]", tensors: &[("s", &[20])] },
+    Case { block: "pool", steps: "[{pool: {rows: last, of: 3, ids_of: token_ids}}]", tensors: &[] },
+    Case { block: "pool", steps: "[{pool: {rows: mean, start: 1}}]", tensors: &[] },
+    Case { block: "pool", steps: "[{pool: largest_id}]", tensors: &[] },
+    Case { block: "normalise", steps: "[{normalise: {}}]", tensors: &[] },
+    Case {
+        block: "similarity",
+        steps: "[{pool: mean}, {similarity: {with: means, scale: s, bias: b}}]",
+        tensors: &[("s", &[]), ("b", &[1])],
+    },
     Case { block: "columns", steps: "[{columns: {start: 3, count: 7}}]", tensors: &[] },
 ];
+
+/// How steps begin that take no input.
+const SOURCES: [&str; 6] = ["{sum: [{from", "{concat", "{parameter", "{sinusoidal", "{patches", "{frames"];
 
 fn network(case: &Case, dir: &std::path::Path, backend: Arc<dyn Backend>) -> Network {
     // Steps that do not begin by themselves go on from the token vectors.
     let steps = match &case.steps[1..case.steps.len() - 1] {
         "" => "[{from: tokens}]".into(),
-        steps if steps.starts_with("{sum: [{from") => case.steps.to_owned(),
+        steps if SOURCES.iter().any(|source| steps.starts_with(source)) => case.steps.to_owned(),
         steps => format!("[{{from: tokens}}, {steps}]"),
     };
     let yaml = format!(
@@ -117,6 +308,10 @@ fn network(case: &Case, dir: &std::path::Path, backend: Arc<dyn Backend>) -> Net
 match: {{model_type: test}}
 model:
   distances: {{relative_bias: {{at: r, buckets: 8, heads: 4, max_distance: 9, bidirectional: true}}}}
+  slopes: {{alibi: {{heads: 4}}}}
+  rounded: {{alibi: {{heads: 4, rounded: 2}}}}
+  learned: {{parameter: {{at: w, rows: 16, width: 20}}}}
+  means: [{{from: tokens}}, {{pool: first}}]
   tokens: {{embedding: {{at: e, of: token_ids, rows: 50, width: 20}}}}
 heads:
   features: {{match: Test, result: {steps}}}
@@ -142,7 +337,8 @@ fn write(case: &Case, dir: &std::path::Path) {
         };
         (0..n).map(next).collect::<Vec<f32>>()
     };
-    let mut tensors: Vec<(&str, &[usize])> = vec![("e.weight", &[50, 20]), ("r.weight", &[8, 4])];
+    let mut tensors: Vec<(&str, &[usize])> =
+        vec![("e.weight", &[50, 20]), ("r.weight", &[8, 4]), ("w", &[16, 20])];
     tensors.extend(case.tensors);
     let tensors: Vec<_> = tensors
         .into_iter()
@@ -153,14 +349,24 @@ fn write(case: &Case, dir: &std::path::Path) {
     write_bundle(&dir.join("model.safetensors"), &tensors).unwrap();
 }
 
+/// Forty tokens of the largest id, one of them another.
+const LONG: [u32; 40] = {
+    let mut ids = [49; 40];
+    ids[20] = 3;
+    ids
+};
+
 #[test]
 fn every_block_agrees_with_the_reference_on_a_ragged_batch() {
     for block in &BLOCKS {
         assert!(CASES.iter().any(|case| case.block == block.name), "no case for `{}`", block.name);
     }
     let sequences: [&[u32]; 4] =
-        [&[1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17], &[3], &[9, 3, 3], &[49; 40]];
-    let batch = Batch::of(sequences);
+        [&[1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17], &[3], &[9, 3, 3], &LONG];
+    let numbers = |n: usize| (0..n).map(|i| (i as f32 * 0.7).sin()).collect::<Vec<f32>>();
+    let mut batch = Batch::of(sequences);
+    batch.images = Some(Array::from_f32(vec![4, 3, 8, 11], &numbers(4 * 3 * 8 * 11)));
+    batch.audio = Some(Array::from_f32(vec![4, 6, 9], &numbers(4 * 6 * 9)));
     let result = |outputs: Vec<Output>| outputs.into_iter().find(|o| o.name == "result").unwrap().value;
     for case in CASES {
         let dir = tempfile::tempdir().unwrap();

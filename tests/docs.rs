@@ -1,10 +1,14 @@
-//! The documents agree with the program: the block reference is the one that the blocks give, and every YAML snippet can
+//! The documents agree with the program: the block reference is the one that the blocks give, the
+//! table of architectures what the files say, and every YAML snippet can
 //! be read.
 
+mod common;
+
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
-use smelt::plan::check_spec;
-use smelt::spec::{Source, Tree};
+use smelt::plan::{Config, builtin, check_spec};
+use smelt::spec::{Problems, Source, Spec, Tree};
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -43,6 +47,48 @@ fn the_block_reference_is_up_to_date() {
         found == smelt::docs::block_reference(),
         "docs/language.md is out of date: put the output of `smelt blocks --markdown` between its marks"
     );
+}
+
+/// The table of architectures: model types, and the tasks of each file, in italics where no fixture has the head.
+fn architectures() -> String {
+    let classes: HashSet<String> = common::cases()
+        .iter()
+        .flat_map(|dir| {
+            let text = std::fs::read_to_string(dir.join("config.json")).unwrap();
+            let config = Config::parse("config.json", text).unwrap();
+            config.texts("architectures").into_iter().map(str::to_owned).collect::<Vec<_>>()
+        })
+        .collect();
+    let (mut table, mut types) = (String::from("| model types | tasks |\n|---|---|\n"), 0);
+    for name in builtin::names() {
+        let source = Source::yaml(name, builtin::text(name).unwrap()).unwrap();
+        let spec = Spec::parse(source, &mut Problems::default());
+        let accepted = spec.matches.iter().flat_map(|test| &test.accepted).filter_map(|tree| tree.as_text());
+        let accepted: Vec<String> = accepted.map(|name| format!("`{name}`")).collect();
+        types += accepted.len();
+        let tasks = spec.heads.iter().map(|head| match head.classes.iter().any(|c| classes.contains(c)) {
+            true => head.task.clone(),
+            false => format!("*{}*", head.task),
+        });
+        let tasks = tasks.collect::<Vec<_>>().join(", ");
+        table += &format!("| {} | {tasks} |\n", accepted.join(", "));
+    }
+    format!("{types} model types, {} files, no model code.\n\n{table}", builtin::names().len())
+}
+
+#[test]
+fn the_table_of_architectures_is_up_to_date() {
+    let path = root().join("README.md");
+    let text = std::fs::read_to_string(&path).unwrap();
+    let (before, rest) = text.split_once("<!-- architectures -->\n").expect("the mark before the table");
+    let (found, after) = rest.split_once("<!-- /architectures -->").expect("the mark behind the table");
+    let expected = architectures();
+    if std::env::var_os("SMELT_BLESS").is_some() {
+        let text = format!("{before}<!-- architectures -->\n{expected}<!-- /architectures -->{after}");
+        std::fs::write(path, text).unwrap();
+    } else {
+        assert!(found == expected, "README.md is out of date: SMELT_BLESS=1 cargo test --test docs");
+    }
 }
 
 #[test]

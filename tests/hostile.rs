@@ -14,17 +14,17 @@ use smelt::weights::{BundleData, Checkpoint, Index, Repository, read_bundle, wri
 use smelt::{Error, ErrorKind, Model, OpenOptions, Text};
 use tempfile::TempDir;
 
-/// A fixture: its case, and a config key that tells its family from the others with such a case.
-type Fixture = (&'static str, &'static str);
+/// A fixture: its case, a config key that its family has, and one that it lacks; the first family of which that holds.
+type Fixture = (&'static str, &'static str, &'static str);
 
 /// An encoder with a classifier.
-const ENCODER: Fixture = ("sequence-classification", "type_vocab_size");
+const ENCODER: Fixture = ("sequence-classification", "type_vocab_size", "embedding_size");
 /// A decoder with rotary positions and grouped heads.
-const ROTARY: Fixture = ("causal", "rope_parameters");
+const ROTARY: Fixture = ("causal", "mlp_bias", "no_rope_layers");
 /// A decoder with learned positions.
-const LEARNED: Fixture = ("causal", "n_head");
+const LEARNED: Fixture = ("causal", "scale_attn_by_inverse_layer_idx", "multi_query");
 /// An encoder-decoder.
-const PAIRED: Fixture = ("conditional-generation", "d_kv");
+const PAIRED: Fixture = ("conditional-generation", "d_kv", "");
 
 /// What an error takes at most, in a debug build on a busy machine.
 const SOON: Duration = Duration::from_secs(20);
@@ -32,13 +32,18 @@ const SOON: Duration = Duration::from_secs(20);
 /// Most bytes that the tests of this file may have in memory at once, all together.
 const LITTLE: u64 = 1 << 30;
 
-fn fixture((case, key): Fixture) -> PathBuf {
+fn fixture((case, key, not): Fixture) -> PathBuf {
     let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
     let mut dirs: Vec<_> =
         fs::read_dir(golden).unwrap().map(|entry| entry.unwrap().path().join(case)).collect();
     dirs.sort();
-    let has_key = |dir: &PathBuf| dir.exists() && !json_of(&dir.join("config.json"))[key].is_null();
-    dirs.into_iter().find(has_key).unwrap()
+    let fits = |dir: &PathBuf| {
+        dir.exists() && {
+            let config = json_of(&dir.join("config.json"));
+            !config[key].is_null() && config[not].is_null()
+        }
+    };
+    dirs.into_iter().find(fits).unwrap()
 }
 
 /// A copy of a fixture.
@@ -249,6 +254,7 @@ fn batches_that_do_not_fit_are_refused() {
     let pair = |decoder: &[&[u32]]| Batch {
         input: Tokens::of([&[1, 2][..]]),
         decoder: Tokens::of(decoder.iter().copied()),
+        ..Batch::default()
     };
     let cases: Vec<(&str, &Network, Batch, &str)> = vec![
         (

@@ -2,7 +2,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::{
-    Activation, AttentionParams, Backend, Epilogue, KvCache, Linear, LinearPart, Norm, Rotation, Span,
+    Activation, AttentionParams, Backend, Epilogue, KvCache, Linear, LinearPart, Norm, Rotation, Scan, Span,
     WeightType,
 };
 use crate::tensor::{Array, Tensor};
@@ -143,6 +143,24 @@ impl Backend for Counting {
             self.counts.add(flops as u64, bytes as u64);
         }
         self.inner.attention(x, q_start, spans, caches, params, out);
+    }
+
+    fn head_products(
+        &self,
+        x: &Tensor,
+        start: usize,
+        y: &Tensor,
+        heads: usize,
+        head_dim: usize,
+        out: &mut Tensor,
+    ) {
+        self.counts.add(2 * (x.rows() * y.rows() * heads * head_dim) as u64, 0);
+        self.inner.head_products(x, start, y, heads, head_dim, out);
+    }
+
+    fn scan(&self, scan: &Scan<'_>, spans: &[Span], states: &mut [&mut [f32]], out: &mut Tensor) {
+        self.counts.add(6 * (scan.x.rows() * scan.a.len()) as u64, 0);
+        self.inner.scan(scan, spans, states, out);
     }
 }
 

@@ -85,6 +85,21 @@ pub trait Backend: Send + Sync + fmt::Debug {
         params: &AttentionParams<'_>,
         out: &mut Tensor,
     );
+
+    /// Products of heads: `out[r, h * n + j] = x[r, head h] · y[j, head h]` for the `n` rows of `y`, where the heads of `x` are the
+    /// runs of `head_dim` columns from `start` on and those of `y` from column 0 on.
+    fn head_products(
+        &self,
+        x: &Tensor,
+        start: usize,
+        y: &Tensor,
+        heads: usize,
+        head_dim: usize,
+        out: &mut Tensor,
+    );
+
+    /// Runs a selective state space over the rows of each span; `states[i]`, `[inner, state]`, is that of `spans[i]`.
+    fn scan(&self, scan: &Scan<'_>, spans: &[Span], states: &mut [&mut [f32]], out: &mut Tensor);
 }
 
 /// A linear map whose weights a backend has laid out for itself.
@@ -190,6 +205,54 @@ pub struct AttentionParams<'a> {
     pub reach: Reach,
     /// One extra score per head that takes part in the softmax but has no value.
     pub sinks: Option<&'a [f32]>,
+    /// Scores of queries and keys with the distance between them, added to the scores.
+    pub distances: Option<&'a DistanceScores<'a>>,
+}
+
+/// Scores that queries and keys have with the distance between them (He et al., “DeBERTa”, 2021): query `i` and key `j` get
+/// `factor * (of_queries[i, h, b] + of_keys[j, h, b])` for the bucket `b` of `i - j`. Of use where every key is a row of
+/// the batch.
+#[derive(Clone, Copy, Debug)]
+pub struct DistanceScores<'a> {
+    /// `[rows, heads * buckets]`.
+    pub of_queries: Option<&'a Tensor>,
+    /// `[rows, heads * buckets]`.
+    pub of_keys: Option<&'a Tensor>,
+    /// How many buckets there are.
+    pub buckets: usize,
+    /// The bucket of each distance from `-(n - 1)` to `n - 1`, for sequences of up to `n` tokens.
+    pub bucket: &'a [u32],
+    /// Of both.
+    pub factor: f32,
+}
+
+impl DistanceScores<'_> {
+    /// What is added to the score of head `h` for the query and key at positions `i` and `j` of the sequence that begins at
+    /// row `start`.
+    pub fn at(&self, h: usize, start: usize, i: usize, j: usize) -> f32 {
+        let bucket = self.bucket[i + self.bucket.len() / 2 - j] as usize + h * self.buckets;
+        let of = |scores: Option<&Tensor>, row: usize| scores.map_or(0.0, |s| s.row(start + row)[bucket]);
+        self.factor * (of(self.of_queries, i) + of(self.of_keys, j))
+    }
+}
+
+/// A selective state space, without the maps before and after it: for each channel `c` of `inner` and each of its `state`
+/// numbers `n`, `s = exp(dt · a[c, n]) · s + dt · b[n] · x` and `y = Σ_n c[n] · s + d[c] · x`, token by token. Gu and Dao, arXiv:2312.00752,
+/// 2023.
+#[derive(Debug)]
+pub struct Scan<'a> {
+    /// `[rows, inner]`.
+    pub x: &'a Tensor,
+    /// Step sizes, `[rows, inner]`.
+    pub dt: &'a Tensor,
+    /// Per row the `state` numbers `b`, then the `state` numbers `c`, from column `start` on.
+    pub bc: &'a Tensor,
+    /// See `bc`.
+    pub start: usize,
+    /// `[inner, state]`.
+    pub a: &'a [f32],
+    /// One per channel.
+    pub d: &'a [f32],
 }
 
 /// Which keys a query at position `i` sees: those at `i - back ..= i + ahead`.
@@ -230,6 +293,13 @@ pub enum PositionBias {
         /// One per head.
         slopes: Vec<f32>,
     },
+    /// `factor * (slopes[h] * j)`, where slope, position and product are rounded to bfloat16.
+    RoundedSlope {
+        /// One per head.
+        slopes: Vec<f32>,
+        /// Of the rounded product.
+        factor: f32,
+    },
 }
 
 impl PositionBias {
@@ -242,6 +312,10 @@ impl PositionBias {
                 table[h * (2 * limit as usize + 1) + distance as usize]
             }
             PositionBias::Slope { slopes } => slopes[h] * (j as f32 - i as f32),
+            PositionBias::RoundedSlope { slopes, factor } => {
+                let round = |x: f32| half::bf16::from_f32(x).to_f32();
+                factor * round(round(slopes[h]) * round(j as f32))
+            }
         }
     }
 }

@@ -16,7 +16,7 @@ mod pool;
 use std::sync::Arc;
 
 use crate::backend::{
-    Activation, AttentionParams, Backend, KvCache, Linear, LinearPart, Norm, PAGE_KEYS, Rotation, Span,
+    Activation, AttentionParams, Backend, KvCache, Linear, LinearPart, Norm, PAGE_KEYS, Rotation, Scan, Span,
     WeightType,
 };
 use crate::tensor::{Array, Tensor};
@@ -93,6 +93,16 @@ impl Cpu {
         self.openblas = true;
         self
     }
+}
+
+/// The sum of products, in eight sums side by side.
+fn dot(a: &[f32], b: &[f32]) -> f32 {
+    let mut sums = [0f32; 8];
+    let (a, b) = (a.chunks(8), b.chunks(8));
+    for (a, b) in a.zip(b) {
+        sums.iter_mut().zip(a.iter().zip(b)).for_each(|(sum, (a, b))| *sum += a * b);
+    }
+    sums.iter().sum()
 }
 
 /// More threads than this are a mistake.
@@ -200,5 +210,30 @@ impl Backend for Cpu {
         out: &mut Tensor,
     ) {
         self.engine.run(Attend { pool: &self.engine.pool, x, q_start, spans, caches, params, out });
+    }
+
+    fn head_products(
+        &self,
+        x: &Tensor,
+        start: usize,
+        y: &Tensor,
+        heads: usize,
+        head_dim: usize,
+        out: &mut Tensor,
+    ) {
+        let (n, cols) = (y.rows(), out.cols());
+        let rows = out.data_mut().chunks_mut(cols.max(1)).enumerate();
+        self.engine.pool.run_each(rows, |(r, out)| {
+            for h in 0..heads {
+                let a = &x.row(r)[start + h * head_dim..][..head_dim];
+                for j in 0..n {
+                    out[h * n + j] = dot(a, &y.row(j)[h * head_dim..][..head_dim]);
+                }
+            }
+        });
+    }
+
+    fn scan(&self, scan: &Scan<'_>, spans: &[Span], states: &mut [&mut [f32]], out: &mut Tensor) {
+        kernels::scan::scan(&self.engine.pool, scan, spans, states, out);
     }
 }

@@ -3,7 +3,7 @@ use std::sync::{Arc, Mutex};
 use super::Network;
 use crate::backend::{Backend, LinearPart, WeightType};
 use crate::error::{Error, ErrorKind, Result};
-use crate::nn::{BoundLinear, LinearUse, Parameters, TensorId};
+use crate::nn::{BiasUse, BoundLinear, LinearUse, Parameters, PartUse, TensorId, VectorUse};
 use crate::plan::{Memory, Plan, linear_type};
 use crate::tensor::Array;
 use crate::weights::Checkpoint;
@@ -29,8 +29,10 @@ impl Network {
         backend: Arc<dyn Backend>,
         options: &LoadOptions,
     ) -> Result<Network> {
+        let shapes = plan.declared.tensors.iter().map(|tensor| tensor.shape.clone());
+        let stored = plan.tensors.stored.iter().zip(shapes);
         let arrays: Vec<Array> =
-            plan.tensors.stored.iter().map(|name| checkpoint.array(name)).collect::<Result<_>>()?;
+            stored.map(|(name, shape)| Ok(checkpoint.array(name)?.reshaped(shape))).collect::<Result<_>>()?;
         let kept = |tensor: usize| options.dtype.unwrap_or(WeightType::of(arrays[tensor].dtype()));
         let memory = Memory::of(&plan.declared, &*backend, &|tensor| arrays[tensor].dtype(), options.dtype);
         let memory_limit = options.memory_limit.unwrap_or_else(machine_memory);
@@ -41,14 +43,25 @@ impl Network {
                 return Err(Error::new(ErrorKind::Checkpoint, message));
             }
         }
+        let matrix = |part: &PartUse| {
+            let array = &arrays[part.weight.0];
+            match (part.item, array.shape()) {
+                (None, [_, _]) => array.clone(),
+                (Some(item), [_, rows, cols]) => array.item(item).reshaped(vec![*rows, *cols]),
+                // The filters of a convolution are the rows of a matrix.
+                (_, shape) => array.reshaped(vec![shape[0], array.len() / shape[0].max(1)]),
+            }
+        };
         let mut parameters = Parameters::default();
         for linear in &plan.declared.linears {
             let kept = linear_type(linear.parts.iter().map(|part| kept(part.weight.0)));
+            let matrices: Vec<Array> = linear.parts.iter().map(matrix).collect();
             let parts: Vec<LinearPart<'_>> = linear
                 .parts
                 .iter()
-                .map(|part| LinearPart {
-                    weight: &arrays[part.weight.0],
+                .zip(&matrices)
+                .map(|(part, weight)| LinearPart {
+                    weight,
                     layout: part.layout,
                     outputs: part.order.as_deref(),
                 })
@@ -56,10 +69,14 @@ impl Network {
             let bound = BoundLinear { map: backend.linear(&parts, kept), bias: bias(linear, &arrays), kept };
             parameters.linears.push(bound);
         }
-        parameters.vectors = plan.declared.vectors.iter().map(|TensorId(i)| arrays[*i].to_f32()).collect();
+        let element = |vector: &VectorUse| -> Vec<f32> {
+            let stored = vector.parts.iter().flat_map(|TensorId(i)| arrays[*i].to_f32());
+            stored.map(|x| x + vector.offset).collect()
+        };
+        parameters.vectors = plan.declared.vectors.iter().map(element).collect();
         parameters.tables = plan.declared.tables.iter().map(|TensorId(i)| arrays[*i].clone()).collect();
-        parameters.biases =
-            plan.declared.biases.iter().map(|bias| (bias.compute)(&arrays[bias.table.0].to_f32())).collect();
+        let table = |bias: &BiasUse| bias.table.map_or(Vec::new(), |TensorId(i)| arrays[i].to_f32());
+        parameters.biases = plan.declared.biases.iter().map(|bias| (bias.compute)(&table(bias))).collect();
         Ok(Network { plan, parameters, backend, memory, memory_limit, buffers: Mutex::default() })
     }
 }
@@ -70,7 +87,10 @@ fn bias(linear: &LinearUse, arrays: &[Array]) -> Option<Vec<f32>> {
         let mut whole = Vec::with_capacity(linear.outputs);
         for part in &linear.parts {
             let stored = match part.bias {
-                Some(TensorId(i)) => arrays[i].to_f32(),
+                Some(TensorId(i)) => match part.item {
+                    Some(item) => arrays[i].item(item).to_f32(),
+                    None => arrays[i].to_f32(),
+                },
                 None => vec![0.0; part.outputs],
             };
             match &part.order {

@@ -11,9 +11,9 @@ use std::sync::{Arc, Mutex};
 
 use crate::backend::{Backend, WeightType};
 use crate::error::{Error, ErrorKind, Result};
-use crate::nn::{Parameters, Run, SequenceState, Stream, Tokens, ValueId};
+use crate::nn::{Inputs, Parameters, Rows, Run, SequenceState, Shape, Stream, Tokens, ValueId};
 use crate::plan::{Memory, Plan};
-use crate::tensor::{Buffers, Tensor};
+use crate::tensor::{Array, Buffers, Tensor};
 pub use load::LoadOptions;
 pub use session::Session;
 
@@ -29,39 +29,16 @@ pub struct Network {
     buffers: Mutex<Vec<Buffers>>,
 }
 
-/// The tokens of a batch: all sequences end to end, without padding.
-#[derive(Clone, Debug, Default)]
-pub struct Batch {
-    /// The input.
-    pub input: Tokens,
-    /// What the decoder of an encoder-decoder is given; empty for other models.
-    pub decoder: Tokens,
-}
+/// What a network computes from.
+pub type Batch = Inputs;
 
-impl Batch {
-    /// Sequences of token ids.
-    pub fn of<'s>(sequences: impl IntoIterator<Item = &'s [u32]>) -> Self {
-        Batch { input: Tokens::of(sequences), decoder: Tokens::default() }
-    }
-
-    /// Number of sequences.
-    pub fn len(&self) -> usize {
-        self.input.spans.len()
-    }
-
-    /// Whether there are no sequences.
-    pub fn is_empty(&self) -> bool {
-        self.input.spans.is_empty()
-    }
-}
-
-/// A named result: rows per token of a stream, or per sequence.
+/// A named result.
 #[derive(Clone, Debug)]
 pub struct Output {
     /// The name that transformers gives it.
     pub name: String,
-    /// Whose rows the matrix has; none for one row per sequence.
-    pub stream: Option<Stream>,
+    /// Whose rows the matrix has.
+    pub rows: Rows,
     /// The result.
     pub value: Arc<Tensor>,
 }
@@ -101,22 +78,36 @@ impl Network {
     /// the batch needs too much memory; `Checkpoint` when a result is not a number.
     pub fn forward(&self, batch: &Batch, wanted: &[&str], hidden_states: bool) -> Result<Vec<Output>> {
         let ids = self.ids_of(wanted)?;
-        self.check(&batch.input, Stream::Input)?;
-        if self.plan.has_decoder() {
-            self.check(&batch.decoder, Stream::Decoder)?;
-            if batch.decoder.spans.len() != batch.len() {
-                let message = format!(
-                    "expected decoder tokens for {} sequences, found {}",
-                    batch.len(),
-                    batch.decoder.spans.len()
-                );
-                return Err(Error::new(ErrorKind::Input, message));
+        let with_decoder;
+        let batch = match self.plan.decoder_start {
+            Some(start) if batch.decoder.spans.is_empty() => {
+                // The input, one token later.
+                let mut decoder = Tokens::default();
+                for span in batch.input.spans.iter().filter(|span| !span.rows.is_empty()) {
+                    let ids = &batch.input.ids[span.rows.clone()];
+                    decoder.push(&[&[start], &ids[..ids.len() - 1]].concat(), 0);
+                }
+                with_decoder = Inputs { decoder, ..batch.clone() };
+                &with_decoder
             }
+            _ => batch,
+        };
+        for stream in &self.plan.declared.streams {
+            self.check(batch, *stream)?;
+        }
+        let read = self.plan.declared.streams.iter().find(|stream| **stream != Stream::Decoder);
+        let (expected, found) = (read.map(|stream| batch.count(*stream)), batch.decoder.spans.len());
+        if self.plan.has_decoder() && expected.is_some_and(|expected| expected != found) {
+            let message = format!(
+                "expected decoder tokens for {} sequences, found {found}",
+                expected.unwrap_or_default()
+            );
+            return Err(Error::new(ErrorKind::Input, message));
         }
         let tokens = (batch.input.ids.len() + batch.decoder.ids.len()) as u64;
         self.memory.check_batch(tokens, tokens, self.memory_limit)?;
         let mut states = self.new_states(batch.len());
-        self.pass(&batch.input, &batch.decoder, &mut states, |run| {
+        self.pass(batch, &mut states, |run| {
             if hidden_states {
                 run.hidden_states = Some(Default::default());
             }
@@ -128,15 +119,15 @@ impl Network {
                 if let Some(value) =
                     run.computed[id.0].clone().filter(|_| wanted.is_empty() || ids.contains(id))
                 {
-                    outputs.push(Output { name: name.clone(), stream: self.stream(*id), value });
+                    outputs.push(Output { name: name.clone(), rows: self.rows(*id), value });
                 }
             }
             for (id, states) in run.hidden_states.take().unwrap_or_default() {
                 let name = self.plan.hidden_states_name(id);
-                let stream = self.stream(id);
+                let rows = self.rows(id);
                 outputs.extend(states.into_iter().enumerate().map(|(i, value)| Output {
                     name: format!("{name}.{i}"),
-                    stream,
+                    rows,
                     value: Arc::new(value),
                 }));
             }
@@ -166,16 +157,42 @@ impl Network {
             .collect()
     }
 
-    fn stream(&self, id: ValueId) -> Option<Stream> {
-        crate::plan::stream_of(self.plan.values[id.0].shape)
+    fn rows(&self, id: ValueId) -> Rows {
+        match self.plan.values[id.0].shape {
+            Shape::Matrix { rows, .. } => rows,
+            Shape::Pairs { of, .. } => Rows::Sequences(of),
+            Shape::Bias { .. } => Rows::Learned(0), // has no rows, and is never asked for any
+        }
     }
 
     fn new_states(&self, n: usize) -> Vec<SequenceState> {
-        (0..n).map(|_| SequenceState::new(&self.plan.declared.caches)).collect()
+        (0..n).map(|_| SequenceState::new(&self.plan.declared)).collect()
+    }
+
+    /// Checks what a stream is given.
+    fn check(&self, inputs: &Inputs, stream: Stream) -> Result<()> {
+        match inputs.tokens(stream) {
+            Some(tokens) => self.check_tokens(tokens, stream),
+            None => self.check_items(inputs.items(stream), stream),
+        }
+    }
+
+    /// Checks the sizes of the items of a stream of numbers.
+    fn check_items(&self, items: Option<&Array>, stream: Stream) -> Result<()> {
+        let name = if stream == Stream::Images { "images" } else { "spectra" };
+        let expected = self.plan.declared.items.iter().find(|(of, _)| *of == stream).map(|(_, shape)| shape);
+        let found = items.map_or(&[][..], |items| items.shape());
+        match expected {
+            Some(expected) if found.len() < 2 || found[0] == 0 || found[1..] != expected[..] => {
+                let message = format!("expected {name} of {expected:?}, one or more, found {found:?}");
+                Err(Error::new(ErrorKind::Input, message))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Checks the lengths of the sequences of a stream.
-    fn check(&self, tokens: &Tokens, stream: Stream) -> Result<()> {
+    fn check_tokens(&self, tokens: &Tokens, stream: Stream) -> Result<()> {
         if tokens.spans.is_empty() {
             return Err(Error::new(ErrorKind::Input, "expected at least one sequence, found none"));
         }
@@ -206,8 +223,7 @@ impl Network {
     /// Runs one pass with buffers of an earlier one.
     fn pass<T>(
         &self,
-        input: &Tokens,
-        decoder: &Tokens,
+        inputs: &Inputs,
         states: &mut [SequenceState],
         compute: impl FnOnce(&mut Run<'_>) -> Result<T>,
     ) -> Result<T> {
@@ -220,8 +236,7 @@ impl Network {
             &self.parameters,
             &plan.values,
             &plan.declared.ropes,
-            input,
-            decoder,
+            inputs,
             states,
             &mut buffers,
         );

@@ -1,7 +1,7 @@
 use super::{Network, numbers};
 use crate::error::{Error, ErrorKind, Result};
-use crate::nn::{SequenceState, Stream, Tokens};
-use crate::tensor::Tensor;
+use crate::nn::{Inputs, SequenceState, Stream, Tokens};
+use crate::tensor::{Array, Tensor};
 
 /// Sequences under way: tokens are added, and keys and values of earlier ones are kept.
 ///
@@ -12,27 +12,40 @@ pub struct Session<'n> {
     network: &'n Network,
     states: Vec<SequenceState>,
     lengths: Vec<usize>,
-    /// What an encoder reads; set once.
-    input: Option<Tokens>,
+    /// What an encoder reads; set once, and forgotten when it has read it.
+    encoder: Option<Inputs>,
+    encoded: bool,
 }
 
 impl<'n> Session<'n> {
     pub(super) fn new(network: &'n Network, sequences: usize) -> Self {
         let states = network.new_states(sequences);
-        Session { network, states, lengths: vec![0; sequences], input: None }
+        Session { network, states, lengths: vec![0; sequences], encoder: None, encoded: false }
     }
 
     /// Gives the encoder of an encoder-decoder its tokens, one list per sequence.
     pub fn encode(&mut self, sequences: &[&[u32]]) -> Result<()> {
-        if !self.network.plan.has_decoder() || sequences.len() != self.states.len() {
+        let input = Tokens::of(sequences.iter().copied());
+        self.encode_inputs(Inputs { input, ..Inputs::default() }, Stream::Input)
+    }
+
+    /// Gives the encoder of an encoder-decoder spectra, one per sequence: `[sequences, bins, frames]`.
+    pub fn encode_audio(&mut self, spectra: Array) -> Result<()> {
+        self.encode_inputs(Inputs { audio: Some(spectra), ..Inputs::default() }, Stream::Audio)
+    }
+
+    fn encode_inputs(&mut self, inputs: Inputs, stream: Stream) -> Result<()> {
+        let network = self.network;
+        let reads = network.plan.declared.streams.contains(&stream);
+        if !network.plan.has_decoder() || !reads || inputs.len() != self.states.len() {
             return Err(Error::new(
                 ErrorKind::Input,
                 "expected one encoder input per sequence of an encoder-decoder",
             ));
         }
-        let input = Tokens::of(sequences.iter().copied());
-        self.network.check(&input, Stream::Input)?;
-        self.input = Some(input);
+        network.check(&inputs, stream)?;
+        self.encoder = Some(inputs);
+        self.encoded = true;
         Ok(())
     }
 
@@ -62,11 +75,12 @@ impl<'n> Session<'n> {
         }
         let id = network.ids_of(&[wanted])?[0];
         let stream = if network.plan.has_decoder() { Stream::Decoder } else { Stream::Input };
-        if network.plan.declared.caches.iter().any(|cache| !cache.kept && cache.stream == stream) {
+        if network.plan.declared.caches.iter().any(|cache| !cache.kept && cache.rows.stream() == Some(stream))
+        {
             let message = "this model cannot be given tokens one by one: its attention is not causal";
             return Err(Error::new(ErrorKind::Input, message));
         }
-        if stream == Stream::Decoder && self.input.is_none() {
+        if stream == Stream::Decoder && !self.encoded {
             return Err(
                 Error::new(ErrorKind::Input, "the encoder has read nothing").help("call `encode` first")
             );
@@ -75,16 +89,17 @@ impl<'n> Session<'n> {
         for (ids, past) in tokens.iter().zip(&self.lengths) {
             new.push(ids, *past);
         }
-        network.check(&new, stream)?;
+        network.check_tokens(&new, stream)?;
         let (count, cached) = (new.ids.len() as u64, self.lengths.iter().sum::<usize>() as u64);
         network.memory.check_batch(count, count + cached, network.memory_limit)?;
-        let empty = Tokens::default();
-        // The encoder has something to read until the caches of its output are filled.
-        let encoded = self.input.as_ref().unwrap_or(&empty);
-        let (input, decoder) = if stream == Stream::Decoder { (encoded, &new) } else { (&new, &empty) };
         let last: Vec<usize> = new.spans.iter().map(|span| span.rows.end - 1).collect();
+        let inputs = match stream {
+            // What the encoder has read lies in the caches after the first step.
+            Stream::Decoder => Inputs { decoder: new, ..self.encoder.take().unwrap_or_default() },
+            _ => Inputs { input: new, ..Inputs::default() },
+        };
         let row_wise = network.plan.values[id.0].body.is_row_wise();
-        let out = network.pass(input, decoder, &mut self.states, |run| {
+        let out = network.pass(&inputs, &mut self.states, |run| {
             if row_wise {
                 run.only_rows = Some((id, last.clone()));
             }
@@ -108,9 +123,11 @@ impl<'n> Session<'n> {
         self.states.retain(|_| kept.next().copied().unwrap_or(false));
         let mut kept = keep.iter();
         self.lengths.retain(|_| kept.next().copied().unwrap_or(false));
-        if let Some(input) = &self.input {
-            let kept = input.spans.iter().zip(keep).filter(|(_, keep)| **keep);
-            self.input = Some(Tokens::of(kept.map(|(span, _)| &input.ids[span.rows.clone()])));
+        if let Some(encoder) = &mut self.encoder {
+            let kept = (0..keep.len()).filter(|i| keep[*i]).collect::<Vec<_>>();
+            let spans = kept.iter().filter_map(|i| encoder.input.spans.get(*i));
+            encoder.input = Tokens::of(spans.map(|span| &encoder.input.ids[span.rows.clone()]));
+            encoder.audio = encoder.audio.as_ref().map(|audio| audio.items(&kept));
         }
     }
 }

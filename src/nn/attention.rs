@@ -1,11 +1,14 @@
-use super::builder::{BiasId, Builder, CacheId, CacheUse, LinearId, RopeId, Rows, Shape, Stream, ValueId};
-use super::fields::{Projection, Reference, fields};
+use super::builder::{
+    BiasId, Builder, CacheId, CacheUse, LinearId, PartUse, RopeId, Rows, Shape, Stream, ValueId, VectorId,
+};
+use super::fields::{FieldType, Path, Projection, Reference, fields, read_choice};
+use super::head_norm::{HeadNorm, PlannedHeadNorm};
 use super::rope::RopeFields;
 use super::run::Run;
 use super::{Block, Built, Plan};
 use crate::backend::{AttentionParams, KvCache, Reach};
 use crate::error::Result;
-use crate::spec::Address;
+use crate::spec::{Address, Tree, listed};
 use crate::tensor::Tensor;
 
 fields! {
@@ -21,8 +24,19 @@ fields! {
         k: Option<Projection>,
         /// Values, `kv_heads * head_dim` columns.
         v: Option<Projection>,
-        /// Queries, keys and values in one weight, one after another, instead of `q`, `k` and `v`.
+        /// Queries, keys and values in one weight, instead of `q`, `k` and `v`.
         qkv: Option<Projection>,
+        /// How many groups of rows, one after another, `qkv` consists of: 1 where all queries come first, `heads` where each
+        /// head has its query, key and value side by side. A group holds its share of the queries, the keys and the values.
+        qkv_groups: usize = "1",
+        /// The order inside of a group of `qkv`.
+        qkv_order: Order = "qkv",
+        /// Queries, keys and values are clamped to this magnitude.
+        clamp: Option<f64>,
+        /// Norm of the queries, before they are rotated.
+        q_norm: Option<HeadNorm>,
+        /// Norm of the keys, before they are rotated.
+        k_norm: Option<HeadNorm>,
         /// From the heads back to the width of the input.
         o: Projection,
         /// Number of query heads.
@@ -45,7 +59,45 @@ fields! {
         memory: Option<Reference>,
         /// Name of a position bias that is added to the scores.
         bias: Option<Reference>,
+        /// Path of a parameter with a score per head that takes part in the softmax but has no value: `[heads]`.
+        sinks: Option<Path>,
     }
+}
+
+/// The order of queries, keys and values in a group of a fused weight.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Order {
+    /// Queries, keys, values.
+    Qkv,
+    /// Queries, values, keys.
+    Qvk,
+}
+
+const ORDERS: [(&str, Order); 2] = [("qkv", Order::Qkv), ("qvk", Order::Qvk)];
+
+impl FieldType for Order {
+    fn kind() -> String {
+        listed(&ORDERS.map(|(name, _)| name))
+    }
+    fn read(builder: &mut Builder<'_>, value: &Tree, at: &Address) -> Option<Self> {
+        read_choice(builder, value, at, &ORDERS)
+    }
+}
+
+/// The rows of a fused weight in the order queries, keys, values; none if they are in that order.
+fn fused_rows(q_cols: usize, kv_cols: usize, groups: usize, order: Order) -> Option<Vec<u32>> {
+    if groups == 1 && order == Order::Qkv {
+        return None;
+    }
+    let (q, kv) = (q_cols / groups, kv_cols / groups);
+    let rows = |first: usize, n: usize| {
+        (0..groups).flat_map(move |g| (0..n).map(move |i| (g * (q + 2 * kv) + first + i) as u32))
+    };
+    let (k, v) = match order {
+        Order::Qkv => (q, q + kv),
+        Order::Qvk => (q + kv, q),
+    };
+    Some(rows(0, q).chain(rows(k, kv)).chain(rows(v, kv)).collect())
 }
 
 /// Where keys and values come from.
@@ -54,11 +106,12 @@ enum Source {
     /// The own tokens: queries, keys and values are computed by one linear map.
     Own { qkv: LinearId },
     /// Another value: its keys and values are computed once.
-    Memory { q: LinearId, kv: LinearId, value: ValueId, stream: Stream },
+    Memory { q: LinearId, kv: LinearId, value: ValueId, rows: Rows },
 }
 
 #[derive(Debug)]
 struct Planned {
+    rows: Rows,
     stream: Stream,
     source: Source,
     o: LinearId,
@@ -66,6 +119,10 @@ struct Planned {
     kept: bool,
     rope: Option<RopeId>,
     bias: Option<BiasId>,
+    sinks: Option<VectorId>,
+    clamp: Option<f32>,
+    q_norm: Option<PlannedHeadNorm>,
+    k_norm: Option<PlannedHeadNorm>,
     heads: usize,
     kv_heads: usize,
     head_dim: usize,
@@ -76,7 +133,7 @@ struct Planned {
 
 impl Plan for Attention {
     fn plan(self, b: &mut Builder<'_>, input: Option<Shape>, at: &Address) -> Built {
-        let (stream, cols) = b.tokens(input, at)?;
+        let (rows, stream, cols) = b.positions(input, at)?;
         let (heads, kv_heads) = (self.heads, self.kv_heads.unwrap_or(self.heads));
         if heads % kv_heads != 0 {
             let message = format!("expected `kv_heads` to divide `heads`, found {kv_heads} and {heads}");
@@ -93,8 +150,8 @@ impl Plan for Attention {
         let memory = match &self.memory {
             Some(reference) => {
                 let (value, shape) = b.refer(reference)?;
-                let (memory_stream, memory_cols) = b.tokens(Some(shape), &reference.at)?;
-                Some((value, memory_stream, memory_cols))
+                let (memory_rows, _, memory_cols) = b.positions(Some(shape), &reference.at)?;
+                Some((value, memory_rows, memory_cols))
             }
             None => None,
         };
@@ -104,7 +161,7 @@ impl Plan for Attention {
                 found => {
                     let found = match found {
                         Shape::Bias { heads, .. } => format!("one for {heads} heads"),
-                        Shape::Matrix { .. } => "a matrix".into(),
+                        _ => "a matrix".into(),
                     };
                     let message = format!("expected a position bias for {heads} heads, found {found}");
                     b.problem(&reference.at, message);
@@ -117,14 +174,14 @@ impl Plan for Attention {
             (Some(q), Some(k), Some(v), None, None) => Source::Own {
                 qkv: b.linear(&[("q", q, q_cols), ("k", k, kv_cols), ("v", v, kv_cols)], cols)?,
             },
-            (Some(q), Some(k), Some(v), None, Some((value, stream, memory_cols))) => Source::Memory {
+            (Some(q), Some(k), Some(v), None, Some((value, rows, memory_cols))) => Source::Memory {
                 q: b.linear(&[("q", q, q_cols)], cols)?,
                 kv: b.linear(&[("k", k, kv_cols), ("v", v, kv_cols)], memory_cols)?,
                 value,
-                stream,
+                rows,
             },
             (None, None, None, Some(qkv), None) => {
-                Source::Own { qkv: b.linear(&[("qkv", qkv, q_cols + 2 * kv_cols)], cols)? }
+                Source::Own { qkv: self.fused(b, qkv, q_cols, kv_cols, cols, at)? }
             }
             (.., memory) => {
                 let expected =
@@ -142,6 +199,21 @@ impl Plan for Attention {
             );
             return None;
         }
+        if self.rope.is_some() && !matches!(rows, Rows::Tokens(_)) {
+            b.wrong_fields(at, &["rope"], "`rope` turns by the positions of tokens, and there are none here");
+            return None;
+        }
+        let norm = |b: &mut Builder<'_>, norm: Option<&HeadNorm>, field, heads| match norm {
+            Some(norm) => norm.plan(b, field, heads, head_dim).map(Some),
+            None => Some(None),
+        };
+        let q_norm = norm(b, self.q_norm.as_ref(), "q_norm", heads)?;
+        let k_norm = norm(b, self.k_norm.as_ref(), "k_norm", kv_heads)?;
+        b.field = "sinks";
+        let sinks = match &self.sinks {
+            Some(path) => Some(b.vector(path, "", heads)?),
+            None => None,
+        };
         let o = b.linear(&[("o", &self.o, cols)], q_cols)?;
         let rope = match &self.rope {
             Some(rope) => {
@@ -151,9 +223,8 @@ impl Plan for Attention {
             None => None,
         };
         let kept = self.causal || memory.is_some();
-        let cache_stream = memory.map_or(stream, |(_, stream, _)| stream);
-        let cache =
-            b.cache(CacheUse { kv_heads, k_dim: head_dim, v_dim: head_dim, stream: cache_stream, kept });
+        let cache_rows = memory.map_or(rows, |(_, rows, _)| rows);
+        let cache = b.cache(CacheUse { kv_heads, k_dim: head_dim, v_dim: head_dim, rows: cache_rows, kept });
         let reach = match (self.causal, self.window) {
             (true, window) => Reach { back: window.map(|w| w - 1), ahead: Some(0) },
             (false, window) => Reach { back: window, ahead: window },
@@ -161,6 +232,7 @@ impl Plan for Attention {
         let scale = self.scale.unwrap_or(1.0 / (head_dim as f64).sqrt()) as f32;
         let softcap = self.softcap.map(|c| c as f32);
         let block = Planned {
+            rows,
             stream,
             source,
             o,
@@ -168,6 +240,10 @@ impl Plan for Attention {
             kept,
             rope,
             bias,
+            sinks,
+            clamp: self.clamp.map(|limit| limit as f32),
+            q_norm,
+            k_norm,
             heads,
             kv_heads,
             head_dim,
@@ -175,7 +251,31 @@ impl Plan for Attention {
             softcap,
             reach,
         };
-        Some((Box::new(block), Shape::Matrix { rows: Rows::Tokens(stream), cols }))
+        Some((Box::new(block), Shape::Matrix { rows, cols }))
+    }
+}
+
+impl Attention {
+    /// Declares a fused weight.
+    fn fused(
+        &self,
+        b: &mut Builder<'_>,
+        qkv: &Projection,
+        q_cols: usize,
+        kv_cols: usize,
+        cols: usize,
+        at: &Address,
+    ) -> Option<LinearId> {
+        let groups = self.qkv_groups;
+        let kv_heads = self.kv_heads.unwrap_or(self.heads);
+        if !self.heads.is_multiple_of(groups) || !kv_heads.is_multiple_of(groups) {
+            let message = format!("expected `qkv_groups` to divide `heads` and `kv_heads`, found {groups}");
+            b.wrong_fields(at, &["qkv_groups"], message);
+            return None;
+        }
+        let order = fused_rows(q_cols, kv_cols, groups, self.qkv_order);
+        let part: PartUse = b.linear_part("qkv", qkv, q_cols + 2 * kv_cols, cols, order)?;
+        Some(b.linear_of(vec![part], cols))
     }
 }
 
@@ -204,14 +304,25 @@ impl Planned {
             softcap: self.softcap,
             bias: self.bias.map(|id| run.bias(id)),
             reach: self.reach,
-            sinks: None,
+            sinks: self.sinks.map(|id| run.vector(id)),
+            distances: None,
         };
         let (q_cols, kv_cols) = (self.heads * self.head_dim, self.kv_heads * self.head_dim);
-        let spans = &run.tokens(self.stream).spans;
+        let spans = run.spans(self.rows);
+        let spans = &*spans;
         let mut out = run.take(x.rows(), q_cols);
         match &self.source {
             Source::Own { qkv } => {
                 let mut qkv = run.linear(*qkv, x, None, None); // [tokens, q_cols + 2 kv_cols]
+                if let Some(limit) = self.clamp {
+                    qkv.data_mut().iter_mut().for_each(|x| *x = x.clamp(-limit, limit));
+                }
+                if let Some(norm) = &self.q_norm {
+                    norm.apply(run, &mut qkv, 0);
+                }
+                if let Some(norm) = &self.k_norm {
+                    norm.apply(run, &mut qkv, q_cols);
+                }
                 if let Some(rope) = self.rope {
                     // Queries and keys lie side by side, so they turn as if they were one set of heads.
                     run.rotate(rope, self.stream, &mut qkv, 0, self.heads + self.kv_heads, self.head_dim);
@@ -231,16 +342,22 @@ impl Planned {
                     run.buffers.give_memory(cache.into_pages());
                 }
             }
-            Source::Memory { q, kv, value, stream } => {
+            Source::Memory { q, kv, value, rows } => {
                 if run.states.iter().any(|state| state.caches[self.cache.0].is_empty()) {
                     let memory = run.value(*value)?;
-                    let kv = run.linear(*kv, &memory, None, None); // [memory tokens, 2 kv_cols]
-                    let spans = &run.tokens(*stream).spans;
+                    let mut kv = run.linear(*kv, &memory, None, None); // [memory tokens, 2 kv_cols]
+                    if let Some(norm) = &self.k_norm {
+                        norm.apply(run, &mut kv, 0);
+                    }
+                    let spans = run.spans(*rows);
                     let mut caches = Run::caches(run.states, self.cache);
-                    run.backend.append_kv(&kv, 0, kv_cols, spans, &mut caches);
+                    run.backend.append_kv(&kv, 0, kv_cols, &spans, &mut caches);
                     run.buffers.give(kv);
                 }
-                let q = run.linear(*q, x, None, None); // [tokens, q_cols]
+                let mut q = run.linear(*q, x, None, None); // [tokens, q_cols]
+                if let Some(norm) = &self.q_norm {
+                    norm.apply(run, &mut q, 0);
+                }
                 let caches: Vec<&KvCache> =
                     run.states.iter().map(|state| &state.caches[self.cache.0]).collect();
                 run.backend.attention(&q, 0, spans, &caches, &params, &mut out);

@@ -14,17 +14,35 @@ use crate::spec::{Address, Defaults, Problems, Scope, Source, Template, Tree};
 pub enum Rows {
     /// One per token of this stream.
     Tokens(Stream),
-    /// One per sequence.
-    Sequences,
+    /// This many for each item of a stream: the patches of an image, the frames of a sound.
+    Fixed(Stream, usize),
+    /// One per sequence or item of this stream.
+    Sequences(Stream),
+    /// This many for the whole batch: learned vectors.
+    Learned(usize),
 }
 
-/// Tokens that a model takes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+impl Rows {
+    /// The stream whose sequences or items the rows belong to, if to any.
+    pub fn stream(self) -> Option<Stream> {
+        match self {
+            Rows::Tokens(stream) | Rows::Fixed(stream, _) | Rows::Sequences(stream) => Some(stream),
+            Rows::Learned(_) => None,
+        }
+    }
+}
+
+/// What a model takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Stream {
-    /// The input.
+    /// The tokens of the input.
     Input,
-    /// What the decoder of an encoder-decoder has written so far.
+    /// The tokens that the decoder of an encoder-decoder has written so far.
     Decoder,
+    /// Images.
+    Images,
+    /// The spectra of sounds.
+    Audio,
 }
 
 /// What a block gives.
@@ -43,6 +61,13 @@ pub enum Shape {
         id: BiasId,
         /// For how many heads.
         heads: usize,
+    },
+    /// A number for each pair of sequences of two streams: `[of, with]`.
+    Pairs {
+        /// Whose rows.
+        of: Stream,
+        /// Whose columns.
+        with: Stream,
     },
 }
 
@@ -67,6 +92,8 @@ ids!(
     BiasId,
     /// A key-value cache of [`Declared::caches`].
     CacheId,
+    /// A recurrent state of [`Declared::recurrent`].
+    StateId,
     /// Rotary settings of [`Declared::ropes`].
     RopeId,
     /// A value of the model, in the order in which they were planned.
@@ -91,7 +118,7 @@ pub struct TensorUse {
 }
 
 /// A linear map: several stored weights side by side.
-#[derive(Debug)]
+#[derive(Debug, PartialEq)]
 pub struct LinearUse {
     /// The weights.
     pub parts: Vec<PartUse>,
@@ -102,10 +129,12 @@ pub struct LinearUse {
 }
 
 /// One stored weight of a linear map.
-#[derive(Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct PartUse {
     /// The weight.
     pub weight: TensorId,
+    /// Which item of the first axis of weight and bias, where they hold several maps.
+    pub item: Option<usize>,
     /// How it is stored.
     pub layout: Layout,
     /// Which of its outputs are taken, in which order; none for all, as they are.
@@ -116,13 +145,22 @@ pub struct PartUse {
     pub outputs: usize,
 }
 
+/// A vector of stored ones, one after another.
+#[derive(Debug)]
+pub struct VectorUse {
+    /// The stored vectors.
+    pub parts: Vec<TensorId>,
+    /// Added to each element.
+    pub offset: f32,
+}
+
 /// Computes a position bias from the elements of a table.
 pub type ComputeBias = Box<dyn Fn(&[f32]) -> PositionBias + Send + Sync>;
 
-/// A bias on attention scores, computed from a stored table.
+/// A bias on attention scores.
 pub struct BiasUse {
-    /// The table.
-    pub table: TensorId,
+    /// The stored table that it is computed from; none if it is not learned.
+    pub table: Option<TensorId>,
     /// Computes the bias from the table's elements.
     pub compute: ComputeBias,
 }
@@ -142,8 +180,8 @@ pub struct CacheUse {
     pub k_dim: usize,
     /// Elements of a value.
     pub v_dim: usize,
-    /// Whose tokens it holds.
-    pub stream: Stream,
+    /// Whose rows it holds.
+    pub rows: Rows,
     /// Whether it outlives a forward pass.
     pub kept: bool,
 }
@@ -156,7 +194,7 @@ pub struct Declared {
     /// Linear maps.
     pub linears: Vec<LinearUse>,
     /// Vectors.
-    pub vectors: Vec<TensorId>,
+    pub vectors: Vec<VectorUse>,
     /// Embedding tables.
     pub tables: Vec<TensorId>,
     /// Position biases.
@@ -167,6 +205,12 @@ pub struct Declared {
     pub ropes: Vec<Rope>,
     /// Most tokens that a sequence of a stream can have, each with the reason.
     pub limits: Vec<(Stream, usize, String)>,
+    /// What an item of a stream of numbers must be, axis by axis: `[channels, height, width]` of an image.
+    pub items: Vec<(Stream, Vec<usize>)>,
+    /// What is kept of a sequence beside keys and values: elements of each block's state.
+    pub recurrent: Vec<usize>,
+    /// Streams that are read.
+    pub streams: std::collections::BTreeSet<Stream>,
     /// Rows of the embedding of token ids.
     pub vocab: Option<usize>,
     /// Columns of the widest matrix inside of a layer.
@@ -202,6 +246,8 @@ pub struct Builder<'a> {
     /// A value that the block asked for and that is not planned yet.
     pub wanted: Option<Reference>,
     tensors: HashMap<String, TensorId>,
+    /// The linear maps of each list of weights.
+    maps: HashMap<Vec<TensorId>, Vec<LinearId>>,
 }
 
 impl<'a> Builder<'a> {
@@ -226,6 +272,7 @@ impl<'a> Builder<'a> {
             values: HashMap::new(),
             wanted: None,
             tensors: HashMap::new(),
+            maps: HashMap::new(),
         }
     }
 
@@ -409,15 +456,90 @@ impl<'a> Builder<'a> {
             Bias::Beside => Some(self.tensor(format!("{}.bias", at.name), vec![outputs], None, &at.at)?),
             Bias::At(path) => Some(self.tensor(path.name.clone(), vec![outputs], None, &path.at)?),
         };
-        Some(PartUse { weight, layout: projection.layout, order, bias, outputs })
+        Some(PartUse { weight, item: None, layout: projection.layout, order, bias, outputs })
     }
 
-    /// Declares a linear map of these parts.
+    /// As [`linear_part`](Self::linear_part) for item `of.0` of the `of.1` that one parameter holds; the path is that of the
+    /// parameter.
+    pub fn stacked_part(
+        &mut self,
+        field: &'static str,
+        projection: &Projection,
+        of: (usize, usize),
+        outputs: usize,
+        inputs: usize,
+        order: Option<Vec<u32>>,
+    ) -> Option<PartUse> {
+        self.field = field;
+        let (item, items) = of;
+        let shape = match projection.layout {
+            Layout::OutIn => vec![items, outputs, inputs],
+            Layout::InOut => vec![items, inputs, outputs],
+        };
+        let at = &projection.at;
+        let weight = self.tensor(at.name.clone(), shape, None, &at.at)?;
+        let bias = match &projection.bias {
+            Bias::No => None,
+            Bias::Beside => {
+                self.problem(&at.at, "a parameter has no bias beside it: expected `false` or a path");
+                return None;
+            }
+            Bias::At(path) => Some(self.tensor(path.name.clone(), vec![items, outputs], None, &path.at)?),
+        };
+        Some(PartUse { weight, item: Some(item), layout: projection.layout, order, bias, outputs })
+    }
+
+    /// Declares the filters of a convolution, `shape` with those that give one output first, as a linear map.
+    pub fn filter(&mut self, at: &Path, bias: &Bias, shape: Vec<usize>) -> Option<LinearId> {
+        let (outputs, inputs) = (shape[0], shape[1..].iter().product());
+        let weight = self.tensor(format!("{}.weight", at.name), shape, None, &at.at)?;
+        let bias = match bias {
+            Bias::No => None,
+            Bias::Beside => Some(self.tensor(format!("{}.bias", at.name), vec![outputs], None, &at.at)?),
+            Bias::At(path) => Some(self.tensor(path.name.clone(), vec![outputs], None, &path.at)?),
+        };
+        let part = PartUse { weight, item: None, layout: Layout::OutIn, order: None, bias, outputs };
+        Some(self.linear_of(vec![part], inputs))
+    }
+
+    /// Notes what the items of a stream of numbers are.
+    pub fn items(&mut self, stream: Stream, shape: Vec<usize>, at: &Address) -> Option<()> {
+        let declared = &mut self.declared;
+        declared.streams.insert(stream);
+        match declared.items.iter().find(|(of, _)| *of == stream) {
+            Some((_, known)) if *known != shape => {
+                let message = format!("the items of one stream are used as {known:?} and as {shape:?}");
+                self.problem(at, message);
+                None
+            }
+            Some(_) => Some(()),
+            None => {
+                declared.items.push((stream, shape));
+                Some(())
+            }
+        }
+    }
+
+    /// Declares numbers that each sequence keeps.
+    pub fn state(&mut self, elements: usize) -> StateId {
+        self.declared.recurrent.push(elements);
+        StateId(self.declared.recurrent.len() - 1)
+    }
+
+    /// Declares a linear map of these parts; layers that share their weights share the map.
     pub fn linear_of(&mut self, parts: Vec<PartUse>, inputs: usize) -> LinearId {
         let outputs = parts.iter().map(|p| p.order.as_ref().map_or(p.outputs, Vec::len)).sum();
         self.note_width(outputs);
-        self.declared.linears.push(LinearUse { parts, inputs, outputs });
-        LinearId(self.declared.linears.len() - 1)
+        let key: Vec<TensorId> = parts.iter().map(|part| part.weight).collect();
+        let linear = LinearUse { parts, inputs, outputs };
+        let linears = &mut self.declared.linears;
+        let known = self.maps.entry(key).or_default();
+        if let Some(id) = known.iter().find(|id| linears[id.0] == linear) {
+            return *id;
+        }
+        linears.push(linear);
+        known.push(LinearId(linears.len() - 1));
+        LinearId(linears.len() - 1)
     }
 
     /// Notes the columns of a matrix: what a pass needs to hold depends on the widest ones.
@@ -431,10 +553,26 @@ impl<'a> Builder<'a> {
 
     /// Declares the vector `suffix` (`weight`, `bias`) of a module, or the parameter itself if `suffix` is empty.
     pub fn vector(&mut self, path: &Path, suffix: &str, len: usize) -> Option<VectorId> {
+        self.parameter(path, suffix, vec![len], 0.0)
+    }
+
+    /// As [`vector`](Self::vector), of several axes, with `offset` added to each element.
+    pub fn parameter(
+        &mut self,
+        path: &Path,
+        suffix: &str,
+        shape: Vec<usize>,
+        offset: f32,
+    ) -> Option<VectorId> {
         let name = if suffix.is_empty() { path.name.clone() } else { format!("{}.{suffix}", path.name) };
-        let tensor = self.tensor(name, vec![len], None, &path.at)?;
-        self.declared.vectors.push(tensor);
-        Some(VectorId(self.declared.vectors.len() - 1))
+        let tensor = self.tensor(name, shape, None, &path.at)?;
+        Some(self.vector_of(vec![tensor], offset))
+    }
+
+    /// Declares a vector of stored ones, one after another.
+    pub fn vector_of(&mut self, parts: Vec<TensorId>, offset: f32) -> VectorId {
+        self.declared.vectors.push(VectorUse { parts, offset });
+        VectorId(self.declared.vectors.len() - 1)
     }
 
     /// Declares an embedding table `[rows, cols]`.
@@ -452,8 +590,17 @@ impl<'a> Builder<'a> {
         compute: impl Fn(&[f32]) -> PositionBias + Send + Sync + 'static,
     ) -> Option<BiasId> {
         let table = self.tensor(format!("{}.weight", path.name), shape, None, &path.at)?;
+        Some(self.bias_of(Some(table), compute))
+    }
+
+    /// Declares a position bias.
+    pub fn bias_of(
+        &mut self,
+        table: Option<TensorId>,
+        compute: impl Fn(&[f32]) -> PositionBias + Send + Sync + 'static,
+    ) -> BiasId {
         self.declared.biases.push(BiasUse { table, compute: Box::new(compute) });
-        Some(BiasId(self.declared.biases.len() - 1))
+        BiasId(self.declared.biases.len() - 1)
     }
 
     /// Declares a key-value cache.
@@ -476,8 +623,12 @@ impl<'a> Builder<'a> {
     pub fn matrix(&mut self, input: Option<Shape>, at: &Address) -> Option<(Rows, usize)> {
         match input {
             Some(Shape::Matrix { rows, cols }) => Some((rows, cols)),
-            Some(Shape::Bias { .. }) => {
-                let message = format!("`{}` takes a matrix, found a position bias", self.block);
+            Some(shape) => {
+                let found = match shape {
+                    Shape::Pairs { .. } => "the result of `similarity`",
+                    _ => "a position bias",
+                };
+                let message = format!("`{}` takes a matrix, found {found}", self.block);
                 self.problem(&at.key(), message);
                 None
             }
@@ -489,12 +640,26 @@ impl<'a> Builder<'a> {
         }
     }
 
-    /// As [`matrix`](Self::matrix), with one row per token.
+    /// As [`matrix`](Self::matrix), with a row for each position of each sequence, and the stream of the sequences.
+    pub fn positions(&mut self, input: Option<Shape>, at: &Address) -> Option<(Rows, Stream, usize)> {
+        let found = match self.matrix(input, at)? {
+            (rows @ (Rows::Tokens(stream) | Rows::Fixed(stream, _)), cols) => {
+                return Some((rows, stream, cols));
+            }
+            (Rows::Sequences(_), _) => "a row per sequence",
+            (Rows::Learned(_), _) => "learned rows",
+        };
+        let message = format!("`{}` takes a row per token, found {found}", self.block);
+        self.problem(&at.key(), message);
+        None
+    }
+
+    /// As [`positions`](Self::positions), with one row per token.
     pub fn tokens(&mut self, input: Option<Shape>, at: &Address) -> Option<(Stream, usize)> {
-        match self.matrix(input, at)? {
-            (Rows::Tokens(stream), cols) => Some((stream, cols)),
-            (Rows::Sequences, _) => {
-                let message = format!("`{}` takes a row per token, found a row per sequence", self.block);
+        match self.positions(input, at)? {
+            (Rows::Tokens(stream), _, cols) => Some((stream, cols)),
+            _ => {
+                let message = format!("`{}` takes a row per token, found rows of another kind", self.block);
                 self.problem(&at.key(), message);
                 None
             }

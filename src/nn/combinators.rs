@@ -1,4 +1,4 @@
-//! The four ways to put blocks together.
+//! The five ways to put blocks together.
 
 use super::Block;
 use super::builder::ValueId;
@@ -103,6 +103,30 @@ impl Block for Sum {
         }
         kept.into_iter().for_each(|kept| run.give(kept));
         Ok(())
+    }
+}
+
+/// The product of all branches, each of which gets the same input; a branch of one column counts for all columns.
+#[derive(Debug)]
+pub struct Product(pub Vec<Sequence>);
+
+impl Block for Product {
+    fn is_row_wise(&self) -> bool {
+        self.0.iter().all(|branch| branch.is_row_wise())
+    }
+
+    fn forward(&self, run: &mut Run<'_>, x: &Tensor) -> Result<Tensor> {
+        let Some((first, rest)) = self.0.split_first() else { return Ok(x.clone()) };
+        let mut product = first.forward(run, x)?;
+        for branch in rest {
+            let y = branch.forward(run, x)?;
+            for i in 0..product.rows() {
+                let factors = y.row(i).iter().cycle();
+                product.row_mut(i).iter_mut().zip(factors).for_each(|(x, y)| *x *= y);
+            }
+            run.give(y);
+        }
+        Ok(product)
     }
 }
 

@@ -1,6 +1,6 @@
 use super::builder::{Builder, Rows, Shape, Stream, TableId};
 use super::fields::{FieldType, Index, Path, fields, read_choice};
-use super::run::Run;
+use super::run::{Run, Tokens};
 use super::{Block, Built, Plan};
 use crate::error::{Error, ErrorKind, Result};
 use crate::spec::{Address, Tree, listed};
@@ -21,6 +21,8 @@ fields! {
         width: usize,
         /// Added to the number that chooses the row.
         offset: Index = "0",
+        /// With positions: tokens of this id are not counted, and take the row before the first.
+        skip: Option<Index>,
     }
 }
 
@@ -62,11 +64,13 @@ struct Planned {
     of: Input,
     rows: usize,
     offset: usize,
+    skip: Option<usize>,
     width: usize,
 }
 
 impl Plan for Embedding {
     const KEEPS_SHAPE: bool = false;
+    const IS_SOURCE: bool = true;
 
     fn plan(self, b: &mut Builder<'_>, input: Option<Shape>, at: &Address) -> Built {
         if input.is_some() {
@@ -91,12 +95,36 @@ impl Plan for Embedding {
             let limit = rows - offset;
             b.declared.limits.push((of.stream, limit, format!("`{}` has {rows} rows", self.at.name)));
         }
+        let skip = self.skip.map(|id| id.0);
+        if skip.is_some() && (of.ids != Ids::Positions || offset == 0) {
+            b.wrong_fields(at, &["skip"], "`skip` is for positions, and takes an `offset` of at least 1");
+            return None;
+        }
+        b.declared.streams.insert(of.stream);
         let shape = Shape::Matrix { rows: Rows::Tokens(of.stream), cols: width };
-        Some((Box::new(Planned { table, of, rows, offset, width }), shape))
+        Some((Box::new(Planned { table, of, rows, offset, skip, width }), shape))
     }
 }
 
 impl Planned {
+    /// The rows of positions that are counted without the tokens of id `skip`.
+    fn counted(&self, tokens: &Tokens, skip: usize) -> Result<Vec<u32>> {
+        let mut rows = Vec::with_capacity(tokens.ids.len());
+        for span in &tokens.spans {
+            if span.past > 0 {
+                let message = "positions that leave tokens out cannot go on from earlier ones";
+                return Err(Error::new(ErrorKind::Input, message));
+            }
+            let mut counted = 0;
+            for id in &tokens.ids[span.rows.clone()] {
+                let is_skipped = *id as usize == skip;
+                rows.push((if is_skipped { self.offset - 1 } else { self.offset + counted }) as u32);
+                counted += usize::from(!is_skipped);
+            }
+        }
+        Ok(rows)
+    }
+
     fn look_up(&self, run: &mut Run<'_>, accumulate: bool, out: &mut Tensor) -> Result<()> {
         let tokens = run.tokens(self.of.stream);
         let numbers: Vec<usize> = match self.of.ids {
@@ -105,6 +133,11 @@ impl Planned {
             Ids::Types => tokens.type_ids.iter().map(|id| *id as usize).collect(),
             Ids::Positions => tokens.positions().collect(),
         };
+        if let Some(skip) = self.skip {
+            let ids = self.counted(tokens, skip)?;
+            run.backend.embedding(run.table(self.table), &ids, accumulate, out);
+            return Ok(());
+        }
         let mut ids = Vec::with_capacity(numbers.len());
         for number in numbers {
             let id = number + self.offset;

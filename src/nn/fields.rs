@@ -33,6 +33,8 @@ pub enum FieldShape {
     Plain,
     /// The name of another value of the model.
     Reference,
+    /// A list of names of other values.
+    References,
     /// A map with fields of its own, those of this definition.
     Fields(fn() -> &'static [FieldDef]),
     /// A path, or a map with the fields of this definition.

@@ -19,6 +19,7 @@ struct Planned(ValueId);
 
 impl Plan for From {
     const KEEPS_SHAPE: bool = false;
+    const IS_SOURCE: bool = true;
 
     fn plan(self, b: &mut Builder<'_>, input: Option<Shape>, at: &Address) -> Built {
         let (id, shape) = b.refer(&self.value)?;

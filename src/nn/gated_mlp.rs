@@ -13,9 +13,11 @@ fields! {
     /// `[rows, cols] -> [rows, cols]`. Shazeer, “GLU Variants Improve Transformer”, 2020.
     pub struct GatedMlp("gated_mlp") {
         /// The factor that goes through the activation, `inner` columns.
-        gate: Projection,
+        gate: Option<Projection>,
         /// The other factor, `inner` columns.
-        up: Projection,
+        up: Option<Projection>,
+        /// Both factors in one weight, the gate first, instead of `gate` and `up`.
+        gate_up: Option<Projection>,
         /// Back to the width of the input.
         down: Projection,
         /// Columns of the factors.
@@ -46,8 +48,24 @@ impl Planned {
 impl Plan for GatedMlp {
     fn plan(self, b: &mut Builder<'_>, input: Option<Shape>, at: &Address) -> Built {
         let (rows, cols) = b.matrix(input, at)?;
-        let gate = b.linear(&[("gate", &self.gate, self.inner)], cols)?;
-        let up = b.linear(&[("up", &self.up, self.inner)], cols)?;
+        let inner = self.inner;
+        let (gate, up) = match (&self.gate, &self.up, &self.gate_up) {
+            (Some(gate), Some(up), None) => {
+                (b.linear(&[("gate", gate, inner)], cols)?, b.linear(&[("up", up, inner)], cols)?)
+            }
+            (None, None, Some(fused)) => {
+                let half = |b: &mut Builder<'_>, rows: std::ops::Range<usize>| {
+                    let rows = Some(rows.map(|row| row as u32).collect());
+                    let part = b.linear_part("gate_up", fused, 2 * inner, cols, rows)?;
+                    Some(b.linear_of(vec![part], cols))
+                };
+                (half(b, 0..inner)?, half(b, inner..2 * inner)?)
+            }
+            _ => {
+                b.problem(&at.key(), "`gated_mlp` needs `gate` and `up`, or `gate_up` alone");
+                return None;
+            }
+        };
         let down = b.linear(&[("down", &self.down, cols)], self.inner)?;
         Some((Box::new(Planned { gate, up, down, act: self.act }), Shape::Matrix { rows, cols }))
     }

@@ -14,31 +14,45 @@ use crate::spec::{Address, Tree};
 use crate::tensor::Tensor;
 
 mod activation;
+mod alibi;
 mod attention;
 mod builder;
 mod columns;
 pub(crate) mod combinators;
+mod concat;
+mod conv1d;
+mod disentangled_attention;
 mod embedding;
 mod fields;
+mod frames;
 mod from;
 mod gated_mlp;
+mod head_norm;
+mod latent_attention;
 mod layer_norm;
 mod linear;
 mod mlp;
+mod moe;
+mod parameter;
+mod patches;
 mod pool;
+mod prepend;
 mod relative_bias;
 mod rms_norm;
 mod rope;
 mod run;
 mod scale;
+mod similarity;
+mod sinusoidal;
+mod state_space;
 
 pub use builder::{
     BiasUse, Builder, CacheUse, Declared, LinearUse, PartUse, Rows, Shape, Stream, TensorId, TensorUse,
-    ValueId,
+    ValueId, VectorUse,
 };
 pub use fields::{FieldDef, FieldShape, FieldType, Fields, Given};
 pub use rope::Rope;
-pub use run::{BoundLinear, Parameters, PlannedValue, Run, SequenceState, Tokens};
+pub use run::{BoundLinear, Inputs, Parameters, PlannedValue, Run, SequenceState, Tokens};
 
 /// A planned block: shapes are checked, weights are known by their ids.
 pub trait Block: Send + Sync + fmt::Debug {
@@ -80,6 +94,8 @@ pub struct Definition {
     pub fields: fn() -> &'static [FieldDef],
     /// Whether the output has the shape of the input.
     pub keeps_shape: bool,
+    /// Whether it takes no input.
+    pub is_source: bool,
     /// Builds it: reads the fields, checks the input's shape, declares the tensors, and gives the output's shape.
     pub build: fn(&mut Builder<'_>, &Tree, &Address, Option<Shape>) -> Built,
 }
@@ -88,6 +104,8 @@ pub struct Definition {
 pub trait Plan: Fields {
     /// Whether the output has the shape of the input.
     const KEEPS_SHAPE: bool = true;
+    /// Whether it takes no input.
+    const IS_SOURCE: bool = false;
 
     /// Checks the input's shape, declares the tensors, and gives the planned block with its output's shape.
     fn plan(self, b: &mut Builder<'_>, input: Option<Shape>, at: &Address) -> Built;
@@ -99,6 +117,7 @@ const fn define<T: Plan>() -> Definition {
         doc: T::DOC,
         fields: T::fields,
         keeps_shape: T::KEEPS_SHAPE,
+        is_source: T::IS_SOURCE,
         build: |builder, fields, at, input| {
             builder.block = T::NAME.into();
             builder.field = "";
@@ -110,30 +129,52 @@ const fn define<T: Plan>() -> Definition {
 }
 
 /// All blocks, in the order of the reference.
-pub static BLOCKS: [Definition; 13] = [
+pub static BLOCKS: [Definition; 28] = [
     define::<embedding::Embedding>(),
     define::<from::From>(),
+    define::<concat::Concat>(),
+    define::<parameter::Parameter>(),
+    define::<sinusoidal::Sinusoidal>(),
+    define::<patches::Patches>(),
+    define::<frames::Frames>(),
+    define::<prepend::Prepend>(),
+    define::<parameter::Positions>(),
     define::<linear::Linear>(),
     define::<attention::Attention>(),
+    define::<latent_attention::LatentAttention>(),
+    define::<disentangled_attention::DisentangledAttention>(),
     define::<relative_bias::RelativeBias>(),
+    define::<alibi::Alibi>(),
     define::<mlp::Mlp>(),
     define::<gated_mlp::GatedMlp>(),
+    define::<moe::Moe>(),
+    define::<state_space::StateSpace>(),
+    define::<conv1d::Conv1d>(),
     define::<layer_norm::LayerNorm>(),
     define::<rms_norm::RmsNorm>(),
     define::<activation::Activate>(),
     define::<scale::Scale>(),
     define::<pool::Pool>(),
     define::<columns::Columns>(),
+    define::<similarity::Normalise>(),
+    define::<similarity::Similarity>(),
 ];
 
 /// Maps that several blocks take as the value of a field: name, documentation and fields.
 pub type Group = (&'static str, &'static [&'static str], fn() -> &'static [FieldDef]);
 
 /// The groups of fields that blocks share, for the reference.
-pub static GROUPS: [Group; 2] = [
+pub static GROUPS: [Group; 3] = [
     (fields::Projection::NAME, fields::Projection::DOC, fields::Projection::fields),
     (rope::RopeFields::NAME, rope::RopeFields::DOC, rope::RopeFields::fields),
+    (head_norm::HeadNorm::NAME, head_norm::HeadNorm::DOC, head_norm::HeadNorm::fields),
 ];
+
+/// The fields of the block or group of that name.
+pub fn fields_of(name: &str) -> Option<&'static [FieldDef]> {
+    let group = || GROUPS.iter().find(|(group, ..)| *group == name).map(|(.., fields)| fields());
+    block(name).map(|block| (block.fields)()).or_else(group)
+}
 
 /// The block of that name.
 pub fn block(name: &str) -> Option<&'static Definition> {

@@ -16,6 +16,8 @@ fields! {
         at: Path,
         /// Added to the mean inside of the root.
         eps: f64 = "1e-6",
+        /// Added to each stored weight.
+        offset: f64 = "0",
     }
 }
 
@@ -28,7 +30,7 @@ struct Planned {
 impl Plan for RmsNorm {
     fn plan(self, b: &mut Builder<'_>, input: Option<Shape>, at: &Address) -> Built {
         let (rows, cols) = b.matrix(input, at)?;
-        let weight = b.vector(&self.at, "weight", cols)?;
+        let weight = b.parameter(&self.at, "weight", vec![cols], self.offset as f32)?;
         Some((Box::new(Planned { weight, eps: self.eps as f32 }), Shape::Matrix { rows, cols }))
     }
 }

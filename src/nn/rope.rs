@@ -1,8 +1,10 @@
 //! Rotary position embedding: frequencies and angles. Su et al., “RoFormer”, 2021.
 
+use std::f64::consts::PI;
+
 use super::builder::{Builder, Stream};
 use super::fields::{Settings, fields, nested};
-use crate::spec::{Address, Tree};
+use crate::spec::{Address, Tree, listed};
 use crate::tensor::Tensor;
 
 fields! {
@@ -11,7 +13,9 @@ fields! {
     pub struct RopeFields("rope") {
         /// Base of the frequencies.
         theta: f64 = "10000",
-        /// The map `rope_scaling` or `rope_parameters` of a config: kinds `default`, `linear` and `llama3`.
+        /// The map `rope_scaling` or `rope_parameters` of a config: kinds `default`, `linear`, `dynamic`, `llama3`, `yarn` and
+        /// `longrope` (also called `su`). `dynamic` and `longrope` change when a sequence outgrows the length that the model
+        /// was trained with; sequences up to there are computed, longer ones refused.
         scaling: Option<Settings>,
         /// How many columns of each head turn; all by default, or as `partial_rotary_factor` in `scaling` says.
         dim: Option<usize>,
@@ -19,6 +23,8 @@ fields! {
         interleaved: bool = "false",
         /// Most tokens of a sequence.
         max_positions: Option<usize>,
+        /// The length that the model was trained with before its positions were scaled, where `scaling` does not say.
+        original_positions: Option<usize>,
     }
 }
 
@@ -29,6 +35,8 @@ nested!(RopeFields);
 pub struct Rope {
     /// One per pair.
     inv_freq: Vec<f32>,
+    /// Factor of cosines and sines.
+    magnitude: f32,
     /// Whether neighbours are paired.
     pub interleaved: bool,
 }
@@ -38,7 +46,8 @@ pub struct Rope {
 const MAX_DIM: usize = 1 << 16;
 
 /// Keys of a scaling map that mean something to some kind of scaling.
-const KEYS: [&str; 15] = [
+const KEYS: [&str; 16] = [
+    "truncate",
     "rope_type",
     "type",
     "rope_theta",
@@ -78,82 +87,205 @@ impl RopeFields {
         if let Some(limit) = self.max_positions {
             b.declared.limits.push((stream, limit, "`max_positions` of `rope`".into()));
         }
+        b.declared.streams.insert(stream);
         // transformers computes these in float32 as well.
         let mut inv_freq: Vec<f32> =
             (0..dim / 2).map(|p| 1.0 / self.theta.powf((2 * p) as f64 / dim as f64) as f32).collect();
-        if let Some(scaling) = scaling {
-            scale(b, scaling, &mut inv_freq)?;
+        let magnitude = match scaling {
+            Some(scaling) => self.scale(b, scaling, stream, &mut inv_freq)?,
+            None => 1.0,
+        };
+        Some(Rope { inv_freq, magnitude: magnitude as f32, interleaved: self.interleaved })
+    }
+
+    /// Changes frequencies as a scaling map says, and gives the factor of cosines and sines.
+    fn scale(
+        &self,
+        b: &mut Builder<'_>,
+        scaling: &Settings,
+        stream: Stream,
+        inv_freq: &mut [f32],
+    ) -> Option<f64> {
+        let kind = kind(b, scaling)?;
+        match kind.as_str() {
+            "default" => {}
+            "linear" => {
+                let factor = number(b, scaling, "factor")?;
+                inv_freq.iter_mut().for_each(|f| *f = (f64::from(*f) / factor) as f32);
+            }
+            "dynamic" => {
+                let original = self.original(b, scaling)?;
+                let why = "from there on, `dynamic` rope would depend on what else is in the batch";
+                b.declared.limits.push((stream, original as usize, why.into()));
+            }
+            "llama3" => self.llama3(b, scaling, inv_freq)?,
+            "yarn" => return self.yarn(b, scaling, inv_freq),
+            "longrope" | "su" => return self.longrope(b, scaling, stream, inv_freq),
+            other => {
+                let known = ["default", "linear", "dynamic", "llama3", "yarn", "longrope"];
+                let message =
+                    format!("unsupported `rope_type`: expected {}, found `{other}`", listed(&known));
+                b.wrong_value(&scaling.1, message);
+                return None;
+            }
         }
-        Some(Rope { inv_freq, interleaved: self.interleaved })
+        Some(1.0)
+    }
+
+    /// The length that the model was trained with before scaling.
+    fn original(&self, b: &mut Builder<'_>, scaling: &Settings) -> Option<f64> {
+        match scaling.0.get("original_max_position_embeddings") {
+            None | Some(Tree::Null) => match self.original_positions.or(self.max_positions) {
+                Some(original) => Some(original as f64),
+                None => number(b, scaling, "original_max_position_embeddings"),
+            },
+            Some(_) => number(b, scaling, "original_max_position_embeddings"),
+        }
+    }
+
+    /// Grattafiori et al., arXiv:2407.21783, 2024, as transformers 5.23 computes it.
+    fn llama3(&self, b: &mut Builder<'_>, scaling: &Settings, inv_freq: &mut [f32]) -> Option<()> {
+        let factor = number(b, scaling, "factor")?;
+        let low = number(b, scaling, "low_freq_factor")?;
+        let high = number(b, scaling, "high_freq_factor")?;
+        let original = number(b, scaling, "original_max_position_embeddings")?;
+        if high <= low {
+            let message = format!("expected a `high_freq_factor` above {low}, found {high}");
+            b.wrong_value(&scaling.1, message);
+            return None;
+        }
+        for f in inv_freq {
+            let freq = f64::from(*f);
+            let wavelength = 2.0 * PI / freq;
+            *f = if wavelength > original / low {
+                (freq / factor) as f32
+            } else if wavelength < original / high {
+                *f
+            } else {
+                let smooth = (original / wavelength - low) / (high - low);
+                ((1.0 - smooth) * freq / factor + smooth * freq) as f32
+            };
+        }
+        Some(())
+    }
+
+    /// Peng et al., “YaRN”, arXiv:2309.00071, 2023, as transformers 5.23 computes it.
+    fn yarn(&self, b: &mut Builder<'_>, scaling: &Settings, inv_freq: &mut [f32]) -> Option<f64> {
+        let dim = (2 * inv_freq.len()) as f64;
+        let original = self.original(b, scaling)?;
+        let factor = match (scaling.0.get("factor"), self.max_positions) {
+            (None | Some(Tree::Null), Some(most)) => most as f64 / original,
+            _ => number(b, scaling, "factor")?,
+        };
+        let fast = optional(b, scaling, "beta_fast")?.unwrap_or(32.0);
+        let slow = optional(b, scaling, "beta_slow")?.unwrap_or(1.0);
+        let bound = |turns: f64| dim * (original / (turns * 2.0 * PI)).ln() / (2.0 * self.theta.ln());
+        let (mut low, mut high) = (bound(fast), bound(slow));
+        if scaling.0.get("truncate") != Some(&Tree::Bool(false)) {
+            (low, high) = (low.floor(), high.ceil());
+        }
+        (low, high) = (low.max(0.0), high.min(dim - 1.0));
+        if low == high {
+            high += 0.001;
+        }
+        for (p, f) in inv_freq.iter_mut().enumerate() {
+            let kept = 1.0 - ((p as f64 - low) / (high - low)).clamp(0.0, 1.0);
+            let freq = f64::from(*f);
+            *f = (freq / factor * (1.0 - kept) + freq * kept) as f32;
+        }
+        let magnitude = |scale: f64| if factor <= 1.0 { 1.0 } else { 0.1 * scale * factor.ln() + 1.0 };
+        if let Some(given) = optional(b, scaling, "attention_factor")? {
+            return Some(given);
+        }
+        let (mscale, all) = (optional(b, scaling, "mscale")?, optional(b, scaling, "mscale_all_dim")?);
+        Some(match (mscale, all) {
+            (Some(mscale), Some(all)) => magnitude(mscale) / magnitude(all),
+            _ => magnitude(1.0),
+        })
+    }
+
+    /// Ding et al., “LongRoPE”, arXiv:2402.13753, 2024, as transformers 5.23 computes it for sequences within the
+    /// original length.
+    fn longrope(
+        &self,
+        b: &mut Builder<'_>,
+        scaling: &Settings,
+        stream: Stream,
+        inv_freq: &mut [f32],
+    ) -> Option<f64> {
+        let original = self.original(b, scaling)?;
+        let Some(Tree::List(factors)) = scaling.0.get("short_factor") else {
+            b.wrong_value(&scaling.1, "expected a list `short_factor` in the rope settings");
+            return None;
+        };
+        let factors: Option<Vec<f64>> = factors.iter().map(positive).collect();
+        match factors {
+            Some(factors) if factors.len() == inv_freq.len() => {
+                for (f, factor) in inv_freq.iter_mut().zip(factors) {
+                    *f = (f64::from(*f) / factor) as f32;
+                }
+            }
+            _ => {
+                let message = format!("expected {} positive numbers in `short_factor`", inv_freq.len());
+                b.wrong_value(&scaling.1, message);
+                return None;
+            }
+        }
+        let why = "from there on, `longrope` changes the positions of earlier tokens";
+        b.declared.limits.push((stream, original as usize, why.into()));
+        if let Some(given) = optional(b, scaling, "attention_factor")? {
+            return Some(given);
+        }
+        let factor = match self.max_positions {
+            Some(most) => most as f64 / original,
+            None => optional(b, scaling, "factor")?.unwrap_or(1.0),
+        };
+        Some(if factor <= 1.0 { 1.0 } else { (1.0 + factor.ln() / original.ln()).sqrt() })
     }
 }
 
-/// Changes frequencies as a scaling map says.
-fn scale(b: &mut Builder<'_>, scaling: &Settings, inv_freq: &mut [f32]) -> Option<()> {
+/// The kind of scaling that a map asks for.
+fn kind(b: &mut Builder<'_>, scaling: &Settings) -> Option<String> {
     let Settings(map, at) = scaling;
     if let Some((key, _)) = map.entries().iter().find(|(key, _)| !KEYS.contains(&key.as_str())) {
         b.wrong_value(at, format!("unsupported rope setting `{key}`"));
         return None;
     }
-    let kind = match map.get("rope_type").or_else(|| map.get("type")) {
-        None | Some(Tree::Null) => "default",
-        Some(Tree::Text(kind)) => kind,
+    match map.get("rope_type").or_else(|| map.get("type")) {
+        None | Some(Tree::Null) => Some("default".into()),
+        Some(Tree::Text(kind)) => Some(kind.clone()),
         Some(other) => {
             b.wrong_value(at, format!("expected the name of a `rope_type`, found {}", other.kind()));
-            return None;
-        }
-    };
-    match kind {
-        "default" => {}
-        "linear" => {
-            let factor = number(b, scaling, "factor")?;
-            inv_freq.iter_mut().for_each(|f| *f = (f64::from(*f) / factor) as f32);
-        }
-        // Grattafiori et al., arXiv:2407.21783, 2024, as transformers 5.23 computes it.
-        "llama3" => {
-            let factor = number(b, scaling, "factor")?;
-            let low = number(b, scaling, "low_freq_factor")?;
-            let high = number(b, scaling, "high_freq_factor")?;
-            let original = number(b, scaling, "original_max_position_embeddings")?;
-            if high <= low {
-                let message = format!("expected a `high_freq_factor` above {low}, found {high}");
-                b.wrong_value(at, message);
-                return None;
-            }
-            for f in inv_freq {
-                let freq = f64::from(*f);
-                let wavelength = 2.0 * std::f64::consts::PI / freq;
-                *f = if wavelength > original / low {
-                    (freq / factor) as f32
-                } else if wavelength < original / high {
-                    *f
-                } else {
-                    let smooth = (original / wavelength - low) / (high - low);
-                    ((1.0 - smooth) * freq / factor + smooth * freq) as f32
-                };
-            }
-        }
-        other => {
-            let message =
-                format!("unsupported `rope_type`: expected `default`, `linear` or `llama3`, found `{other}`");
-            b.wrong_value(at, message);
-            return None;
+            None
         }
     }
-    Some(())
+}
+
+fn positive(tree: &Tree) -> Option<f64> {
+    match tree {
+        Tree::Int(n) if *n > 0 => Some(*n as f64),
+        Tree::Float(x) if *x > 0.0 && x.is_finite() => Some(*x),
+        _ => None,
+    }
+}
+
+/// A positive number of a scaling map, if the key is there; the outer option is none if something is wrong with it.
+fn optional(b: &mut Builder<'_>, scaling: &Settings, key: &str) -> Option<Option<f64>> {
+    match scaling.0.get(key) {
+        None | Some(Tree::Null) => Some(None),
+        Some(_) => number(b, scaling, key).map(Some),
+    }
 }
 
 /// A positive number of a scaling map.
 fn number(b: &mut Builder<'_>, Settings(map, at): &Settings, key: &str) -> Option<f64> {
-    match map.get(key) {
-        Some(Tree::Int(n)) if *n > 0 => Some(*n as f64),
-        Some(Tree::Float(x)) if *x > 0.0 && x.is_finite() => Some(*x),
-        found => {
-            let found = found.map_or("nothing".into(), |x| format!("`{x}`"));
-            b.wrong_value(at, format!("expected a positive `{key}` in the rope settings, found {found}"));
-            None
-        }
+    let found = map.get(key);
+    let value = found.and_then(positive);
+    if value.is_none() {
+        let found = found.map_or("nothing".into(), |x| format!("`{x}`"));
+        b.wrong_value(at, format!("expected a positive `{key}` in the rope settings, found {found}"));
     }
+    value
 }
 
 impl Rope {
@@ -165,8 +297,8 @@ impl Rope {
             for freq in &self.inv_freq {
                 // The product is rounded to float32, as in transformers; its cosine then is exact.
                 let angle = f64::from(position as f32 * freq);
-                cos.push(angle.cos() as f32);
-                sin.push(angle.sin() as f32);
+                cos.push(angle.cos() as f32 * self.magnitude);
+                sin.push(angle.sin() as f32 * self.magnitude);
             }
         }
         let rows = cos.len() / pairs.max(1);

@@ -1,9 +1,12 @@
 //! A forward pass under way: the batch, the weights, and what blocks have computed so far.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use super::builder::{BiasId, CacheId, CacheUse, LinearId, RopeId, Stream, TableId, ValueId, VectorId};
+use super::builder::{
+    BiasId, CacheId, CacheUse, Declared, LinearId, RopeId, Stream, TableId, ValueId, VectorId,
+};
 use super::rope::Rope;
 use super::{Block, Rows, Shape};
 use crate::backend::{
@@ -81,22 +84,113 @@ impl Tokens {
     }
 }
 
+/// What a model computes from: sequences of tokens, end to end and without padding, and items of numbers.
+#[derive(Clone, Debug, Default)]
+pub struct Inputs {
+    /// The tokens of the input.
+    pub input: Tokens,
+    /// What the decoder of an encoder-decoder is given; empty for other models.
+    pub decoder: Tokens,
+    /// `[images, channels, height, width]`, normalised.
+    pub images: Option<Array>,
+    /// Spectra: `[sounds, bins, frames]`.
+    pub audio: Option<Array>,
+}
+
+impl Inputs {
+    /// Sequences of token ids.
+    pub fn of<'s>(sequences: impl IntoIterator<Item = &'s [u32]>) -> Self {
+        Inputs { input: Tokens::of(sequences), ..Inputs::default() }
+    }
+
+    /// The tokens of a stream; none for a stream of numbers.
+    pub fn tokens(&self, stream: Stream) -> Option<&Tokens> {
+        match stream {
+            Stream::Input => Some(&self.input),
+            Stream::Decoder => Some(&self.decoder),
+            Stream::Images | Stream::Audio => None,
+        }
+    }
+
+    /// The numbers of a stream, if it has been given any.
+    pub fn items(&self, stream: Stream) -> Option<&Array> {
+        match stream {
+            Stream::Input | Stream::Decoder => None,
+            Stream::Images => self.images.as_ref(),
+            Stream::Audio => self.audio.as_ref(),
+        }
+    }
+
+    /// How many sequences or items a stream has.
+    pub fn count(&self, stream: Stream) -> usize {
+        match self.tokens(stream) {
+            Some(tokens) => tokens.spans.len(),
+            None => self.items(stream).map_or(0, |items| items.shape()[0]),
+        }
+    }
+
+    /// How many sequences there are: of the stream that has most.
+    pub fn len(&self) -> usize {
+        let streams = [Stream::Input, Stream::Decoder, Stream::Images, Stream::Audio];
+        streams.into_iter().map(|stream| self.count(stream)).max().unwrap_or(0)
+    }
+
+    /// Whether there are no sequences.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Where the rows of each sequence or item lie.
+    pub fn spans(&self, rows: Rows) -> Cow<'_, [Span]> {
+        let each = |stream: Stream, n: usize| {
+            let span = |i: usize| Span { rows: i * n..(i + 1) * n, past: 0 };
+            (0..self.count(stream)).map(span).collect()
+        };
+        match rows {
+            Rows::Tokens(stream) => match self.tokens(stream) {
+                Some(tokens) => Cow::Borrowed(&tokens.spans),
+                None => Cow::Borrowed(&[]),
+            },
+            Rows::Fixed(stream, n) => Cow::Owned(each(stream, n)),
+            Rows::Sequences(stream) => Cow::Owned(each(stream, 1)),
+            Rows::Learned(n) => Cow::Owned(vec![Span { rows: 0..n, past: 0 }]),
+        }
+    }
+
+    /// How many rows there are.
+    pub fn rows(&self, rows: Rows) -> usize {
+        match rows {
+            Rows::Tokens(stream) => self.tokens(stream).map_or(0, |tokens| tokens.ids.len()),
+            Rows::Fixed(stream, n) => self.count(stream) * n,
+            Rows::Sequences(stream) => self.count(stream),
+            Rows::Learned(n) => n,
+        }
+    }
+}
+
 /// What a sequence leaves behind for its next tokens.
 #[derive(Clone, Debug)]
 pub struct SequenceState {
     /// One per declared cache.
     pub caches: Vec<KvCache>,
+    /// One per declared recurrent state.
+    pub recurrent: Vec<Vec<f32>>,
 }
 
 impl SequenceState {
     /// The state of a sequence without tokens.
-    pub fn new(caches: &[CacheUse]) -> Self {
-        SequenceState { caches: caches.iter().map(|c| KvCache::new(c.kv_heads, c.k_dim, c.v_dim)).collect() }
+    pub fn new(declared: &Declared) -> Self {
+        let cache = |c: &CacheUse| KvCache::new(c.kv_heads, c.k_dim, c.v_dim);
+        SequenceState {
+            caches: declared.caches.iter().map(cache).collect(),
+            recurrent: declared.recurrent.iter().map(|n| vec![0.0; *n]).collect(),
+        }
     }
 
     /// Bytes in use.
     pub fn bytes(&self) -> u64 {
-        self.caches.iter().map(KvCache::bytes).sum()
+        let recurrent = self.recurrent.iter().map(|state| 4 * state.len() as u64);
+        self.caches.iter().map(KvCache::bytes).chain(recurrent).sum()
     }
 }
 
@@ -110,10 +204,8 @@ pub struct Run<'r> {
     pub values: &'r [PlannedValue],
     /// Rotary settings.
     pub ropes: &'r [Rope],
-    /// Tokens of the input; without any while only the decoder goes on.
-    pub input: &'r Tokens,
-    /// Tokens of the decoder.
-    pub decoder: &'r Tokens,
+    /// What is computed from; without tokens of the input while only the decoder goes on.
+    pub inputs: &'r Inputs,
     /// One per sequence.
     pub states: &'r mut [SequenceState],
     /// Memory for activations.
@@ -131,14 +223,12 @@ pub struct Run<'r> {
 
 impl<'r> Run<'r> {
     /// A pass in which nothing is computed yet.
-    #[allow(clippy::too_many_arguments)] // the fields, by name, at one call site
     pub fn new(
         backend: &'r dyn Backend,
         parameters: &'r Parameters,
         values: &'r [PlannedValue],
         ropes: &'r [Rope],
-        input: &'r Tokens,
-        decoder: &'r Tokens,
+        inputs: &'r Inputs,
         states: &'r mut [SequenceState],
         buffers: &'r mut Buffers,
     ) -> Self {
@@ -147,8 +237,7 @@ impl<'r> Run<'r> {
             parameters,
             values,
             ropes,
-            input,
-            decoder,
+            inputs,
             states,
             buffers,
             computed: vec![None; values.len()],
@@ -159,20 +248,16 @@ impl<'r> Run<'r> {
         }
     }
 
-    /// The tokens of a stream.
+    /// The tokens of a stream of tokens.
     pub fn tokens(&self, stream: Stream) -> &'r Tokens {
-        match stream {
-            Stream::Input => self.input,
-            Stream::Decoder => self.decoder,
-        }
+        let inputs = self.inputs;
+        inputs.tokens(stream).unwrap_or(&inputs.input)
     }
 
-    /// Number of rows.
-    pub fn rows(&self, rows: Rows) -> usize {
-        match rows {
-            Rows::Tokens(stream) => self.tokens(stream).ids.len(),
-            Rows::Sequences => self.states.len(),
-        }
+    /// Where the rows of each sequence lie.
+    pub fn spans(&self, rows: Rows) -> Cow<'r, [Span]> {
+        let inputs = self.inputs;
+        inputs.spans(rows)
     }
 
     /// The matrix of a value, computed when it is asked for first.

@@ -1,5 +1,5 @@
-use super::builder::{Builder, Shape};
-use super::fields::fields;
+use super::builder::{Builder, Shape, VectorId};
+use super::fields::{Path, fields};
 use super::run::Run;
 use super::{Block, Built, Plan};
 use crate::error::Result;
@@ -7,22 +7,31 @@ use crate::spec::Address;
 use crate::tensor::Tensor;
 
 fields! {
-    /// Each element times a number: `scale: ${hidden ** 0.5}`.
+    /// Each element times a number, `scale: ${hidden ** 0.5}`, or times a learned one for its column, `scale: {at: …}`.
     ///
     /// `[rows, cols] -> [rows, cols]`.
     pub struct Scale("scale") {
         /// The number, rounded to float32.
-        by: f64,
+        by: f64 = "1",
+        /// Path of a parameter with a factor for each column, `[cols]`.
+        at: Option<Path>,
     }
 }
 
 #[derive(Debug)]
-struct Planned(f32);
+struct Planned {
+    by: f32,
+    learned: Option<VectorId>,
+}
 
 impl Plan for Scale {
     fn plan(self, b: &mut Builder<'_>, input: Option<Shape>, at: &Address) -> Built {
         let (rows, cols) = b.matrix(input, at)?;
-        Some((Box::new(Planned(self.by as f32)), Shape::Matrix { rows, cols }))
+        let learned = match &self.at {
+            Some(path) => Some(b.vector(path, "", cols)?),
+            None => None,
+        };
+        Some((Box::new(Planned { by: self.by as f32, learned }), Shape::Matrix { rows, cols }))
     }
 }
 
@@ -32,7 +41,15 @@ impl Block for Planned {
     }
 
     fn forward_owned(&self, run: &mut Run<'_>, mut x: Tensor) -> Result<Tensor> {
-        run.backend.scale(&mut x, self.0);
+        if self.by != 1.0 {
+            run.backend.scale(&mut x, self.by);
+        }
+        if let Some(id) = self.learned {
+            let learned = run.vector(id);
+            for i in 0..x.rows() {
+                x.row_mut(i).iter_mut().zip(learned).for_each(|(x, factor)| *x *= factor);
+            }
+        }
         Ok(x)
     }
 }

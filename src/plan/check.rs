@@ -9,7 +9,7 @@ use crate::spec::{
 };
 
 /// Tasks that a head can answer.
-pub const TASKS: [&str; 8] = [
+pub const TASKS: [&str; 14] = [
     "features",
     "masked_lm",
     "causal_lm",
@@ -18,6 +18,12 @@ pub const TASKS: [&str; 8] = [
     "token_classification",
     "question_answering",
     "pretraining",
+    "image_classification",
+    "image_features",
+    "image_embedding",
+    "text_embedding",
+    "similarity",
+    "speech_recognition",
 ];
 
 /// Reports everything that is wrong with a description whatever the config.
@@ -29,10 +35,8 @@ pub fn check(spec: &Spec, problems: &mut Problems) {
     }
     let model: Vec<&str> = spec.values.iter().map(|v| v.name.as_str()).collect();
     for defaults in &spec.defaults {
-        match nn::block(&defaults.block) {
-            Some(block) => {
-                checker.defaults((block.fields)(), &defaults.block, &defaults.fields, &defaults.at);
-            }
+        match nn::fields_of(&defaults.block) {
+            Some(fields) => checker.defaults(fields, &defaults.block, &defaults.fields, &defaults.at),
             None => checker.unknown_block(&defaults.block, &defaults.at),
         }
     }
@@ -63,8 +67,11 @@ pub fn check(spec: &Spec, problems: &mut Problems) {
             }
             checker.value(value);
         }
-        for (output, at) in &head.outputs {
+        for (output, _, at) in &head.outputs {
             checker.reference(output, at);
+        }
+        if let Some((start, at)) = &head.decoder_start {
+            checker.names(start, at);
         }
     }
     let used = std::mem::take(&mut checker.used);
@@ -145,7 +152,9 @@ impl<'s> Checker<'s, '_> {
             }
             match &item.step {
                 Step::Residual(body) => self.sequence(body),
-                Step::Sum(branches) => branches.iter().for_each(|branch| self.sequence(branch)),
+                Step::Sum(branches) | Step::Product(branches) => {
+                    branches.iter().for_each(|branch| self.sequence(branch))
+                }
                 Step::Repeat { count, path, index, body } => {
                     self.names(&count.0, &count.1);
                     let fresh = self.known.insert(index.clone());
@@ -226,6 +235,9 @@ impl<'s> Checker<'s, '_> {
                 let group = if matches!(field.shape, FieldShape::PathOrFields(_)) { "linear" } else { name };
                 self.repeated(value, at);
                 self.fields(fields(), group, value, at);
+            }
+            FieldShape::References if !holds_expression(value) && matches!(value, Tree::List(_)) => {
+                value.visit_texts(at, &mut |text, at| self.reference(text, at));
             }
             FieldShape::Reference if value.as_text().is_some_and(|text| !text.contains('$')) => {
                 if let Some(text) = value.as_text() {

@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 
-use crate::nn::combinators::{Repeat, Residual, Sequence, Sum};
+use crate::nn::combinators::{Product, Repeat, Residual, Sequence, Sum};
 use crate::nn::{self, Builder, Built, PlannedValue, Rows, Shape, ValueId};
 use crate::spec::{Address, Head, Item, Spec, Step, Tree};
 
@@ -163,19 +163,52 @@ impl<'s, 'b> Expander<'s, 'b> {
             Step::Sum(branches) => {
                 let mut built = Vec::new();
                 let mut first = None;
+                let mut left_out = 0;
                 for (i, branch) in branches.iter().enumerate() {
                     let at = item.at.child(i);
+                    // A branch of which nothing is included is none.
+                    if !branch.is_empty() && branch.iter().all(|item| self.included(item) == Some(false)) {
+                        left_out += 1;
+                        continue;
+                    }
+                    // A branch may begin by itself.
+                    let input = input.filter(|_| !branch.first().is_some_and(is_source));
                     let Some((branch, shape)) = self.sequence(branch, input, None, &at) else { continue };
                     self.same(*first.get_or_insert(shape), shape, "`sum` adds its branches", &at)?;
                     built.push(branch);
                 }
-                if built.len() < branches.len() {
+                if built.len() + left_out < branches.len() {
                     return None;
                 }
                 match first {
                     Some(shape) => Some((Box::new(Sum(built)), shape)),
                     None => {
                         self.builder.problem(&item.at, "`sum` without branches");
+                        None
+                    }
+                }
+            }
+            Step::Product(branches) => {
+                let mut built = Vec::new();
+                let mut first = None;
+                for (i, branch) in branches.iter().enumerate() {
+                    let at = item.at.child(i);
+                    let input = input.filter(|_| !branch.first().is_some_and(is_source));
+                    let (branch, mut shape) = self.sequence(branch, input, None, &at)?;
+                    let expected = *first.get_or_insert(shape);
+                    if let (Shape::Matrix { cols, .. }, Shape::Matrix { cols: all, .. }) =
+                        (&mut shape, expected)
+                    {
+                        // One column counts for all.
+                        *cols = if *cols == 1 { all } else { *cols };
+                    }
+                    self.same(expected, shape, "`product` multiplies its branches", &at)?;
+                    built.push(branch);
+                }
+                match first {
+                    Some(shape) => Some((Box::new(Product(built)), shape)),
+                    None => {
+                        self.builder.problem(&item.at, "`product` without branches");
                         None
                     }
                 }
@@ -271,15 +304,23 @@ impl<'s, 'b> Expander<'s, 'b> {
 fn keeps_shape(step: &Step) -> bool {
     match step {
         Step::Residual(_) | Step::Repeat { .. } => true,
-        Step::Sum(_) => false,
+        Step::Sum(_) | Step::Product(_) => false,
         Step::Block { name, .. } => nn::block(name).is_some_and(|block| block.keeps_shape),
     }
+}
+
+/// Whether a step takes no input.
+fn is_source(item: &Item) -> bool {
+    matches!(&item.step, Step::Block { name, .. } if nn::block(name).is_some_and(|block| block.is_source))
 }
 
 fn describe(shape: Shape) -> String {
     match shape {
         Shape::Matrix { rows: Rows::Tokens(_), cols } => format!("{cols} columns per token"),
-        Shape::Matrix { rows: Rows::Sequences, cols } => format!("{cols} columns per sequence"),
+        Shape::Matrix { rows: Rows::Fixed(_, n), cols } => format!("{n} rows of {cols} columns"),
+        Shape::Matrix { rows: Rows::Sequences(_), cols } => format!("{cols} columns per sequence"),
+        Shape::Matrix { rows: Rows::Learned(n), cols } => format!("{n} learned rows of {cols} columns"),
         Shape::Bias { heads, .. } => format!("a position bias for {heads} heads"),
+        Shape::Pairs { .. } => "the result of `similarity`".into(),
     }
 }

@@ -38,8 +38,8 @@ impl Memory {
             let shape = &declared.tensors[tensor].shape;
             shape.iter().fold(1u64, |n, d| n.saturating_mul(*d as u64))
         };
-        for vector in &declared.vectors {
-            memory.weights = memory.weights.saturating_add(4 * elements(vector.0));
+        for part in declared.vectors.iter().flat_map(|vector| &vector.parts) {
+            memory.weights = memory.weights.saturating_add(4 * elements(part.0));
         }
         for table in &declared.tables {
             let bytes = elements(table.0).saturating_mul(stored(table.0).size() as u64);

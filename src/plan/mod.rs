@@ -14,7 +14,7 @@ mod tensors;
 
 use crate::error::{Error, ErrorKind, Remark, Result, closest};
 use crate::nn::{Builder, Declared, PlannedValue, Shape, Stream, TensorUse, ValueId};
-use crate::spec::{Address, Head, Problems, Source, Spec, listed};
+use crate::spec::{Address, Head, Problems, Source, Spec, Tree, listed};
 use crate::weights::Index;
 pub use check::TASKS;
 pub use config::Config;
@@ -49,6 +49,8 @@ pub struct Plan {
     pub declared: Declared,
     /// Where the tensors are stored.
     pub tensors: Tensors,
+    /// The token that goes before the input to make the tokens of a decoder that is not given any.
+    pub decoder_start: Option<u32>,
 }
 
 impl Plan {
@@ -69,6 +71,17 @@ impl Plan {
         let targets = targets(&spec, head);
         let built: Vec<Option<(ValueId, Shape)>> =
             targets.iter().map(|(name, at)| expander.value(name, at)).collect();
+        let decoder_start = head.and_then(|head| head.decoder_start.as_ref());
+        let decoder_start = decoder_start.and_then(|(tree, at)| {
+            let value = expander.builder.evaluate(tree, at)?;
+            match value {
+                Tree::Int(id) if u32::try_from(id).is_ok() => Some(id as u32),
+                other => {
+                    expander.builder.wrong_value(at, format!("expected a token id, found `{other}`"));
+                    None
+                }
+            }
+        });
         let (values, declared) = expander.finish();
         problems.finish(ErrorKind::Config)?;
 
@@ -89,12 +102,21 @@ impl Plan {
             values,
             declared,
             tensors,
+            decoder_start,
         };
         debug_assert!(built.iter().all(Option::is_some), "a value that cannot be built is a problem");
         plan.outputs = (0..plan.values.len())
-            .filter(|i| matches!(plan.values[*i].shape, Shape::Matrix { .. }))
+            .filter(|i| !matches!(plan.values[*i].shape, Shape::Bias { .. }))
             .map(|i| (plan.output_name(ValueId(i)), ValueId(i)))
             .collect();
+        for (name, output, _) in head.iter().flat_map(|head| &head.outputs) {
+            let Some(output) = output else { continue };
+            for (other, id) in &mut plan.outputs {
+                if plan.values[id.0].name == *name {
+                    other.clone_from(output);
+                }
+            }
+        }
         Ok(plan)
     }
 
@@ -107,6 +129,7 @@ impl Plan {
     fn output_name(&self, id: ValueId) -> String {
         match (self.values[id.0].name.as_str(), self.has_decoder()) {
             ("encoder", true) => "encoder_last_hidden_state",
+            ("encoder", false) if self.values.iter().any(|value| value.name == "hidden") => "encoder",
             ("encoder", false) | ("hidden", _) => "last_hidden_state",
             ("pooled", _) => "pooler_output",
             (name, _) => name,
@@ -120,7 +143,7 @@ impl Plan {
             ("encoder", true) => "encoder_hidden_states".into(),
             ("hidden", true) => "decoder_hidden_states".into(),
             ("encoder" | "hidden", false) => "hidden_states".into(),
-            (name, _) => format!("{name}_hidden_states"),
+            (name, _) => format!("{name}.hidden_states"),
         }
     }
 
@@ -211,7 +234,7 @@ fn targets<'s>(spec: &'s Spec, head: Option<&'s Head>) -> Vec<(&'s str, Address)
             encoder.or_else(|| spec.values.iter().find(|v| v.name == "hidden")).or(spec.values.first());
         return value.map(|v| (v.name.as_str(), v.at.clone())).into_iter().collect();
     };
-    let outputs = head.outputs.iter().map(|(name, at)| (name.as_str(), at.clone()));
+    let outputs = head.outputs.iter().map(|(name, _, at)| (name.as_str(), at.clone()));
     outputs.chain(head.values.iter().map(|v| (v.name.as_str(), v.at.clone()))).collect()
 }
 

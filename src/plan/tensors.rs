@@ -110,7 +110,7 @@ pub fn resolve(
         tensors.stored.push(stored[0].to_owned());
         tensors.twins.extend(stored[1..].iter().map(|twin| (stored[0].to_owned(), (*twin).to_owned())));
         if let Some(entry) = names.entry(stored[0]) {
-            if entry.shape != tensor.shape {
+            if !same_axes(&entry.shape, &tensor.shape) {
                 misshapen.push((tensor, stored[0], entry));
             }
             check_type(spec, tensor, stored[0], entry, problems);
@@ -128,6 +128,11 @@ pub fn resolve(
     report_missing(spec, &names, &missing, &unused, problems);
     report_unused(spec, &unused, problems);
     tensors
+}
+
+/// Whether two shapes agree; axes of length 1 do not count.
+fn same_axes(a: &[usize], b: &[usize]) -> bool {
+    a.iter().filter(|n| **n != 1).eq(b.iter().filter(|n| **n != 1))
 }
 
 /// Reports tensors of the wrong shape; the same mistake in many layers once.

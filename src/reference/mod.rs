@@ -5,7 +5,7 @@
 
 use crate::backend::{
     Activation, AttentionParams, Backend, Epilogue, KvCache, Layout, Linear, LinearPart, Norm, QUANT_BLOCK,
-    QuantBlock, Rotation, Span, WeightType,
+    QuantBlock, Rotation, Scan, Span, WeightType,
 };
 use crate::tensor::{Array, Tensor};
 
@@ -178,16 +178,63 @@ impl Backend for Reference {
             for (i, row) in span.rows.clone().enumerate() {
                 for h in 0..params.heads {
                     let q = &x.row(row)[q_start + h * params.k_dim..][..params.k_dim];
-                    let head = attend(q, h, span.past + i, cache, params);
+                    let head = attend(q, h, span.rows.start, span.past + i, cache, params);
                     out.row_mut(row)[h * params.v_dim..][..params.v_dim].copy_from_slice(&head);
+                }
+            }
+        }
+    }
+
+    fn head_products(
+        &self,
+        x: &Tensor,
+        start: usize,
+        y: &Tensor,
+        heads: usize,
+        head_dim: usize,
+        out: &mut Tensor,
+    ) {
+        for r in 0..x.rows() {
+            for h in 0..heads {
+                for j in 0..y.rows() {
+                    let a = &x.row(r)[start + h * head_dim..][..head_dim];
+                    let b = &y.row(j)[h * head_dim..][..head_dim];
+                    out.row_mut(r)[h * y.rows() + j] = dot(a, b) as f32;
+                }
+            }
+        }
+    }
+
+    fn scan(&self, scan: &Scan<'_>, spans: &[Span], states: &mut [&mut [f32]], out: &mut Tensor) {
+        let n = scan.a.len() / scan.d.len();
+        for (span, state) in spans.iter().zip(states) {
+            for row in span.rows.clone() {
+                let (b, c) = scan.bc.row(row)[scan.start..scan.start + 2 * n].split_at(n);
+                for (ch, d) in scan.d.iter().enumerate() {
+                    let (x, dt) = (f64::from(scan.x.row(row)[ch]), f64::from(scan.dt.row(row)[ch]));
+                    let mut y = f64::from(*d) * x;
+                    for i in 0..n {
+                        let s = &mut state[ch * n + i];
+                        let decay = (dt * f64::from(scan.a[ch * n + i])).exp();
+                        *s = (decay * f64::from(*s) + dt * f64::from(b[i]) * x) as f32;
+                        y += f64::from(c[i]) * f64::from(*s);
+                    }
+                    out.row_mut(row)[ch] = y as f32;
                 }
             }
         }
     }
 }
 
-/// One query head `h` at position `i` over a cache; zeros if it sees no key.
-fn attend(q: &[f32], h: usize, i: usize, cache: &KvCache, params: &AttentionParams<'_>) -> Vec<f32> {
+/// One query head `h` at position `i` of the sequence whose rows begin at `start`, over a cache; zeros if it sees no key.
+fn attend(
+    q: &[f32],
+    h: usize,
+    start: usize,
+    i: usize,
+    cache: &KvCache,
+    params: &AttentionParams<'_>,
+) -> Vec<f32> {
     let kv_head = h / (params.heads / params.kv_heads);
     let keys = params.reach.of(i, cache.len());
     let score = |j: usize| {
@@ -197,7 +244,8 @@ fn attend(q: &[f32], h: usize, i: usize, cache: &KvCache, params: &AttentionPara
         if let Some(cap) = params.softcap {
             score = f64::from(cap) * (score / f64::from(cap)).tanh();
         }
-        score + params.bias.map_or(0.0, |bias| f64::from(bias.at(h, i, j)))
+        let distance = params.distances.map_or(0.0, |d| f64::from(d.at(h, start, i, j)));
+        score + params.bias.map_or(0.0, |bias| f64::from(bias.at(h, i, j))) + distance
     };
     let scores: Vec<f64> = keys.clone().map(score).collect();
     let sink = params.sinks.map(|sinks| f64::from(sinks[h]));

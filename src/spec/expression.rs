@@ -155,7 +155,28 @@ fn environment() -> Environment<'static> {
     env.set_fuel(Some(FUEL));
     env.add_filter("length", minijinja::filters::length);
     env.add_filter("int", minijinja::filters::int);
+    env.add_filter("ln", |x: f64| x.ln());
+    env.add_filter("unrolled", unrolled);
     env
+}
+
+/// The longest list that [`unrolled`] gives.
+const MAX_UNROLLED: usize = 10_000;
+
+/// `[[[a, b], 2], [[c], 1]]` to `[a, b, a, b, c]`.
+fn unrolled(runs: Value) -> Result<Value, minijinja::Error> {
+    let wrong = |what: &'static str| minijinja::Error::new(minijinja::ErrorKind::InvalidOperation, what);
+    let mut all: Vec<Value> = Vec::new();
+    for run in runs.try_iter()? {
+        let (items, times) = (run.get_item_by_index(0)?, run.get_item_by_index(1)?);
+        let times = usize::try_from(times).map_err(|_| wrong("expected lists of a list and a number"))?;
+        let items: Vec<Value> = items.try_iter()?.collect();
+        if items.len().saturating_mul(times) > MAX_UNROLLED - all.len() {
+            return Err(wrong("the list is too long"));
+        }
+        (0..times).for_each(|_| all.extend(items.iter().cloned()));
+    }
+    Ok(Value::from(all))
 }
 
 fn check(text: &str) -> Result<(), String> {

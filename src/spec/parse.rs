@@ -107,8 +107,10 @@ pub struct Head {
     pub task: String,
     /// Names in the config's `architectures` that ask for it.
     pub classes: Vec<String>,
-    /// Values of the model that are outputs too.
-    pub outputs: Vec<(String, Address)>,
+    /// Values of the model that are outputs too, each with the name that transformers gives it, if that is another.
+    pub outputs: Vec<(String, Option<String>, Address)>,
+    /// The token that goes before the input to make the tokens of a decoder that is not given any.
+    pub decoder_start: Option<(Tree, Address)>,
     /// The head's own values.
     pub values: Vec<NamedValue>,
     /// The entry.
@@ -133,6 +135,8 @@ pub enum Step {
     Residual(Vec<Item>),
     /// The sum of all branches.
     Sum(Vec<Vec<Item>>),
+    /// The product of all branches.
+    Product(Vec<Vec<Item>>),
     /// The body again and again.
     Repeat {
         /// How often.
@@ -393,12 +397,25 @@ impl<'a> Reader<'a> {
     fn heads(&mut self, tree: &'a Tree, at: &Address) -> Vec<Head> {
         let mut heads = Vec::new();
         for (task, fields, at) in self.entries(tree, at) {
-            let (mut classes, mut outputs) = (Vec::new(), Vec::new());
+            let (mut classes, mut outputs, mut decoder_start) = (Vec::new(), Vec::new(), None);
             for (field, value, at) in self.entries(fields, &at) {
                 match field {
                     "match" => classes = self.texts(value, &at).into_iter().map(|(t, _)| t.into()).collect(),
+                    "outputs" if matches!(value, Tree::Map(_)) => {
+                        for (name, value, at) in self.entries(value, &at) {
+                            match value.as_text() {
+                                Some(text) => outputs.push((text.to_owned(), Some(name.to_owned()), at)),
+                                None => self.wrong(&at, "expected the name of a value", ""),
+                            }
+                        }
+                    }
                     "outputs" => {
-                        outputs = self.texts(value, &at).into_iter().map(|(t, at)| (t.into(), at)).collect();
+                        let texts = self.texts(value, &at).into_iter();
+                        outputs = texts.map(|(text, at)| (text.into(), None, at)).collect();
+                    }
+                    "decoder_start" => {
+                        self.templates(value, &at);
+                        decoder_start = Some((value.clone(), at));
                     }
                     _ => {}
                 }
@@ -406,8 +423,8 @@ impl<'a> Reader<'a> {
             if fields.get("match").is_none() {
                 self.wrong(&at.key(), format!("head `{task}` has no `match`"), "");
             }
-            let values = self.values(fields, &at, &["match", "outputs"]);
-            heads.push(Head { task: task.into(), classes, outputs, values, at });
+            let values = self.values(fields, &at, &["match", "outputs", "decoder_start"]);
+            heads.push(Head { task: task.into(), classes, outputs, decoder_start, values, at });
         }
         heads
     }
@@ -467,10 +484,12 @@ impl<'a> Reader<'a> {
         };
         let step = match name {
             "residual" => Step::Residual(self.sequence(value, &at)),
-            "sum" => match value {
-                Tree::List(branches) => Step::Sum(
-                    branches.iter().enumerate().map(|(i, b)| self.sequence(b, &at.child(i))).collect(),
-                ),
+            "sum" | "product" => match value {
+                Tree::List(branches) => {
+                    let branches = branches.iter().enumerate();
+                    let branches = branches.map(|(i, b)| self.sequence(b, &at.child(i))).collect();
+                    if name == "sum" { Step::Sum(branches) } else { Step::Product(branches) }
+                }
                 other => {
                     self.wrong(&at, format!("expected a list of branches, found {}", other.kind()), "");
                     return None;

@@ -4,13 +4,14 @@ use std::collections::BTreeMap;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::{Batch, Network, Output};
-use crate::nn::{Stream, Tokens};
+use crate::nn::{Rows, Stream, Tokens};
 use crate::tensor::{Array, Tensor};
 
 /// Tensors by their names, as files with inputs and reference outputs hold them.
 ///
-/// Inputs are `input_ids`, `attention_mask` and `token_type_ids` of shape `[batch, seq]` and `decoder_input_ids` of shape
-/// `[batch, decoder seq]`, with or without `input.` before their names. The mask must be ones followed by zeros.
+/// Inputs are `input_ids`, `attention_mask` and `token_type_ids` of shape `[batch, seq]`, `decoder_input_ids` of shape
+/// `[batch, decoder seq]`, `pixel_values` of shape `[batch, channels, height, width]` and `input_features` of shape
+/// `[batch, bins, frames]`, with or without `input.` before their names. The mask must be ones followed by zeros.
 #[derive(Debug)]
 pub struct Bundle {
     tensors: BTreeMap<String, Array>,
@@ -41,41 +42,54 @@ pub struct Greedy {
     pub logits: Tensor,
 }
 
+/// What a continuation begins with.
+enum Prompt {
+    Tokens(Vec<u32>),
+    Audio(Array),
+}
+
 /// Names of inputs that are understood.
-const INPUTS: [&str; 4] = ["input_ids", "attention_mask", "token_type_ids", "decoder_input_ids"];
+const INPUTS: [&str; 6] =
+    ["input_ids", "attention_mask", "token_type_ids", "decoder_input_ids", "pixel_values", "input_features"];
 
 impl Bundle {
     /// Reads the inputs among `tensors`.
     ///
     /// # Errors
-    /// `Input` when there are no `input_ids`, when an input is not understood, or when shapes, types or values do not fit.
+    /// `Input` when there is nothing to compute from, when an input is not understood, or when shapes, types or values do not fit.
     pub fn new(tensors: BTreeMap<String, Array>) -> Result<Bundle> {
         let mut inputs = BTreeMap::new();
+        let mut batch = Batch::default();
         for (name, array) in &tensors {
             let bare = name.strip_prefix("input.").unwrap_or(name);
-            if INPUTS.contains(&bare) {
+            if bare == "pixel_values" {
+                batch.images = Some(numbers(name, array, 4)?);
+            } else if bare == "input_features" {
+                batch.audio = Some(numbers(name, array, 3)?);
+            } else if INPUTS.contains(&bare) {
                 inputs.insert(bare, Grid::read(name, array)?);
             } else if name.starts_with("input.") || !name.contains('.') {
                 let message = format!("unknown input `{name}`: expected {}", crate::spec::listed(&INPUTS));
                 return Err(input_error(message));
             }
         }
-        let Some(ids) = inputs.get("input_ids") else {
-            return Err(input_error("no `input_ids`"));
-        };
-        let lengths = match inputs.get("attention_mask") {
-            Some(mask) => ids.masked_lengths(mask)?,
-            None => vec![ids.cols; ids.rows],
-        };
-        let mut batch = Batch::default();
-        for (i, len) in lengths.iter().enumerate() {
-            batch.input.push(&ids.ids(i, *len)?, 0);
-            if let Some(types) = inputs.get("token_type_ids") {
-                types.same_size(ids)?;
-                batch.input.type_ids.extend(types.ids(i, *len)?);
+        let mut widths = [0, 0];
+        if let Some(ids) = inputs.get("input_ids") {
+            widths[0] = ids.cols;
+            let lengths = match inputs.get("attention_mask") {
+                Some(mask) => ids.masked_lengths(mask)?,
+                None => vec![ids.cols; ids.rows],
+            };
+            for (i, len) in lengths.iter().enumerate() {
+                batch.input.push(&ids.ids(i, *len)?, 0);
+                if let Some(types) = inputs.get("token_type_ids") {
+                    types.same_size(ids)?;
+                    batch.input.type_ids.extend(types.ids(i, *len)?);
+                }
             }
+        } else if batch.is_empty() {
+            return Err(input_error("no `input_ids`, `pixel_values` or `input_features`"));
         }
-        let mut widths = [ids.cols, 0];
         if let Some(decoder) = inputs.get("decoder_input_ids") {
             widths[1] = decoder.cols;
             for i in 0..decoder.rows {
@@ -93,8 +107,10 @@ impl Bundle {
     /// An output as transformers would give it: `[batch, seq, cols]` with zeros at masked positions, or `[batch, cols]`.
     pub fn padded(&self, output: &Output) -> (Vec<usize>, Vec<f32>) {
         let (rows, cols) = (output.value.rows(), output.value.cols());
-        let Some(stream) = output.stream else {
-            return (vec![rows, cols], output.value.data().to_vec());
+        let stream = match output.rows {
+            Rows::Tokens(stream) => stream,
+            Rows::Fixed(_, n) => return (vec![rows / n.max(1), n, cols], output.value.data().to_vec()),
+            _ => return (vec![rows, cols], output.value.data().to_vec()),
         };
         let width = self.widths[usize::from(stream == Stream::Decoder)];
         let tokens = self.tokens(stream);
@@ -131,7 +147,9 @@ impl Bundle {
                 )));
             };
             let (shape, padded) = self.padded(output);
-            if shape != reference.shape() {
+            // transformers leaves out the last axis of some outputs that have one column.
+            let squeezed = shape.len() == 3 && shape[2] == 1 && *reference.shape() == shape[..2];
+            if shape != reference.shape() && !squeezed {
                 let message = format!("`{name}`: expected shape {:?}, found {shape:?}", reference.shape());
                 return Err(input_error(message));
             }
@@ -163,14 +181,22 @@ impl Bundle {
     /// the `decoder_input_ids`.
     pub fn greedy(&self, network: &Network, steps: usize) -> Result<Vec<Greedy>> {
         let input = &self.batch.input;
-        input.spans.iter().map(|span| self.greedy_of(network, &input.ids[span.rows.clone()], steps)).collect()
+        let prompts = (0..self.batch.len()).map(|i| match &self.batch.audio {
+            Some(audio) => Prompt::Audio(audio.items(&[i])),
+            None => Prompt::Tokens(input.ids[input.spans[i].rows.clone()].to_vec()),
+        });
+        prompts.map(|prompt| self.greedy_of(network, &prompt, steps)).collect()
     }
 
-    fn greedy_of(&self, network: &Network, prompt: &[u32], steps: usize) -> Result<Greedy> {
+    fn greedy_of(&self, network: &Network, prompt: &Prompt, steps: usize) -> Result<Greedy> {
         let mut session = network.session(1);
-        let mut next = prompt.to_vec();
+        let mut next = Vec::new();
+        match prompt {
+            Prompt::Audio(audio) => session.encode_audio(audio.clone())?,
+            Prompt::Tokens(ids) if network.plan().has_decoder() => session.encode(&[ids])?,
+            Prompt::Tokens(ids) => next.clone_from(ids),
+        }
         if network.plan().has_decoder() {
-            session.encode(&[prompt])?;
             let start = self.batch.decoder.ids.first();
             next = vec![*start.ok_or_else(|| input_error("no `decoder_input_ids` to begin with"))?];
         }
@@ -190,30 +216,32 @@ impl Bundle {
 
     /// The prompts of the reference with their tokens and logits.
     #[allow(clippy::type_complexity)] // a row of the file, taken apart where it is used
-    fn prompts(&self) -> Result<Vec<(usize, Vec<u32>, Vec<u32>, Vec<f32>)>> {
+    fn prompts(&self) -> Result<Vec<(usize, Prompt, Vec<u32>, Vec<f32>)>> {
         let mut prompts = Vec::new();
         for i in 0.. {
             let part = |what: &str| self.tensors.get(&format!("generate.{i}.{what}"));
-            let (Some(prompt), Some(tokens), Some(logits)) = (part("prompt"), part("tokens"), part("logits"))
-            else {
-                break;
+            let (Some(tokens), Some(logits)) = (part("tokens"), part("logits")) else { break };
+            let prompt = match (part("prompt"), &self.batch.audio) {
+                (Some(ids), _) => Prompt::Tokens(to_ids("prompt", ids)?),
+                (None, Some(audio)) if i < self.batch.len() => Prompt::Audio(audio.items(&[i])),
+                _ => break,
             };
-            prompts.push((i, to_ids("prompt", prompt)?, to_ids("tokens", tokens)?, logits.to_f32()));
+            prompts.push((i, prompt, to_ids("tokens", tokens)?, logits.to_f32()));
         }
         Ok(prompts)
     }
 
     fn tokens(&self, stream: Stream) -> &Tokens {
         match stream {
-            Stream::Input => &self.batch.input,
             Stream::Decoder => &self.batch.decoder,
+            _ => &self.batch.input,
         }
     }
 
     fn difference(&self, output: &Output, found: &[f32], reference: &[f32]) -> Comparison {
         let name = output.name.clone();
         let magnitude = magnitude(reference);
-        let Some(stream) = output.stream else {
+        let Rows::Tokens(stream) = output.rows else {
             return Comparison { name, largest: largest(found, reference), magnitude, elements: found.len() };
         };
         let row = self.widths[usize::from(stream == Stream::Decoder)] * output.value.cols();
@@ -225,6 +253,16 @@ impl Bundle {
         }
         comparison
     }
+}
+
+/// Numbers of so many axes.
+fn numbers(name: &str, array: &Array, axes: usize) -> Result<Array> {
+    if array.shape().len() != axes || array.to_i64().is_some() {
+        let (shape, dtype) = (array.shape(), array.dtype());
+        let message = format!("expected numbers of {axes} axes in `{name}`, found {dtype} {shape:?}");
+        return Err(input_error(message));
+    }
+    Ok(array.clone())
 }
 
 fn magnitude(x: &[f32]) -> f32 {

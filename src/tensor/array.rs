@@ -106,6 +106,38 @@ impl Array {
         self.owner.release(at(range.start)..at(range.end));
     }
 
+    /// The same elements with axes of other sizes.
+    ///
+    /// # Panics
+    /// If the sizes do not multiply to the same number.
+    pub fn reshaped(&self, shape: Vec<usize>) -> Array {
+        assert_eq!(shape.iter().product::<usize>(), self.len(), "elements of {shape:?}");
+        Array { shape, ..self.clone() }
+    }
+
+    /// One item of the first axis; it shares the memory.
+    ///
+    /// # Panics
+    /// If there is no such item.
+    pub fn item(&self, i: usize) -> Array {
+        assert!(i < self.shape[0], "item {i} of {:?}", self.shape);
+        let bytes = self.range.len() / self.shape[0];
+        let start = self.range.start + i * bytes;
+        Array { shape: self.shape[1..].to_vec(), range: start..start + bytes, ..self.clone() }
+    }
+
+    /// Some items of the first axis, as float32.
+    pub fn items(&self, which: &[usize]) -> Array {
+        let each = self.len() / self.shape[0].max(1);
+        let mut data = vec![0.0; each * which.len()];
+        for (to, item) in data.chunks_mut(each.max(1)).zip(which) {
+            self.read_f32(item * each, to);
+        }
+        let mut shape = self.shape.clone();
+        shape[0] = which.len();
+        Array::from_f32(shape, &data)
+    }
+
     /// All elements as float32.
     pub fn to_f32(&self) -> Vec<f32> {
         let mut out = vec![0.0; self.len()];

@@ -245,6 +245,11 @@ impl Tile<'_> {
                     scores[j] += bias.at(row.head, row.position, start + j);
                 }
             }
+            if let Some(distances) = p.distances {
+                for j in seen.clone() {
+                    scores[j] += distances.at(row.head, self.span.rows.start, row.position, start + j);
+                }
+            }
             scores[..seen.start].fill(f32::NEG_INFINITY);
             scores[seen.end..].fill(f32::NEG_INFINITY);
             let mut largest = s.splat(f32::NEG_INFINITY);

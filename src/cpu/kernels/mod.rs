@@ -17,6 +17,7 @@ pub mod neon;
 pub mod peaks;
 pub mod quantised;
 pub mod rows;
+pub mod scan;
 pub mod simd;
 #[cfg(target_arch = "x86_64")]
 pub mod x86;

@@ -1,0 +1,192 @@
+use super::builder::{Builder, LinearId, Rows, Shape, StateId, VectorId};
+use super::fields::{Path, Projection, fields};
+use super::run::Run;
+use super::{Block, Built, Plan};
+use crate::backend::{Activation, Scan};
+use crate::error::Result;
+use crate::spec::Address;
+use crate::tensor::Tensor;
+
+fields! {
+    /// A selective state space: `out(scan(act(conv(x))) · act(z))` with `[x; z] = in(input)`.
+    ///
+    /// `[tokens, cols] -> [tokens, cols]`. The convolution runs over the tokens before each, channel by channel. From its result
+    /// `u` come step sizes and the two projections of the state, `[t; b; c] = x_proj(u)`, `dt = softplus(dt_proj(t))`; the state is
+    /// `s = exp(dt · a) · s + dt · b · u` with `a = -exp(a_log)`, and gives `Σ c · s + d · u`. Gu and Dao, arXiv:2312.00752, 2023.
+    pub struct StateSpace("state_space") {
+        /// To `2 * inner` columns.
+        in_proj: Projection,
+        /// Path of the convolution, which owns `weight`, `[inner, kernel]`, and `bias`.
+        conv: Path,
+        /// Whether the convolution has a bias.
+        conv_bias: bool = "true",
+        /// To `dt_rank + 2 * state` columns.
+        x_proj: Projection,
+        /// From `dt_rank` to `inner` columns.
+        dt_proj: Projection,
+        /// Path of the parameter `a_log`, `[inner, state]`.
+        a_log: Path,
+        /// Path of the parameter `d`, `[inner]`.
+        d: Path,
+        /// Back to the width of the input.
+        out_proj: Projection,
+        /// Channels.
+        inner: usize,
+        /// Numbers that each channel remembers.
+        state: usize,
+        /// Tokens that the convolution sees, the own one included.
+        kernel: usize,
+        /// Columns from which the step sizes are computed.
+        dt_rank: usize,
+        /// Applied behind the convolution and to `z`.
+        act: Activation = "silu",
+    }
+}
+
+#[derive(Debug)]
+struct Planned {
+    rows: Rows,
+    x: LinearId,
+    z: LinearId,
+    conv: VectorId,
+    conv_bias: Option<VectorId>,
+    x_proj: LinearId,
+    dt_proj: LinearId,
+    a_log: VectorId,
+    d: VectorId,
+    out: LinearId,
+    inner: usize,
+    state: usize,
+    kernel: usize,
+    dt_rank: usize,
+    act: Activation,
+    /// The last inputs of the convolution, `[kernel - 1, inner]`, and then the state, `[inner, state]`.
+    kept: StateId,
+}
+
+/// Sizes beyond these are a mistake.
+const MAX_KERNEL: usize = 1 << 10;
+const MAX_STATE: usize = 1 << 16;
+
+impl Plan for StateSpace {
+    fn plan(self, b: &mut Builder<'_>, input: Option<Shape>, at: &Address) -> Built {
+        let (stream, cols) = b.tokens(input, at)?;
+        let (inner, state, kernel) = (self.inner, self.state, self.kernel);
+        if kernel > MAX_KERNEL || state > MAX_STATE || inner > super::fields::MAX_SIZE as usize / MAX_STATE {
+            let message =
+                format!("{inner} channels with a state of {state} and a kernel of {kernel} are too many");
+            b.wrong_fields(at, &["inner", "state", "kernel"], message);
+            return None;
+        }
+        let half = |b: &mut Builder<'_>, rows: std::ops::Range<usize>| {
+            let rows = Some(rows.map(|row| row as u32).collect());
+            let part = b.linear_part("in_proj", &self.in_proj, 2 * inner, cols, rows)?;
+            Some(b.linear_of(vec![part], cols))
+        };
+        let (x, z) = (half(b, 0..inner)?, half(b, inner..2 * inner)?);
+        b.field = "conv";
+        let conv = b.parameter(&self.conv, "weight", vec![inner, kernel], 0.0)?;
+        let conv_bias = if self.conv_bias { Some(b.vector(&self.conv, "bias", inner)?) } else { None };
+        let x_proj = b.linear(&[("x_proj", &self.x_proj, self.dt_rank + 2 * state)], inner)?;
+        let dt_proj = b.linear(&[("dt_proj", &self.dt_proj, inner)], self.dt_rank)?;
+        b.field = "a_log";
+        let a_log = b.parameter(&self.a_log, "", vec![inner, state], 0.0)?;
+        b.field = "d";
+        let d = b.vector(&self.d, "", inner)?;
+        let out = b.linear(&[("out_proj", &self.out_proj, cols)], inner)?;
+        let kept = b.state((kernel - 1) * inner + inner * state);
+        let rows = Rows::Tokens(stream);
+        let block = Planned {
+            rows,
+            x,
+            z,
+            conv,
+            conv_bias,
+            x_proj,
+            dt_proj,
+            a_log,
+            d,
+            out,
+            inner,
+            state,
+            kernel,
+            dt_rank: self.dt_rank,
+            act: self.act,
+            kept,
+        };
+        Some((Box::new(block), Shape::Matrix { rows, cols }))
+    }
+}
+
+impl Planned {
+    /// Each channel's sum over the last `kernel` rows of its sequence.
+    fn convolve(&self, run: &mut Run<'_>, x: &Tensor) -> Tensor {
+        let (inner, kernel) = (self.inner, self.kernel);
+        let weight = run.vector(self.conv); // [inner, kernel]
+        let bias = self.conv_bias.map(|id| run.vector(id));
+        let mut out = run.take(x.rows(), inner);
+        for (span, sequence) in run.spans(self.rows).iter().zip(run.states.iter_mut()) {
+            let past = &mut sequence.recurrent[self.kept.0][..(kernel - 1) * inner];
+            for row in span.rows.clone() {
+                let out = out.row_mut(row);
+                match bias {
+                    Some(bias) => out.copy_from_slice(bias),
+                    None => out.fill(0.0),
+                }
+                for k in 0..kernel {
+                    // Row `k` of the window: the oldest come first.
+                    let from = match (row + k + 1).checked_sub(kernel).filter(|r| *r >= span.rows.start) {
+                        Some(earlier) => x.row(earlier),
+                        None => &past[(row - span.rows.start + k) * inner..][..inner],
+                    };
+                    for (c, (out, x)) in out.iter_mut().zip(from).enumerate() {
+                        *out += weight[c * kernel + k] * x;
+                    }
+                }
+            }
+            let new = span.rows.len().min(kernel - 1);
+            past.copy_within(new * inner.., 0);
+            let last = x.data()[(span.rows.end - new) * inner..span.rows.end * inner].iter();
+            past[(kernel - 1 - new) * inner..].iter_mut().zip(last).for_each(|(to, x)| *to = *x);
+        }
+        out
+    }
+}
+
+impl Block for Planned {
+    fn is_row_wise(&self) -> bool {
+        false
+    }
+
+    fn forward(&self, run: &mut Run<'_>, input: &Tensor) -> Result<Tensor> {
+        let x = run.linear(self.x, input, None, None); // [tokens, inner]
+        let mut u = self.convolve(run, &x);
+        run.give(x);
+        run.backend.activate(self.act, &mut u);
+        let tbc = run.linear(self.x_proj, &u, None, None); // [tokens, dt_rank + 2 state]
+        let mut t = run.take(tbc.rows(), self.dt_rank);
+        for i in 0..tbc.rows() {
+            t.row_mut(i).copy_from_slice(&tbc.row(i)[..self.dt_rank]);
+        }
+        let mut dt = run.linear(self.dt_proj, &t, None, None); // [tokens, inner]
+        run.give(t);
+        dt.data_mut().iter_mut().for_each(|x| *x = softplus(*x));
+        let a: Vec<f32> = run.vector(self.a_log).iter().map(|x| -x.exp()).collect();
+        let mut y = run.take(u.rows(), self.inner);
+        let (spans, scanned) = (run.spans(self.rows), (self.kernel - 1) * self.inner);
+        let scan = Scan { x: &u, dt: &dt, bc: &tbc, start: self.dt_rank, a: &a, d: run.vector(self.d) };
+        debug_assert_eq!(a.len(), self.inner * self.state);
+        let mut states: Vec<&mut [f32]> =
+            run.states.iter_mut().map(|s| &mut s.recurrent[self.kept.0][scanned..]).collect();
+        run.backend.scan(&scan, &spans, &mut states, &mut y);
+        let gated = run.linear(self.z, input, Some(self.act), Some(&y));
+        let out = run.linear(self.out, &gated, None, None);
+        [u, tbc, dt, y, gated].into_iter().for_each(|x| run.give(x));
+        Ok(out)
+    }
+}
+
+/// `ln(1 + exp(x))`.
+fn softplus(x: f32) -> f32 {
+    if x > 20.0 { x } else { x.exp().ln_1p() }
+}
