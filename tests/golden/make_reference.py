@@ -21,7 +21,7 @@ import hashlib
 import json
 import os
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Callable
 
@@ -44,6 +44,9 @@ transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()
 torch.set_num_threads(1)  # the order of sums, and so the last digits, depends on it
 torch.set_grad_enabled(False)
+
+# The plain implementations: the others need aligned sizes or leave out options.
+EAGER = dict(attn_implementation="eager", experts_implementation="eager")
 
 # --------------------------------------------------------------------------------------
 # Text and tokenizers
@@ -148,7 +151,7 @@ def _wordpiece(specials: list[str], cls: str, sep: str, unk: str) -> Tokenizer:
     return tok
 
 
-def _byte_bpe(specials: list[str], vocab: int) -> Tokenizer:
+def _byte_bpe(specials: list[str], vocab: int, template: tuple[str, str] | None = None) -> Tokenizer:
     tok = Tokenizer(models.BPE())
     tok.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
@@ -157,7 +160,13 @@ def _byte_bpe(specials: list[str], vocab: int) -> Tokenizer:
     tok.model = models.BPE(vocab={t: i for i, t in enumerate(order)}, merges=merges)
     tok.add_special_tokens([AddedToken(s, special=True) for s in specials])
     tok.decoder = decoders.ByteLevel()
-    tok.post_processor = processors.ByteLevel(trim_offsets=False)
+    if template:
+        bos, eos = template
+        tok.post_processor = processors.RobertaProcessing(
+            (eos, tok.token_to_id(eos)), (bos, tok.token_to_id(bos)), add_prefix_space=False
+        )
+    else:
+        tok.post_processor = processors.ByteLevel(trim_offsets=False)
     return tok
 
 
@@ -205,12 +214,54 @@ def _llama_bpe() -> Tokenizer:
     return tok
 
 
+def _clip_bpe() -> Tokenizer:
+    tok = Tokenizer(models.BPE(end_of_word_suffix="</w>", unk_token="<|endoftext|>"))
+    tok.normalizer = normalizers.Sequence(
+        [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
+    )
+    pattern = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
+    tok.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(pattern), behavior="removed", invert=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    words = [[*w[:-1], w[-1] + "</w>"] for w in corpus_words(tok)]
+    alphabet = sorted({c.removesuffix("</w>") for w in words for c in w})
+    pieces, merges = train_merges(words, 91, str.__add__)
+    # As in real CLIP vocabularies, the two special tokens have the highest ids.
+    specials = ["<|startoftext|>", "<|endoftext|>"]
+    order = list(dict.fromkeys(alphabet + [c + "</w>" for c in alphabet] + pieces)) + specials
+    tok.model = models.BPE(
+        vocab={t: i for i, t in enumerate(order)}, merges=merges, end_of_word_suffix="</w>", unk_token=specials[1]
+    )
+    tok.add_special_tokens([AddedToken(s, normalized=False, special=True) for s in specials])
+    bos, eos = "<|startoftext|>", "<|endoftext|>"
+    tok.post_processor = processors.RobertaProcessing(
+        (eos, tok.token_to_id(eos)), (bos, tok.token_to_id(bos)), trim_offsets=False, add_prefix_space=False
+    )
+    tok.decoder = decoders.ByteLevel()
+    return tok
+
+
 def build_tokenizer(kind: str) -> tuple[Tokenizer, dict[str, str]]:
     """A trained tokenizer and the special-token names for tokenizer_config.json."""
-    if kind == "wordpiece":
+    if kind == "wordpiece":  # BERT
         names = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
         return _wordpiece(names, "[CLS]", "[SEP]", "[UNK]"), dict(
             pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]", mask_token="[MASK]"
+        )
+    if kind == "wordpiece-mpnet":
+        names = ["<s>", "<pad>", "</s>", "[UNK]", "<mask>"]
+        return _wordpiece(names, "<s>", "</s>", "[UNK]"), dict(
+            pad_token="<pad>", unk_token="[UNK]", bos_token="<s>", eos_token="</s>", cls_token="<s>",
+            sep_token="</s>", mask_token="<mask>",
+        )
+    if kind == "bytebpe-roberta":  # RoBERTa, BART, ModernBERT-like use
+        names = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+        return _byte_bpe(names, 331, ("<s>", "</s>")), dict(
+            bos_token="<s>", pad_token="<pad>", eos_token="</s>", unk_token="<unk>", cls_token="<s>",
+            sep_token="</s>", mask_token="<mask>",
         )
     if kind == "bytebpe-gpt2":
         return _byte_bpe(["<|endoftext|>", "<|pad|>"], 325), dict(
@@ -220,8 +271,24 @@ def build_tokenizer(kind: str) -> tuple[Tokenizer, dict[str, str]]:
         return _unigram(["<pad>", "</s>", "<unk>"], "<unk>", "$A:0 </s>:0", "$A:0 </s>:0 $B:0 </s>:0"), dict(
             pad_token="<pad>", eos_token="</s>", unk_token="<unk>"
         )
+    if kind == "unigram-albert":
+        names = ["<pad>", "<unk>", "[CLS]", "[SEP]", "[MASK]"]
+        return _unigram(names, "<unk>", "[CLS]:0 $A:0 [SEP]:0", "[CLS]:0 $A:0 [SEP]:0 $B:1 [SEP]:1"), dict(
+            pad_token="<pad>", unk_token="<unk>", cls_token="[CLS]", sep_token="[SEP]", mask_token="[MASK]"
+        )
+    if kind == "unigram-xlmr":
+        names = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+        return _unigram(names, "<unk>", "<s>:0 $A:0 </s>:0", "<s>:0 $A:0 </s>:0 </s>:0 $B:0 </s>:0"), dict(
+            bos_token="<s>", pad_token="<pad>", eos_token="</s>", unk_token="<unk>", cls_token="<s>",
+            sep_token="</s>", mask_token="<mask>",
+        )
     if kind == "bpe-llama":
         return _llama_bpe(), dict(bos_token="<s>", eos_token="</s>", unk_token="<unk>", pad_token="<pad>")
+    if kind == "bpe-clip":
+        return _clip_bpe(), dict(
+            bos_token="<|startoftext|>", eos_token="<|endoftext|>", unk_token="<|endoftext|>",
+            pad_token="<|endoftext|>",
+        )
     raise ValueError(f"unknown tokenizer kind {kind!r}")
 
 
@@ -236,8 +303,8 @@ class Case:
     model: str  # transformers model class
     config: str  # transformers config class
     args: dict[str, Any]
-    tok: str
-    kind: str = "encoder"  # encoder (nothing is generated) | causal | seq2seq
+    tok: str | None = None
+    kind: str = "encoder"  # encoder | causal | seq2seq | vision | speech | clip
     generate: int = 0  # greedy steps
     pairs: bool = False  # batch of text pairs with token_type_ids
     hidden: bool = True  # store every layer's hidden state
@@ -245,8 +312,14 @@ class Case:
     gain: float = 1.2
     note: str = ""
     seed: int = 0
+    inputs: Callable[["Case", Any, Any], dict] | None = None  # overrides the default inputs
+    prompts: list[list[int]] | None = None  # overrides the tokenized prompts
+    attention: str = "eager"  # implementation of transformers that is taken for the truth
+    distinct: int | None = None  # least number of different tokens a greedy run must have
     before: Callable[[Any], None] | None = None  # changes the model before it is saved
     after: Callable[[Path, Any], None] | None = None  # changes the saved files
+    keep: tuple[str, ...] = ()  # parameters (by substring) whose initial value is kept
+    scale: dict[str, float] = field(default_factory=dict)  # extra factor for weights, by substring
 
     @property
     def arch(self) -> str:
@@ -260,6 +333,149 @@ def case(id: str, model: str, config: str, args: dict[str, Any], **kw: Any) -> N
     if id in CASES:
         raise ValueError(f"case {id} defined twice")
     CASES[id] = Case(id=id, model=model, config=config, args=args, **kw)
+
+
+def with_(base: dict[str, Any], **over: Any) -> dict[str, Any]:
+    return {**base, **over}
+
+
+def register_encoders() -> None:
+    heads3 = dict(num_labels=3)
+    heads5 = dict(num_labels=5)
+
+    bert = dict(
+        hidden_size=40, num_attention_heads=5, num_hidden_layers=2, intermediate_size=74,
+        max_position_embeddings=37, type_vocab_size=2, layer_norm_eps=1e-12,
+    )
+    common = dict(tok="wordpiece", pairs=True)
+    case("bert/base", "BertModel", "BertConfig", bert, **common)
+    case("bert/masked-lm", "BertForMaskedLM", "BertConfig", bert, **common)
+    case("bert/sequence-classification", "BertForSequenceClassification", "BertConfig", with_(bert, **heads3), hidden=False, **common)
+    case("bert/token-classification", "BertForTokenClassification", "BertConfig", with_(bert, **heads5), hidden=False, **common)
+    case("bert/question-answering", "BertForQuestionAnswering", "BertConfig", bert, hidden=False, **common)
+    case("bert/pretraining", "BertForPreTraining", "BertConfig", bert, hidden=False, **common)
+
+    distil = dict(dim=40, n_heads=5, n_layers=2, hidden_dim=74, max_position_embeddings=37)
+    common = dict(tok="wordpiece")
+    case("distilbert/base", "DistilBertModel", "DistilBertConfig", distil, **common)
+    case("distilbert/masked-lm", "DistilBertForMaskedLM", "DistilBertConfig", distil, hidden=False, **common)
+    case("distilbert/sequence-classification", "DistilBertForSequenceClassification", "DistilBertConfig", with_(distil, **heads3), hidden=False, **common)
+    case("distilbert/token-classification", "DistilBertForTokenClassification", "DistilBertConfig", with_(distil, **heads5), hidden=False, **common)
+    case("distilbert/question-answering", "DistilBertForQuestionAnswering", "DistilBertConfig", distil, hidden=False, **common)
+
+    roberta = with_(bert, type_vocab_size=1, layer_norm_eps=1e-5, pad_token_id=1, bos_token_id=0, eos_token_id=2)
+    common = dict(tok="bytebpe-roberta")
+    case("roberta/base", "RobertaModel", "RobertaConfig", roberta, **common)
+    case("roberta/masked-lm", "RobertaForMaskedLM", "RobertaConfig", roberta, hidden=False, **common)
+    case("roberta/sequence-classification", "RobertaForSequenceClassification", "RobertaConfig", with_(roberta, **heads3), hidden=False, **common)
+    case("roberta/token-classification", "RobertaForTokenClassification", "RobertaConfig", with_(roberta, **heads5), hidden=False, **common)
+
+    albert = dict(
+        embedding_size=24, hidden_size=36, num_hidden_layers=4, num_hidden_groups=2, inner_group_num=1,
+        num_attention_heads=3, intermediate_size=70, max_position_embeddings=37, type_vocab_size=2,
+        pad_token_id=0, bos_token_id=2, eos_token_id=3,
+    )
+    common = dict(tok="unigram-albert", pairs=True)
+    case("albert/base", "AlbertModel", "AlbertConfig", albert, **common)
+    case("albert/masked-lm", "AlbertForMaskedLM", "AlbertConfig", with_(albert, inner_group_num=2, num_hidden_layers=2), hidden=False, note="two inner layers per group", **common)
+    case("albert/sequence-classification", "AlbertForSequenceClassification", "AlbertConfig", with_(albert, num_labels=3), hidden=False, **common)
+
+    electra = with_(bert, embedding_size=28)
+    common = dict(tok="wordpiece", pairs=True)
+    case("electra/base", "ElectraModel", "ElectraConfig", electra, note="embedding_size differs from hidden_size", **common)
+    case("electra/base-same-size", "ElectraModel", "ElectraConfig", with_(bert, embedding_size=40), note="no embeddings_project", **common)
+    case("electra/masked-lm", "ElectraForMaskedLM", "ElectraConfig", electra, hidden=False, **common)
+    case("electra/discriminator", "ElectraForPreTraining", "ElectraConfig", electra, hidden=False, **common)
+    case("electra/sequence-classification", "ElectraForSequenceClassification", "ElectraConfig", with_(electra, **heads3), hidden=False, **common)
+
+    mpnet = dict(
+        hidden_size=40, num_attention_heads=5, num_hidden_layers=2, intermediate_size=74,
+        max_position_embeddings=37, layer_norm_eps=1e-5, relative_attention_num_buckets=32,
+        pad_token_id=1, bos_token_id=0, eos_token_id=2,
+    )
+    common = dict(tok="wordpiece-mpnet")
+    case("mpnet/base", "MPNetModel", "MPNetConfig", mpnet, **common)
+    case("mpnet/masked-lm", "MPNetForMaskedLM", "MPNetConfig", mpnet, hidden=False, **common)
+    case("mpnet/sequence-classification", "MPNetForSequenceClassification", "MPNetConfig", with_(mpnet, **heads3), hidden=False, **common)
+
+    deberta = dict(
+        hidden_size=40, num_attention_heads=5, num_hidden_layers=2, intermediate_size=74,
+        max_position_embeddings=37, type_vocab_size=0, layer_norm_eps=1e-7, relative_attention=True,
+        max_relative_positions=-1, position_buckets=8, norm_rel_ebd="layer_norm", share_att_key=True,
+        pos_att_type=["p2c", "c2p"], position_biased_input=False, pad_token_id=0,
+    )
+    common = dict(tok="wordpiece")
+    case("deberta-v2/base", "DebertaV2Model", "DebertaV2Config", deberta, note="settings of the v3 checkpoints", **common)
+    case("deberta-v2/base-conv", "DebertaV2Model", "DebertaV2Config", with_(deberta, conv_kernel_size=3, conv_act="gelu"), note="convolution after the first layer (v2-xlarge)", **common)
+    case("deberta-v2/base-plain", "DebertaV2Model", "DebertaV2Config", with_(deberta, share_att_key=False, position_buckets=-1, norm_rel_ebd="none", pos_att_type="c2p|p2c", position_biased_input=True, type_vocab_size=2, max_relative_positions=6), note="separate position projections, no log buckets, absolute positions added", tok="wordpiece", pairs=True)
+    case("deberta-v2/masked-lm", "DebertaV2ForMaskedLM", "DebertaV2Config", deberta, hidden=False, **common)
+    case("deberta-v2/sequence-classification", "DebertaV2ForSequenceClassification", "DebertaV2Config", with_(deberta, **heads3), hidden=False, **common)
+
+    modern = dict(
+        hidden_size=40, num_attention_heads=5, num_hidden_layers=4, intermediate_size=54,
+        max_position_embeddings=64, local_attention=6, global_attn_every_n_layers=3, norm_eps=1e-5,
+        pad_token_id=1, bos_token_id=0, eos_token_id=2, cls_token_id=0, sep_token_id=2,
+    )
+    common = dict(tok="bytebpe-roberta")
+    case("modernbert/base", "ModernBertModel", "ModernBertConfig", modern, **common)
+    case("modernbert/masked-lm", "ModernBertForMaskedLM", "ModernBertConfig", modern, hidden=False, **common)
+    case("modernbert/sequence-classification", "ModernBertForSequenceClassification", "ModernBertConfig", with_(modern, classifier_pooling="mean", num_labels=3), hidden=False, **common)
+    case("modernbert/token-classification", "ModernBertForTokenClassification", "ModernBertConfig", with_(modern, num_labels=5), hidden=False, **common)
+
+
+def register_decoders() -> None:
+    gpt2_ids = dict(bos_token_id=0, eos_token_id=0, pad_token_id=1)
+    llama_ids = dict(bos_token_id=1, eos_token_id=2, pad_token_id=3)
+    lm = dict(kind="causal", generate=10)
+
+    gpt2 = dict(n_embd=40, n_head=5, n_layer=2, n_positions=37, n_inner=None, **gpt2_ids)
+    tied = dict(emb_std=0.3, gain=2.0)  # else the embedding of the last token decides the next one
+    common = dict(tok="bytebpe-gpt2", **lm, **tied)
+    case("gpt2/causal", "GPT2LMHeadModel", "GPT2Config", gpt2, **common)
+    case("gpt2/base", "GPT2Model", "GPT2Config", with_(gpt2, n_inner=70), kind="encoder", tok="bytebpe-gpt2", note="bare model, names without the transformer. prefix")
+    case("gpt2/sequence-classification", "GPT2ForSequenceClassification", "GPT2Config", with_(gpt2, num_labels=3), kind="encoder", hidden=False, tok="bytebpe-gpt2", note="logits of the last non-padding token")
+
+    case("gpt_neo/causal", "GPTNeoForCausalLM", "GPTNeoConfig", dict(hidden_size=40, num_heads=5, num_layers=3, attention_types=[[["global", "local"], 1], [["local"], 1]], window_size=4, max_position_embeddings=37, intermediate_size=70, **gpt2_ids), **common)
+    case("gptj/causal", "GPTJForCausalLM", "GPTJConfig", dict(n_embd=40, n_head=4, n_layer=2, n_positions=37, rotary_dim=6, n_inner=70, **gpt2_ids), **common)
+
+    opt = dict(hidden_size=40, ffn_dim=74, num_hidden_layers=2, num_attention_heads=5, max_position_embeddings=37, word_embed_proj_dim=40, pad_token_id=1, bos_token_id=0, eos_token_id=2)
+    common = dict(tok="bytebpe-roberta", **lm, **tied)
+    case("opt/causal", "OPTForCausalLM", "OPTConfig", opt, **common)
+    case("opt/causal-post-norm", "OPTForCausalLM", "OPTConfig", with_(opt, do_layer_norm_before=False, word_embed_proj_dim=28), note="as opt-350m: post-norm, projected embeddings, no final norm", **common)
+
+    common = dict(tok="bytebpe-gpt2", **lm, **with_(tied, gain=4.0))
+    case("bloom/causal", "BloomForCausalLM", "BloomConfig", dict(hidden_size=36, n_head=6, n_layer=2, **gpt2_ids), note="6 heads: ALiBi slopes for a count that is not a power of two", **common)
+
+    falcon = dict(hidden_size=40, num_attention_heads=5, num_hidden_layers=2, max_position_embeddings=37, **gpt2_ids)
+    case("falcon/causal-mqa", "FalconForCausalLM", "FalconConfig", falcon, note="falcon-7b: multi-query, parallel attention, rotary", **common)
+    case("falcon/causal-new-decoder", "FalconForCausalLM", "FalconConfig", with_(falcon, hidden_size=48, num_attention_heads=6, num_kv_heads=2, new_decoder_architecture=True, bias=False), note="falcon-40b: grouped fused QKV, two norms", **common)
+    case("falcon/causal-alibi", "FalconForCausalLM", "FalconConfig", with_(falcon, multi_query=False, parallel_attn=False, alibi=True, bias=True, ffn_hidden_size=70), attention="sdpa", note="falcon-rw: ALiBi, per-head fused QKV, sequential block; the eager code of this version adds ALiBi twice", **common)
+
+    common = dict(tok="bpe-llama", **lm)
+    case("phi/causal", "PhiForCausalLM", "PhiConfig", dict(hidden_size=48, intermediate_size=70, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, partial_rotary_factor=0.5, max_position_embeddings=37, **llama_ids), **common)
+
+    llama = dict(hidden_size=40, intermediate_size=54, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=64, rms_norm_eps=1e-5, **llama_ids)
+    case("llama/causal", "LlamaForCausalLM", "LlamaConfig", llama, **common)
+    case("llama/base", "LlamaModel", "LlamaConfig", llama, kind="encoder", tok="bpe-llama", note="bare model, names without the model. prefix")
+    case("llama/causal-rope-llama3", "LlamaForCausalLM", "LlamaConfig", with_(llama, tie_word_embeddings=True, rope_parameters=dict(rope_type="llama3", rope_theta=500000.0, factor=4.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=16)), note="llama3 scaling, small original length so that all three bands occur; tied head", **common)
+    case("llama/sequence-classification", "LlamaForSequenceClassification", "LlamaConfig", with_(llama, num_labels=3), kind="encoder", hidden=False, tok="bpe-llama")
+
+    case("mistral/causal", "MistralForCausalLM", "MistralConfig", with_(llama, sliding_window=4), note="sliding window of 4", **common)
+    case("mixtral/causal", "MixtralForCausalLM", "MixtralConfig", with_(llama, intermediate_size=30, num_local_experts=5, num_experts_per_tok=2, rope_parameters=dict(rope_type="default", rope_theta=10000.0)), **common)
+
+    qwen_ids = dict(bos_token_id=0, eos_token_id=0, pad_token_id=1)
+    common = dict(tok="bytebpe-gpt2", **lm)
+    qwen = with_(llama, rms_norm_eps=1e-6, **qwen_ids)
+    case("qwen2/causal", "Qwen2ForCausalLM", "Qwen2Config", with_(qwen, tie_word_embeddings=True), **common)
+    case("qwen3/causal", "Qwen3ForCausalLM", "Qwen3Config", with_(qwen, head_dim=14), note="explicit head_dim: heads * head_dim is 56, hidden_size 40", **common)
+
+    common = dict(tok="bpe-llama", emb_std=0.08, gain=2.0, **lm)
+    gemma = dict(hidden_size=40, intermediate_size=54, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=1, head_dim=14, max_position_embeddings=64, **llama_ids)
+    case("gemma/causal", "GemmaForCausalLM", "GemmaConfig", gemma, **common)
+    case("gemma2/causal", "Gemma2ForCausalLM", "Gemma2Config", with_(gemma, num_key_value_heads=2, query_pre_attn_scalar=7, sliding_window=4, attn_logit_softcapping=5.0, final_logit_softcapping=4.0), note="both softcaps small enough to matter, sliding window of 4 on even layers", **common)
+    case("gemma3_text/causal", "Gemma3ForCausalLM", "Gemma3TextConfig", with_(gemma, num_hidden_layers=3, num_key_value_heads=2, query_pre_attn_scalar=7, sliding_window=4, layer_types=["sliding_attention", "sliding_attention", "full_attention"], rope_parameters=dict(full_attention=dict(rope_type="linear", rope_theta=1000000.0, factor=8.0), sliding_attention=dict(rope_type="default", rope_theta=10000.0))), note="two rotary settings by layer type", **common)
+
+    case("mamba/causal", "MambaForCausalLM", "MambaConfig", dict(hidden_size=36, state_size=6, num_hidden_layers=2, expand=2, conv_kernel=4, time_step_rank=3, **gpt2_ids), tok="bytebpe-gpt2", **lm, **tied)
 
 
 def _t5_hub_style(model: Any) -> None:
@@ -280,56 +496,99 @@ def _t5_hub_config(path: Path, model: Any) -> None:
     write_json(path / "config.json", cfg)
 
 
-def register() -> None:
-    bert = dict(
-        hidden_size=40, num_attention_heads=5, num_hidden_layers=2, intermediate_size=74,
-        max_position_embeddings=37, type_vocab_size=2, layer_norm_eps=1e-12,
-    )
-    common = dict(tok="wordpiece", pairs=True)
-    case("bert/base", "BertModel", "BertConfig", bert, **common)
-    case("bert/masked-lm", "BertForMaskedLM", "BertConfig", bert, **common)
-    case("bert/sequence-classification", "BertForSequenceClassification", "BertConfig", dict(bert, num_labels=3), hidden=False, **common)
-    case("bert/token-classification", "BertForTokenClassification", "BertConfig", dict(bert, num_labels=5), hidden=False, **common)
-    case("bert/question-answering", "BertForQuestionAnswering", "BertConfig", bert, hidden=False, **common)
-    case("bert/pretraining", "BertForPreTraining", "BertConfig", bert, hidden=False, **common)
-
-    distil = dict(dim=40, n_heads=5, n_layers=2, hidden_dim=74, max_position_embeddings=37)
-    common = dict(tok="wordpiece")
-    case("distilbert/base", "DistilBertModel", "DistilBertConfig", distil, **common)
-    case("distilbert/masked-lm", "DistilBertForMaskedLM", "DistilBertConfig", distil, hidden=False, **common)
-    case("distilbert/sequence-classification", "DistilBertForSequenceClassification", "DistilBertConfig", dict(distil, num_labels=3), hidden=False, **common)
-    case("distilbert/token-classification", "DistilBertForTokenClassification", "DistilBertConfig", dict(distil, num_labels=5), hidden=False, **common)
-    case("distilbert/question-answering", "DistilBertForQuestionAnswering", "DistilBertConfig", distil, hidden=False, **common)
-
-    lm = dict(kind="causal", generate=10)
-
-    gpt2_ids = dict(bos_token_id=0, eos_token_id=0, pad_token_id=1)
-    gpt2 = dict(n_embd=40, n_head=5, n_layer=2, n_positions=37, n_inner=None, **gpt2_ids)
-    tied = dict(emb_std=0.3, gain=2.0)  # else the embedding of the last token decides the next one
-    common = dict(tok="bytebpe-gpt2", **lm, **tied)
-    case("gpt2/causal", "GPT2LMHeadModel", "GPT2Config", gpt2, **common)
-    case("gpt2/base", "GPT2Model", "GPT2Config", dict(gpt2, n_inner=70), kind="encoder", tok="bytebpe-gpt2", note="bare model, names without the transformer. prefix")
-    case("gpt2/sequence-classification", "GPT2ForSequenceClassification", "GPT2Config", dict(gpt2, num_labels=3), kind="encoder", hidden=False, tok="bytebpe-gpt2", note="logits of the last non-padding token")
-
-    llama_ids = dict(bos_token_id=1, eos_token_id=2, pad_token_id=3)
-    common = dict(tok="bpe-llama", **lm)
-    llama = dict(hidden_size=40, intermediate_size=54, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=64, rms_norm_eps=1e-5, **llama_ids)
-    case("llama/causal", "LlamaForCausalLM", "LlamaConfig", llama, **common)
-    case("llama/base", "LlamaModel", "LlamaConfig", llama, kind="encoder", tok="bpe-llama", note="bare model, names without the model. prefix")
-    case("llama/causal-rope-llama3", "LlamaForCausalLM", "LlamaConfig", dict(llama, tie_word_embeddings=True, rope_parameters=dict(rope_type="llama3", rope_theta=500000.0, factor=4.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=16)), note="llama3 scaling, small original length so that all three bands occur; tied head", **common)
-    case("llama/sequence-classification", "LlamaForSequenceClassification", "LlamaConfig", dict(llama, num_labels=3), kind="encoder", hidden=False, tok="bpe-llama")
-
-    case("mistral/causal", "MistralForCausalLM", "MistralConfig", dict(llama, sliding_window=4), note="sliding window of 4", **common)
-
+def register_others() -> None:
     t5 = dict(d_model=40, d_kv=6, d_ff=74, num_layers=3, num_decoder_layers=2, num_heads=5, relative_attention_num_buckets=8, relative_attention_max_distance=12, decoder_start_token_id=0, pad_token_id=0, eos_token_id=1)
     lively = dict(emb_std=0.3, gain=2.5)
     common = dict(tok="unigram-t5", kind="seq2seq", generate=8, **lively)
     case("t5/conditional-generation", "T5ForConditionalGeneration", "T5Config", t5, note="relu, tied and scaled output head; heads * d_kv is not d_model", **common)
-    case("t5/conditional-generation-v1.1", "T5ForConditionalGeneration", "T5Config", dict(t5, feed_forward_proj="gated-gelu", tie_word_embeddings=False), before=_t5_hub_style, after=_t5_hub_config, note="gated gelu_new, own lm_head, config.json as hub repositories have it", **common)
+    case("t5/conditional-generation-v1.1", "T5ForConditionalGeneration", "T5Config", with_(t5, feed_forward_proj="gated-gelu", tie_word_embeddings=False), before=_t5_hub_style, after=_t5_hub_config, note="gated gelu_new, own lm_head, config.json as hub repositories have it", **common)
     case("t5/encoder", "T5EncoderModel", "T5Config", t5, tok="unigram-t5")
 
+    bart = dict(d_model=40, encoder_layers=3, decoder_layers=2, encoder_attention_heads=5, decoder_attention_heads=4, encoder_ffn_dim=74, decoder_ffn_dim=70, max_position_embeddings=37, bos_token_id=0, pad_token_id=1, eos_token_id=2, decoder_start_token_id=2, forced_eos_token_id=None)
+    common = dict(tok="bytebpe-roberta", kind="seq2seq", scale={"encoder_attn.out_proj": 0.15, "self_attn.out_proj": 0.5})
+    case("bart/conditional-generation", "BartForConditionalGeneration", "BartConfig", bart, generate=8, note="different head counts in encoder and decoder, final_logits_bias not zero", **common)
+    case("bart/base", "BartModel", "BartConfig", with_(bart, scale_embedding=True, encoder_layers=2, decoder_layers=1), note="scaled embeddings", **common)
+    case("bart/sequence-classification", "BartForSequenceClassification", "BartConfig", with_(bart, num_labels=3, encoder_layers=1, decoder_layers=2), hidden=False, note="the last <eos> token is pooled; decoder input is the shifted input", **common)
 
-register()
+    vit = dict(hidden_size=40, num_hidden_layers=2, num_attention_heads=5, intermediate_size=74, image_size=30, patch_size=6, num_channels=3)
+    case("vit/base", "ViTModel", "ViTConfig", vit, kind="vision")
+    case("vit/image-classification", "ViTForImageClassification", "ViTConfig", with_(vit, num_labels=7, qkv_bias=False), kind="vision", hidden=False, note="no QKV bias")
+
+    case("whisper/conditional-generation", "WhisperForConditionalGeneration", "WhisperConfig", dict(num_mel_bins=10, d_model=40, encoder_layers=2, decoder_layers=2, encoder_attention_heads=5, decoder_attention_heads=4, encoder_ffn_dim=74, decoder_ffn_dim=70, max_source_positions=25, max_target_positions=30, bos_token_id=0, pad_token_id=1, eos_token_id=2, decoder_start_token_id=0, suppress_tokens=None, begin_suppress_tokens=None), tok="bytebpe-roberta", kind="speech", generate=8, **lively)
+
+    text = dict(hidden_size=40, intermediate_size=74, num_hidden_layers=2, num_attention_heads=5, max_position_embeddings=37, projection_dim=26)
+    vision = dict(hidden_size=36, intermediate_size=70, num_hidden_layers=2, num_attention_heads=3, image_size=30, patch_size=6, projection_dim=26)
+    case("clip/model", "CLIPModel", "CLIPConfig", dict(text_config=text, vision_config=vision, projection_dim=26), tok="bpe-clip", kind="clip")
+    case("clip/text-projection", "CLIPTextModelWithProjection", "CLIPTextConfig", text, tok="bpe-clip", hidden=False)
+    case("clip/vision-projection", "CLIPVisionModelWithProjection", "CLIPVisionConfig", vision, kind="vision", hidden=False)
+
+
+def register_more() -> None:
+    """Types beyond those, and settings that the others leave at their defaults."""
+    ids = dict(bos_token_id=0, eos_token_id=0, pad_token_id=1)
+    llama_ids = dict(bos_token_id=1, eos_token_id=2, pad_token_id=3)
+    lm = dict(kind="causal", generate=10)
+    tied = dict(emb_std=0.3, gain=2.0)
+
+    roberta = dict(
+        hidden_size=40, num_attention_heads=5, num_hidden_layers=2, intermediate_size=74,
+        max_position_embeddings=37, type_vocab_size=1, layer_norm_eps=1e-5, pad_token_id=1, bos_token_id=0, eos_token_id=2,
+    )
+    case("camembert/masked-lm", "CamembertForMaskedLM", "CamembertConfig", roberta, tok="bytebpe-roberta")
+    case("xlm-roberta/sequence-classification", "XLMRobertaForSequenceClassification", "XLMRobertaConfig", dict(roberta, num_labels=3), tok="unigram-xlmr", hidden=False)
+
+    common = dict(tok="bytebpe-gpt2", **lm)
+    neox = dict(hidden_size=40, num_attention_heads=5, num_hidden_layers=2, intermediate_size=74, max_position_embeddings=37, rotary_pct=0.5, **ids)
+    case("gpt_neox/causal", "GPTNeoXForCausalLM", "GPTNeoXConfig", neox, note="parallel residual with two norms, rotary over half of each head", **common)
+    case("gpt_neox/causal-sequential", "GPTNeoXForCausalLM", "GPTNeoXConfig", dict(neox, use_parallel_residual=False, attention_bias=False), note="as other pre-norm decoders, no attention bias", **common)
+    case("codegen/causal", "CodeGenForCausalLM", "CodeGenConfig", dict(n_embd=40, n_head=4, n_layer=2, n_positions=37, n_ctx=37, rotary_dim=6, n_inner=70, **ids), **common)
+    case("mpt/causal", "MptForCausalLM", "MptConfig", dict(d_model=36, n_heads=6, n_layers=2, max_seq_len=37, attn_config=dict(clip_qkv=1.2), **ids), note="6 heads: ALiBi slopes for a count that is not a power of two; clamped projections", tok="bytebpe-gpt2", **lm, **with_(tied, gain=4.0))
+    bigcode = dict(n_embd=40, n_head=5, n_layer=2, n_positions=37, n_inner=70, **ids)
+    case("gpt_bigcode/causal", "GPTBigCodeForCausalLM", "GPTBigCodeConfig", bigcode, note="one key and value head", tok="bytebpe-gpt2", **lm, **tied)
+    case("gpt_bigcode/causal-mha", "GPTBigCodeForCausalLM", "GPTBigCodeConfig", dict(bigcode, multi_query=False), note="query, key and value of each head side by side", tok="bytebpe-gpt2", **lm, **tied)
+
+    llama = dict(hidden_size=40, intermediate_size=54, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=64, rms_norm_eps=1e-5, **llama_ids)
+    common = dict(tok="bpe-llama", **lm)
+    case("llama/causal-rope-yarn", "LlamaForCausalLM", "LlamaConfig", with_(llama, head_dim=16, rope_parameters=dict(rope_type="yarn", rope_theta=10000.0, factor=4.0, original_max_position_embeddings=16)), note="yarn scaling", **common)
+    case("phi3/causal", "Phi3ForCausalLM", "Phi3Config", with_(llama, original_max_position_embeddings=64, sliding_window=5), note="fused projections, window of 5", **common)
+    longrope = dict(rope_type="longrope", rope_theta=10000.0, partial_rotary_factor=0.75, short_factor=[1.0, 1.1, 1.3], long_factor=[2.0, 4.0, 8.0])
+    case("phi3/causal-longrope", "Phi3ForCausalLM", "Phi3Config", with_(llama, hidden_size=32, max_position_embeddings=128, original_max_position_embeddings=32, rope_parameters=longrope), note="longrope within the original length, partial rotary", **common)
+    qwen_moe = with_(llama, moe_intermediate_size=22, num_experts=5, num_experts_per_tok=2, **ids)
+    common = dict(tok="bytebpe-gpt2", **lm)
+    case("qwen2_moe/causal", "Qwen2MoeForCausalLM", "Qwen2MoeConfig", with_(qwen_moe, shared_expert_intermediate_size=34, num_hidden_layers=3, mlp_only_layers=[1]), note="shared expert, second layer dense", **common)
+    case("qwen3_moe/causal", "Qwen3MoeForCausalLM", "Qwen3MoeConfig", with_(qwen_moe, head_dim=14, norm_topk_prob=True), **common)
+    case("olmo2/causal", "Olmo2ForCausalLM", "Olmo2Config", with_(llama, **ids), note="norms behind the blocks, over whole queries and keys", **common)
+    common = dict(tok="bpe-llama", **lm)
+    case("cohere/causal", "CohereForCausalLM", "CohereConfig", with_(llama, logit_scale=0.25, use_qk_norm=True), note="norm of each head with its own weights", tok="bpe-llama", **lm, emb_std=0.3, gain=2.0)
+    case("smollm3/causal", "SmolLM3ForCausalLM", "SmolLM3Config", with_(llama, num_hidden_layers=4, no_rope_layer_interval=2), note="every second layer without rotary embedding", **common)
+    gpt_oss = with_(llama, head_dim=14, num_local_experts=5, num_experts_per_tok=2, sliding_window=4, rope_parameters=dict(rope_type="yarn", rope_theta=150000.0, factor=4.0, original_max_position_embeddings=16, beta_fast=32.0, beta_slow=1.0, truncate=False))
+    case("gpt_oss/causal", "GptOssForCausalLM", "GptOssConfig", gpt_oss, note="sinks, window of 4 on even layers, stacked experts", **common)
+    deepseek = dict(
+        hidden_size=40, intermediate_size=54, moe_intermediate_size=22, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=4,
+        n_shared_experts=1, n_routed_experts=8, num_experts_per_tok=3, n_group=4, topk_group=2, first_k_dense_replace=1, routed_scaling_factor=1.5,
+        kv_lora_rank=14, q_lora_rank=18, qk_rope_head_dim=6, qk_nope_head_dim=10, v_head_dim=8, max_position_embeddings=64, **llama_ids,
+    )
+    case("deepseek_v3/causal", "DeepseekV3ForCausalLM", "DeepseekV3Config", deepseek, note="latent attention, sigmoid routing in groups", **common)
+    yarn = dict(rope_type="yarn", rope_theta=10000.0, factor=4.0, original_max_position_embeddings=16, mscale=1.0, mscale_all_dim=1.0, beta_fast=32.0, beta_slow=1.0)
+    case("deepseek_v3/causal-yarn", "DeepseekV3ForCausalLM", "DeepseekV3Config", with_(deepseek, q_lora_rank=None, num_hidden_layers=2, rope_parameters=yarn), note="yarn that scales the scores too, queries without a latent vector", **common)
+
+    mt5 = dict(d_model=40, d_kv=6, d_ff=74, num_layers=2, num_heads=5, relative_attention_num_buckets=8, relative_attention_max_distance=12, decoder_start_token_id=0, pad_token_id=0, eos_token_id=1)
+    case("mt5/conditional-generation", "MT5ForConditionalGeneration", "MT5Config", dict(mt5, tie_word_embeddings=False), tok="unigram-t5", kind="seq2seq", generate=8, emb_std=0.3, gain=1.5)
+    marian = dict(d_model=40, encoder_layers=2, decoder_layers=2, encoder_attention_heads=5, decoder_attention_heads=4, encoder_ffn_dim=74, decoder_ffn_dim=70, max_position_embeddings=37, bos_token_id=0, pad_token_id=1, eos_token_id=2, decoder_start_token_id=1, forced_eos_token_id=None)
+    common = dict(tok="bytebpe-roberta", kind="seq2seq", generate=8, keep=("embed_positions",), scale={"encoder_attn.out_proj": 0.15, "self_attn.out_proj": 0.5}, emb_std=0.3, gain=1.5, distinct=2)
+    case("marian/conditional-generation", "MarianMTModel", "MarianConfig", dict(marian, activation_function="swish", scale_embedding=True), note="computed sinusoidal positions", **common)
+    case("pegasus/conditional-generation", "PegasusForConditionalGeneration", "PegasusConfig", marian, note="pre-norm, computed sinusoidal positions", **common)
+
+    vision = dict(hidden_size=40, num_hidden_layers=2, num_attention_heads=5, image_size=30, patch_size=6, num_channels=3)
+    case("deit/image-classification", "DeiTForImageClassification", "DeiTConfig", dict(vision, intermediate_size=74, num_labels=7), kind="vision")
+    case("dinov2/base", "Dinov2Model", "Dinov2Config", dict(vision, mlp_ratio=2), kind="vision")
+    case("dinov2/image-classification", "Dinov2ForImageClassification", "Dinov2Config", dict(vision, use_swiglu_ffn=True, num_labels=7), kind="vision", hidden=False, note="gated MLP with a fused weight, as in the giant model")
+
+
+register_encoders()
+register_decoders()
+register_others()
+register_more()
 
 # --------------------------------------------------------------------------------------
 # Weights
@@ -350,6 +609,8 @@ def fill(p: torch.Tensor, name: str, how: str, scale: float, salt: str) -> None:
         value = scale * normal(p.shape, salt, name)
     elif how == "one":  # around one, never one
         value = 1.0 + scale * normal(p.shape, salt, name)
+    elif how == "uniform":
+        value = torch.from_numpy(np.asarray(rng(salt, name).uniform(-scale, 0.0, tuple(p.shape)), dtype=np.float32))
     else:
         raise ValueError(how)
     p.copy_(value.to(p.dtype))
@@ -363,20 +624,42 @@ def randomise(model: torch.nn.Module, c: Case) -> None:
         kind = type(mod).__name__
         for p_name, p in mod.named_parameters(recurse=False):
             full = f"{mod_name}.{p_name}" if mod_name else p_name
-            if id(p) in seen:  # tied weights get the value of the first name
+            if id(p) in seen or any(k in full for k in c.keep):
                 continue
             seen.add(id(p))
-            if "Norm" in kind and p_name == "weight":
+            is_norm = "Norm" in kind
+            if is_norm and p_name == "weight":
+                fill(p, full, "normal" if kind.startswith("Gemma") else "one", 0.3, salt)
+            elif p_name == "A_log":
+                fill(p, full, "normal", 0.5, salt)
+            elif p_name in ("D", "lambda1", "layer_scale"):
                 fill(p, full, "one", 0.3, salt)
+            elif full.endswith("dt_proj.bias") or p_name == "dt_bias":
+                fill(p, full, "uniform", 4.0, salt)
+            elif p_name in ("logit_scale", "logit_bias"):
+                fill(p, full, "one", 0.2, salt)
             elif "relative_attention_bias" in full:
                 fill(p, full, "normal", 0.8, salt)
             elif isinstance(mod, torch.nn.Embedding):
                 fill(p, full, "normal", c.emb_std, salt)
-            elif p.ndim <= 1:
+            elif p.ndim <= 1 or p_name.endswith("bias"):
                 fill(p, full, "normal", 0.2, salt)
+            elif "position_embedding" in p_name or "token" in p_name or p_name in ("probe", "class_embedding"):
+                fill(p, full, "normal", 0.5, salt)
             else:
-                fan_in = p.shape[0] if kind == "Conv1D" else p.shape[1]  # GPT-2 stores [in, out]
-                fill(p, full, "normal", c.gain / fan_in**0.5, salt)
+                if kind == "Conv1D":  # GPT-2 layout [in, out]
+                    fan_in = p.shape[0]
+                elif "GptOss" in kind and p.ndim == 3:  # [experts, in, out]
+                    fan_in = p.shape[1]
+                elif p.ndim == 3 and "Experts" in kind:
+                    fan_in = p.shape[2]
+                else:
+                    fan_in = int(np.prod(p.shape[1:]))
+                extra = float(np.prod([f for k, f in c.scale.items() if k in full]))
+                fill(p, full, "normal", c.gain * extra / fan_in**0.5, salt)
+        for b_name, b in mod.named_buffers(recurse=False):
+            if b_name in ("final_logits_bias", "e_score_correction_bias"):
+                fill(b, f"{mod_name}.{b_name}", "normal", 0.2, salt)
 
 
 # --------------------------------------------------------------------------------------
@@ -399,22 +682,33 @@ def pad_batch(encodings: list[Any], pad_id: int) -> dict[str, torch.Tensor]:
     return {"input_ids": ids, "attention_mask": mask, "token_type_ids": types}
 
 
-def default_inputs(c: Case, model: Any, tok: Tokenizer) -> dict[str, torch.Tensor]:
-    cfg = model.config
-    texts = PAIRS if c.pairs else [(t, None) for t in BATCH]
-    enc = [tok.encode(a, b) if b is not None else tok.encode(a) for a, b in texts]
-    out = pad_batch(enc, 0 if cfg.pad_token_id is None else cfg.pad_token_id)
-    if not c.pairs:
-        out.pop("token_type_ids")
-    if c.kind == "seq2seq":
-        start = model.generation_config.decoder_start_token_id
-        ids = rng(f"{c.seed}:{c.id}:input", "decoder_input_ids").integers(3, cfg.vocab_size, (len(texts), 7))
+def default_inputs(c: Case, model: Any, tok: Tokenizer | None) -> dict[str, torch.Tensor]:
+    cfg, salt = model.config, f"{c.seed}:{c.id}:input"
+    out: dict[str, torch.Tensor] = {}
+    if tok is not None and c.kind != "speech":
+        pad = cfg.get_text_config().pad_token_id
+        texts = PAIRS if c.pairs else [(t, None) for t in BATCH]
+        enc = [tok.encode(a, b) if b is not None else tok.encode(a) for a, b in texts]
+        out = pad_batch(enc, 0 if pad is None else pad)
+        if not c.pairs:
+            out.pop("token_type_ids")
+    if c.kind in ("vision", "clip"):
+        v = cfg.vision_config if c.kind == "clip" else cfg
+        size = v.image_size if isinstance(v.image_size, (list, tuple)) else (v.image_size, v.image_size)
+        out["pixel_values"] = normal((2, v.num_channels, *size), salt, "pixel_values")
+    if c.kind == "speech":
+        out["input_features"] = normal((2, cfg.num_mel_bins, 2 * cfg.max_source_positions), salt, "input_features")
+    if c.kind in ("seq2seq", "speech") and not c.model.endswith("SequenceClassification"):
+        gen = getattr(model, "generation_config", None)
+        start = gen.decoder_start_token_id if gen is not None else c.args.get("decoder_start_token_id")
+        rows = (out["input_ids"] if "input_ids" in out else out["input_features"]).shape[0]
+        ids = rng(salt, "decoder_input_ids").integers(3, cfg.vocab_size, (rows, 7))
         ids[:, 0] = start if start is not None else 0
         out["decoder_input_ids"] = torch.from_numpy(ids.astype(np.int64))
     return out
 
 
-SKIP = {"past_key_values", "attentions", "cross_attentions", "encoder_attentions", "decoder_attentions", "loss"}
+SKIP = {"past_key_values", "cache_params", "attentions", "cross_attentions", "encoder_attentions", "decoder_attentions", "loss"}
 
 
 def flatten(value: Any, name: str, into: dict[str, torch.Tensor], hidden: bool) -> None:
@@ -432,34 +726,50 @@ def flatten(value: Any, name: str, into: dict[str, torch.Tensor], hidden: bool) 
             flatten(value[k], f"{name}.{k}", into, hidden)
 
 
-def greedy(model: Any, c: Case, tok: Tokenizer) -> tuple[dict, list[float]]:
+def greedy(model: Any, c: Case, tok: Tokenizer | None, inputs: dict[str, torch.Tensor]) -> tuple[dict, list[float]]:
     """Greedy decoding with a cache, one unpadded prompt at a time; end-of-sequence is not obeyed."""
     out: dict[str, torch.Tensor] = {}
     gaps: list[float] = []
     saved = model.generation_config.eos_token_id
     model.generation_config.eos_token_id = None
-    for i, text in enumerate(PROMPTS):
-        prompt = torch.tensor([tok.encode(text).ids])
-        res = model.generate(
-            input_ids=prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=c.generate, do_sample=False,
-            num_beams=1, use_cache=True, return_dict_in_generate=True, output_logits=True,
-        )
+    prompts: list[dict[str, torch.Tensor]]
+    if c.kind == "speech":
+        prompts = [{"input_features": inputs["input_features"][i : i + 1]} for i in range(2)]
+    else:
+        prompts = []
+        for row in c.prompts or [tok.encode(text).ids for text in PROMPTS]:
+            ids = torch.tensor([row])
+            prompts.append({"input_ids": ids, "attention_mask": torch.ones_like(ids)})
+    for i, p in enumerate(prompts):
+        extra = {}
+        if c.kind == "speech":  # plain greedy search, none of the timestamp logic
+            extra = {"decoder_input_ids": torch.tensor([[model.generation_config.decoder_start_token_id]])}
+            res = super(type(model), model).generate(
+                **p, **extra, max_new_tokens=c.generate, do_sample=False, num_beams=1, use_cache=True,
+                return_dict_in_generate=True, output_logits=True,
+            )
+        else:
+            res = model.generate(
+                **p, max_new_tokens=c.generate, do_sample=False, num_beams=1, use_cache=True,
+                return_dict_in_generate=True, output_logits=True,
+            )
         logits = torch.cat(list(res.logits), 0)
         tokens = res.sequences[0, -c.generate :]
         if len(logits) != c.generate or not torch.equal(logits.argmax(-1), tokens):
             raise RuntimeError(f"{c.id}: generation stopped early or was not greedy")
         # The same without a cache must agree.
-        if c.kind == "seq2seq":
+        if c.kind in ("seq2seq", "speech"):
             start = model.generation_config.decoder_start_token_id
             dec = torch.cat([torch.tensor([[start]]), tokens[None, :-1]], 1)
-            full = model(input_ids=prompt, decoder_input_ids=dec).logits[0]
+            full = model(**p, decoder_input_ids=dec).logits[0]
         else:
-            seq = torch.cat([prompt, tokens[None, :-1]], 1)
-            full = model(input_ids=seq, use_cache=False).logits[0, prompt.shape[1] - 1 :]
+            seq = torch.cat([p["input_ids"], tokens[None, :-1]], 1)
+            full = model(input_ids=seq, attention_mask=torch.ones_like(seq), use_cache=False).logits[0, p["input_ids"].shape[1] - 1 :]
         worst = (full - logits).abs().max().item()
         if worst > 2e-3:
             raise RuntimeError(f"{c.id}: cached and uncached logits differ by {worst}")
-        out[f"generate.{i}.prompt"] = prompt[0].clone()
+        if "input_ids" in p:
+            out[f"generate.{i}.prompt"] = p["input_ids"][0].clone()
         out[f"generate.{i}.tokens"] = tokens.clone()
         out[f"generate.{i}.logits"] = logits.clone()
         top = logits.topk(2, -1).values
@@ -479,7 +789,14 @@ def tokenization(tok: Tokenizer) -> list[dict[str, Any]]:
     return rows
 
 
-def run(model: Any, c: Case, tok: Tokenizer, inputs: dict[str, torch.Tensor]) -> tuple[dict, dict]:
+def states_of_inputs(found: dict[str, torch.Tensor], first: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Hidden states of a model that lists the outputs of its blocks, as the others list them: the inputs, then the end."""
+    states = [found[f"output.hidden_states.{i}"] for i in range(sum("hidden_states" in k for k in found))]
+    states = [first, *states[:-2], states[-1]]
+    return found | {f"output.hidden_states.{i}": state for i, state in enumerate(states)}
+
+
+def run(model: Any, c: Case, tok: Tokenizer | None, inputs: dict[str, torch.Tensor]) -> tuple[dict, dict]:
     """All reference tensors of a model, and facts for reference.json."""
     kwargs = dict(inputs)
     if c.hidden:
@@ -487,10 +804,12 @@ def run(model: Any, c: Case, tok: Tokenizer, inputs: dict[str, torch.Tensor]) ->
     tensors: dict[str, torch.Tensor] = {f"input.{k}": v.clone().contiguous() for k, v in inputs.items()}
     found: dict[str, torch.Tensor] = {}
     flatten(model(**kwargs), "output", found, c.hidden)
+    if c.hidden and type(model).__name__.startswith("Mamba"):
+        found = states_of_inputs(found, model.get_input_embeddings()(inputs["input_ids"]))
     tensors.update(found)
     facts: dict[str, Any] = {}
     if c.generate:
-        more, gaps = greedy(model, c, tok)
+        more, gaps = greedy(model, c, tok, inputs)
         tensors.update(more)
         facts["smallest_top2_gap"] = [round(g, 5) for g in gaps]
     for name, t in tensors.items():
@@ -504,13 +823,27 @@ def run(model: Any, c: Case, tok: Tokenizer, inputs: dict[str, torch.Tensor]) ->
 # --------------------------------------------------------------------------------------
 
 
-def build_model(c: Case, vocab: int) -> Any:
-    config = getattr(transformers, c.config)(**{"vocab_size": vocab, **json.loads(json.dumps(c.args))})
+def make_config(c: Case, vocab: int | None) -> Any:
+    args = json.loads(json.dumps(c.args))
+    if vocab is not None:
+        target = args.setdefault("text_config", {}) if "text_config" in args or c.kind == "clip" else args
+        target.setdefault("vocab_size", vocab)
+        if c.tok == "bpe-clip":
+            target.setdefault("bos_token_id", vocab - 2)
+            target.setdefault("eos_token_id", vocab - 1)
+            target.setdefault("pad_token_id", vocab - 1)
+    return getattr(transformers, c.config)(**args)
+
+
+def build_model(c: Case, vocab: int | None) -> Any:
+    config = make_config(c, vocab)
     torch.manual_seed(0)
-    # Eager attention is the plain implementation: the others need aligned sizes or leave out options.
-    model = getattr(transformers, c.model)._from_config(config, attn_implementation="eager").eval()
-    if c.kind == "seq2seq":  # dropped by the config class but expected in generation_config.json
-        model.generation_config.decoder_start_token_id = c.args["decoder_start_token_id"]
+    model = getattr(transformers, c.model)._from_config(config, **(EAGER | {"attn_implementation": c.attention})).eval()
+    if getattr(model, "generation_config", None) is not None and c.kind in ("seq2seq", "speech"):
+        # These keys are dropped by the config classes but expected in generation_config.json.
+        for key in ("decoder_start_token_id",):
+            if key in c.args:
+                setattr(model.generation_config, key, c.args[key])
     randomise(model, c)
     if c.before:
         c.before(model)
@@ -529,7 +862,7 @@ def usable(c: Case, tensors: dict[str, torch.Tensor], facts: dict[str, Any]) -> 
     if min(facts["smallest_top2_gap"]) < min(0.02, 0.02 * spread):
         return False
     runs = [v for k, v in tensors.items() if k.endswith(".tokens")]
-    return all(v.unique().numel() >= min(4, v.numel() // 2) for v in runs)
+    return all(v.unique().numel() >= (c.distinct or min(4, v.numel() // 2)) for v in runs)
 
 
 def build(c: Case, out: Path) -> Path:
@@ -549,11 +882,12 @@ def build_once(c: Case, out: Path) -> tuple[Path, dict[str, torch.Tensor], dict[
     path.mkdir(parents=True, exist_ok=True)
     for old in path.iterdir():
         old.unlink()
-    tok, names = build_tokenizer(c.tok)
-    model = build_model(c, tok.get_vocab_size())
-    inputs = default_inputs(c, model, tok)
+    tok, names = build_tokenizer(c.tok) if c.tok else (None, {})
+    model = build_model(c, tok.get_vocab_size() if tok else None)
+    inputs = (c.inputs or default_inputs)(c, model, tok)
     model.save_pretrained(str(path))
-    save_tokenizer(tok, names, path)
+    if tok is not None:
+        save_tokenizer(tok, names, path)
     tensors, facts = run(model, c, tok, inputs)
     if c.after:
         c.after(path, model)
@@ -565,15 +899,16 @@ def build_once(c: Case, out: Path) -> tuple[Path, dict[str, torch.Tensor], dict[
         "kind": c.kind,
         "note": c.note,
         "seed": c.seed,
-        "attention": "eager",
+        "attention": c.attention,
         "versions": {"transformers": transformers.__version__, "torch": torch.__version__.split("+")[0]},
         "tensors": {k: list(v.shape) for k, v in tensors.items()},
         **facts,
     }
-    info["batch_texts"] = [list(p) for p in PAIRS] if c.pairs else BATCH
-    if c.generate:
-        info["prompts"] = PROMPTS
-    info["tokenization"] = tokenization(tok)
+    if tok is not None:
+        info["batch_texts"] = [list(p) for p in PAIRS] if c.pairs else BATCH
+        if c.generate and c.kind != "speech" and c.prompts is None:
+            info["prompts"] = PROMPTS
+        info["tokenization"] = tokenization(tok)
     write_json(path / "reference.json", info)
     return path, tensors, facts
 
@@ -583,7 +918,8 @@ def check(path: Path) -> float:
     info = json.loads((path / "reference.json").read_text())
     ref = load_file(str(path / "reference.safetensors"))
     cls = getattr(transformers, info["model_class"])
-    model, report = cls.from_pretrained(str(path), attn_implementation="eager", output_loading_info=True)
+    how = EAGER | {"attn_implementation": info.get("attention", "eager")}
+    model, report = cls.from_pretrained(str(path), **how, output_loading_info=True)
     for key in ("missing_keys", "mismatched_keys"):
         if report[key]:
             raise RuntimeError(f"{info['case']}: {key} {sorted(report[key])}")
@@ -602,19 +938,20 @@ def check(path: Path) -> float:
 def main() -> int:
     ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     ap.add_argument("what", nargs="?", help="architecture, case id, 'all' or 'check'")
-    ap.add_argument("--out", type=Path, default=HERE, help="default: the folder of this script")
+    ap.add_argument("--out", type=Path, default=HERE, help="folder of the fixtures")
     ap.add_argument("--list", action="store_true", help="list the cases")
     a = ap.parse_args()
     if a.list or not a.what:
         for c in CASES.values():
-            print(f"{c.id:36} {c.model:32} {c.note}")
+            print(f"{c.id:42} {c.model:36} {c.note}")
         return 0
     if a.what == "check":
         bad = 0
-        for c in CASES.values():
-            worst = check(a.out / c.id)
+        known = (a.out / case / "reference.json" for case in CASES)
+        for ref in sorted(path for path in known if path.exists()):
+            worst = check(ref.parent)
             bad += worst > 1e-5
-            print(f"{c.id:36} largest difference {worst:.2e}")
+            print(f"{str(ref.parent.relative_to(a.out)):42} largest difference {worst:.2e}")
         return 1 if bad else 0
     chosen = [c for c in CASES.values() if a.what in ("all", c.arch, c.id)]
     if not chosen:
@@ -624,7 +961,7 @@ def main() -> int:
         path = build(c, a.out)
         size = sum(f.stat().st_size for f in path.iterdir())
         info = json.loads((path / "reference.json").read_text())
-        print(f"{c.id:36} {size / 1024:7.0f} KiB  {info.get('smallest_top2_gap', '')}", flush=True)
+        print(f"{c.id:42} {size / 1024:7.0f} KiB  {info.get('smallest_top2_gap', '')}", flush=True)
     return 0
 
 
