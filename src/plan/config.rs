@@ -1,6 +1,6 @@
 //! `config.json`, and the values that a description's names take from it.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use crate::error::{ErrorKind, Problem, Remark, Result, closest};
 use crate::spec::{
@@ -128,12 +128,70 @@ pub fn bind(spec: &Spec, config: &Config, problems: &mut Problems) -> Bound {
             }
         }
     }
+    misspelt_keys(spec, config, problems);
     for binding in &spec.config {
         if let Some(value) = value_of(spec, config, binding, &mut bound, problems) {
             bound.scope.insert(binding.name.clone(), value);
         }
     }
     bound
+}
+
+/// Reports keys that the config lacks where it has one spelt almost the same that nothing reads: a default would hide that.
+fn misspelt_keys(spec: &Spec, config: &Config, problems: &mut Problems) {
+    let keys = |binding: &'_ Binding| match &binding.value {
+        BindingValue::Key { keys, .. } => keys.clone(),
+        BindingValue::Derived(..) => Vec::new(),
+    };
+    let tests = spec.matches.iter().chain(&spec.require).map(|test| test.key.clone());
+    let read: HashSet<String> = tests.chain(spec.config.iter().flat_map(keys)).collect();
+    for binding in &spec.config {
+        let keys = keys(binding);
+        if keys.iter().any(|key| config.find(key).is_some()) {
+            continue;
+        }
+        for key in keys {
+            let (parent, name) = key.rsplit_once('.').unwrap_or(("", &key));
+            let siblings = if parent.is_empty() {
+                config.source.tree.entries()
+            } else {
+                config.find(parent).map_or(&[][..], |(tree, _)| tree.entries())
+            };
+            let full = |sibling: &str| match parent {
+                "" => sibling.to_owned(),
+                parent => format!("{parent}.{sibling}"),
+            };
+            let unread =
+                siblings.iter().map(|(sibling, _)| sibling.as_str()).filter(|s| !read.contains(&full(s)));
+            let Some(near) = unread.into_iter().find(|sibling| is_misspelt(name, sibling)) else { continue };
+            let message = format!(
+                "`{}` has no `{key}`, and has `{near}`, which nothing reads",
+                file_name(config.name())
+            );
+            let problem = problems.at(&spec.source, &binding.at, message, "");
+            let help = format!("did you mean `{near}`?");
+            problem.remarks.push(Remark { tag: "help", text: help });
+        }
+    }
+}
+
+/// Whether two keys differ by two neighbouring letters exchanged, or one letter more, less or other. Short ones do not count.
+fn is_misspelt(a: &str, b: &str) -> bool {
+    let (a, b): (Vec<char>, Vec<char>) = (a.chars().collect(), b.chars().collect());
+    let same = a.iter().zip(&b).take_while(|(a, b)| a == b).count();
+    let (x, y) = (&a[same..], &b[same..]);
+    if a.len().min(b.len()) < 5 || a == b {
+        return false;
+    }
+    // An `s` at the end makes another word of it.
+    let tail = |x: &[char], y: &[char]| x == y && !(same + 1 == a.len().max(b.len()) && x.is_empty());
+    match (x, y) {
+        ([p, q, x @ ..], [r, s, y @ ..]) if (p, q) == (s, r) && x == y => true,
+        ([_, x @ ..], [_, y @ ..]) if x == y && !x.is_empty() => true,
+        ([_, rest @ ..], y) if tail(rest, y) => true,
+        (x, [_, rest @ ..]) if tail(x, rest) => true,
+        _ => false,
+    }
 }
 
 fn note(problem: &mut Problem, text: String) {

@@ -86,7 +86,7 @@ impl Plan {
         problems.finish(ErrorKind::Config)?;
 
         let elsewhere = elsewhere(&spec, head, &bound);
-        let tensors = tensors::resolve(&spec, &declared, &elsewhere, index, &mut problems);
+        let tensors = tensors::resolve(&spec, &declared, &elsewhere, &bound, index, &mut problems);
         let missing = problems.finish(ErrorKind::Checkpoint);
         if head.is_some_and(|head| head.task == "features") {
             // A base model is often stored without what only some of its outputs need.

@@ -2,9 +2,10 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
+use super::config::Bound;
 use crate::error::{Place, Problem, Remark, count};
 use crate::nn::{Declared, TensorUse};
-use crate::spec::{Problems, Spec, Weights};
+use crate::spec::{Problems, Spec, Tree, Weights};
 use crate::tensor::DType;
 use crate::weights::{Entry, Index, StoredType};
 
@@ -80,6 +81,7 @@ pub fn resolve(
     spec: &Spec,
     declared: &Declared,
     elsewhere: &[TensorUse],
+    bound: &Bound,
     index: &Index,
     problems: &mut Problems,
 ) -> Tensors {
@@ -124,7 +126,7 @@ pub fn resolve(
         .map(|(name, _)| name)
         .filter(|name| !used.contains(name) && !names.is_ignored(name))
         .collect();
-    report_misshapen(spec, &misshapen, problems);
+    report_misshapen(spec, bound, &misshapen, problems);
     report_missing(spec, &names, &missing, &unused, problems);
     report_unused(spec, &unused, problems);
     tensors
@@ -136,7 +138,12 @@ fn same_axes(a: &[usize], b: &[usize]) -> bool {
 }
 
 /// Reports tensors of the wrong shape; the same mistake in many layers once.
-fn report_misshapen(spec: &Spec, misshapen: &[(&TensorUse, &str, &Entry)], problems: &mut Problems) {
+fn report_misshapen(
+    spec: &Spec,
+    bound: &Bound,
+    misshapen: &[(&TensorUse, &str, &Entry)],
+    problems: &mut Problems,
+) {
     let kind = |(tensor, stored, entry): &(&TensorUse, &str, &Entry)| {
         (pattern(stored), tensor.shape.clone(), entry.shape.clone())
     };
@@ -154,6 +161,9 @@ fn report_misshapen(spec: &Spec, misshapen: &[(&TensorUse, &str, &Entry)], probl
             format!("shape mismatch for {what}: expected {:?}, found {:?}", tensor.shape, entry.shape);
         let problem = problems.brief(&spec.source, &tensor.at, message, &label);
         let swapped = entry.shape.len() == 2 && entry.shape.iter().rev().eq(&tensor.shape);
+        for note in sizes(spec, bound, tensor, entry) {
+            problem.remarks.push(Remark { tag: "note", text: note });
+        }
         let help = if swapped {
             "the sizes are swapped; does this checkpoint store linear weights as `layout: in_out`?"
         } else {
@@ -161,6 +171,39 @@ fn report_misshapen(spec: &Spec, misshapen: &[(&TensorUse, &str, &Entry)], probl
         };
         problem.remarks.push(Remark { tag: "help", text: help.into() });
     }
+}
+
+/// Where the expected sizes that are not those found come from, as far as names of the description have such values.
+fn sizes(spec: &Spec, bound: &Bound, tensor: &TensorUse, entry: &Entry) -> Vec<String> {
+    let wrong = tensor.shape.iter().filter(|n| !entry.shape.contains(n));
+    let wrong: Vec<i64> = wrong.map(|n| *n as i64).collect();
+    let named = spec.config.iter().filter(|binding| {
+        bound.scope.get(&binding.name).is_some_and(|value| matches!(value, Tree::Int(n) if wrong.contains(n)))
+    });
+    let notes: Vec<String> =
+        named.filter_map(|binding| bound.origins.get(&binding.name).cloned()).take(2).collect();
+    if notes.is_empty() { products(spec, bound, &wrong) } else { notes }
+}
+
+/// The same for a size that is the product of two names.
+fn products(spec: &Spec, bound: &Bound, wrong: &[i64]) -> Vec<String> {
+    let sizes: Vec<(&str, i64)> = spec
+        .config
+        .iter()
+        .filter_map(|binding| match bound.scope.get(&binding.name) {
+            Some(Tree::Int(n)) if *n > 1 => Some((binding.name.as_str(), *n)),
+            _ => None,
+        })
+        .collect();
+    let pairs = sizes.iter().enumerate().flat_map(|(i, a)| sizes[i..].iter().map(move |b| (a, b)));
+    let mut notes = Vec::new();
+    for ((a, m), (b, n)) in pairs {
+        let Some(size) = m.checked_mul(*n).filter(|size| wrong.contains(size)) else { continue };
+        let origins = [a, b].map(|name| bound.origins.get(*name).cloned().unwrap_or_default());
+        notes.push(format!("{size} is `{a}` * `{b}`: {}; {}", origins[0], origins[1]));
+    }
+    notes.truncate(1);
+    notes
 }
 
 fn check_type(spec: &Spec, tensor: &TensorUse, stored: &str, entry: &Entry, problems: &mut Problems) {

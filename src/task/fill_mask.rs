@@ -29,7 +29,10 @@ impl Model {
     /// ```
     /// # fn main() -> smelt::Result<()> {
     /// # let dirs = std::fs::read_dir("tests/golden").unwrap().map(|dir| dir.unwrap().path().join("masked-lm"));
-    /// # let dir = dirs.into_iter().find(|dir| dir.exists()).unwrap();
+    /// # let has_mask = |dir: &std::path::PathBuf| {
+    /// #     std::fs::read_to_string(dir.join("tokenizer.json")).is_ok_and(|text| text.contains("[MASK]"))
+    /// # };
+    /// # let dir = dirs.into_iter().find(has_mask).unwrap();
     /// let model = smelt::Model::open(dir)?;
     /// let fills = &model.fill_mask(&["Paris is the [MASK] of France.".into()], 3)?[0];
     /// for fill in &fills.masks[0] {
