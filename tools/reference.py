@@ -1,0 +1,203 @@
+#!/usr/bin/env python3
+"""Write what transformers computes for a model, module by module, for `smelt verify`.
+
+    python reference.py --model DIR --out reference.safetensors
+    python reference.py --model DIR --out FILE --text "the cat sat." --text "hello world"
+    python reference.py --model DIR --out FILE --ids "1 2 3" --ids "1 5"
+    python reference.py --model DIR --out FILE --inputs OLD.safetensors      # the inputs of another reference
+    python reference.py --model DIR --out FILE --only "*.layers.0.*" --tokens 8
+
+The model is loaded from a local directory in float32 with the plain ("eager") attention and run on
+one batch, padded on the right. The file holds
+
+    input.NAME             what the model was given
+    output.NAME            the fields of its output, hidden states included
+    generate.P.*           greedy continuations of the rows, with --generate N
+    module.NAME.output     the first tensor that the module NAME gave
+    module.NAME.input      the first tensor that it took
+    module.NAME.calls      [when, how often]: number of its first call among all, and count of calls
+
+of every module with parameters, under the name that `named_modules` gives it. A module that is called
+more than once is recorded the first time. Recorded are tensors of [batch, n, cols] or [batch, cols], and
+what is one of these in another shape: [1, seq, cols], [batch * seq, cols] and [batch, seq, heads, cols]. Nothing is downloaded. Made for transformers 5.
+"""
+
+from __future__ import annotations
+
+import argparse
+import fnmatch
+import os
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+
+TEXTS = ["The cat sat on the mat and looked at the dog.", "Hello world!"]
+SKIP = {"past_key_values", "attentions", "cross_attentions", "encoder_attentions", "decoder_attentions", "loss"}
+
+
+def first_tensor(value: Any) -> torch.Tensor | None:
+    if torch.is_tensor(value):
+        return value
+    if hasattr(value, "values"):
+        value = value.values()
+    if isinstance(value, (tuple, list)) or hasattr(value, "__iter__"):
+        return next((t for t in map(first_tensor, value) if t is not None), None)
+    return None
+
+
+def as_rows(t: torch.Tensor | None, sizes: list[tuple[int, int]]) -> torch.Tensor | None:
+    """The tensor as [batch, seq, cols] or [batch, cols], if it is one of these; `sizes` are [batch, seq]."""
+    if t is None or not t.is_floating_point():
+        return None
+    batch = sizes[0][0]
+    for size in sizes:
+        if t.ndim in (3, 4) and tuple(t.shape[:2]) == size:
+            return t.flatten(2)
+        if t.ndim == 3 and tuple(t.shape[:2]) == (1, size[1]):  # positions are looked up once for all rows
+            return t.expand(batch, -1, -1)
+        if t.ndim == 2 and t.shape[0] == size[0] * size[1] and size[1] > 1:
+            return t.view(*size, -1)
+        if t.ndim == 2 and t.shape[0] == size[1] and size[1] != batch:
+            return t.expand(batch, -1, -1)
+    return t if t.ndim in (2, 3) and t.shape[0] == batch else None
+
+
+class Recorder:
+    """Hooks on every module with parameters."""
+
+    def __init__(self, model: torch.nn.Module, sizes: list[tuple[int, int]], only: list[str]):
+        self.sizes, self.tensors, self.calls, self.now = sizes, {}, {}, 0
+        self.hooks = []
+        for name, module in model.named_modules():
+            chosen = not only or any(fnmatch.fnmatchcase(name, pattern) for pattern in only)
+            if name and chosen and any(True for _ in module.parameters()):
+                hook = lambda _, args, kwargs, out, name=name: self.record(name, [args, kwargs], out)
+                self.hooks.append(module.register_forward_hook(hook, with_kwargs=True))
+
+    def record(self, name: str, given: Any, out: Any) -> None:
+        self.now += 1
+        if name in self.calls:
+            self.calls[name][1] += 1
+            return
+        self.calls[name] = [self.now, 1]
+        for what, value in (("input", given), ("output", out)):
+            rows = as_rows(first_tensor(value), self.sizes)
+            if rows is not None:
+                self.tensors[f"module.{name}.{what}"] = rows.float()  # cloned when it is saved
+
+    def finish(self) -> dict[str, torch.Tensor]:
+        for hook in self.hooks:
+            hook.remove()
+        recorded = {key.removesuffix(".output") for key in self.tensors if key.endswith(".output")}
+        for name, calls in self.calls.items():
+            if f"module.{name}" in recorded:
+                self.tensors[f"module.{name}.calls"] = torch.tensor(calls)
+        # Without its output a module cannot be compared.
+        return {k: v for k, v in self.tensors.items() if k.rsplit(".", 1)[0] in recorded}
+
+
+def flatten(value: Any, name: str, into: dict[str, torch.Tensor]) -> None:
+    if torch.is_tensor(value):
+        into[name] = value
+    elif isinstance(value, (tuple, list)):
+        for i, v in enumerate(value):
+            flatten(v, f"{name}.{i}", into)
+    elif hasattr(value, "keys"):
+        for k in value.keys():
+            if k not in SKIP:
+                flatten(value[k], f"{name}.{k}", into)
+
+
+def pad(rows: list[list[int]], id: int) -> dict[str, torch.Tensor]:
+    width = max(map(len, rows))
+    ids = torch.tensor([row + [id] * (width - len(row)) for row in rows])
+    mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows])
+    return {"input_ids": ids, "attention_mask": mask}
+
+
+def make_inputs(a: argparse.Namespace, model: Any) -> dict[str, torch.Tensor]:
+    config = model.config
+    id = getattr(config, "pad_token_id", None) or 0
+    if a.inputs:
+        stored = load_file(a.inputs)
+        inputs = {k.removeprefix("input."): v for k, v in stored.items() if k.startswith("input.") or "." not in k}
+    elif a.ids:
+        inputs = pad([[int(i) for i in row.replace(",", " ").split()] for row in a.ids], id)
+    else:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(a.model)
+        encoded = [tokenizer(text) for text in a.text or TEXTS]
+        inputs = pad([list(e["input_ids"]) for e in encoded], id)
+    if a.tokens:
+        inputs = {k: v[:, : a.tokens].contiguous() if "decoder" not in k else v for k, v in inputs.items()}
+    if getattr(config, "is_encoder_decoder", False) and "input_ids" in inputs and "decoder_input_ids" not in inputs:
+        start = next((x for x in (config.decoder_start_token_id, config.bos_token_id) if x is not None), 0)
+        ids = inputs["input_ids"][:, :6].clone()  # any tokens do; masked ones of the input too
+        inputs["decoder_input_ids"] = torch.cat([torch.full_like(ids[:, :1], start), ids], 1)
+    return inputs
+
+
+def generate(model: Any, inputs: dict[str, torch.Tensor], steps: int) -> dict[str, torch.Tensor]:
+    """Greedy decoding of each row alone; the end of a text is not obeyed."""
+    out: dict[str, torch.Tensor] = {}
+    model.generation_config.eos_token_id = None
+    decoder = inputs.get("decoder_input_ids")
+    for i, (ids, mask) in enumerate(zip(inputs["input_ids"], inputs["attention_mask"])):
+        prompt = ids[mask == 1][None]
+        start = {} if decoder is None else {"decoder_input_ids": decoder[i : i + 1, :1]}
+        result = model.generate(
+            input_ids=prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=steps, do_sample=False, num_beams=1,
+            return_dict_in_generate=True, output_logits=True, **start,
+        )
+        out[f"generate.{i}.prompt"] = prompt[0]
+        out[f"generate.{i}.tokens"] = result.sequences[0, -steps:]
+        out[f"generate.{i}.logits"] = torch.cat(list(result.logits), 0)
+    return out
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", required=True, help="directory with config.json and *.safetensors")
+    parser.add_argument("--out", required=True, type=Path, help="the file to write")
+    source = parser.add_mutually_exclusive_group()
+    source.add_argument("--text", action="append", help="one row of the batch; repeatable")
+    source.add_argument("--ids", action="append", help='one row as token ids, "1 2 3"; repeatable')
+    source.add_argument("--inputs", help="safetensors with the inputs, as another reference has them")
+    parser.add_argument("--class", dest="cls", help="transformers class; what config.json says by default")
+    parser.add_argument("--tokens", type=int, help="cut the rows to so many tokens")
+    parser.add_argument("--only", action="append", default=[], help="record modules of this pattern only; repeatable")
+    parser.add_argument("--no-modules", action="store_true", help="record outputs only")
+    parser.add_argument("--generate", type=int, default=0, metavar="N", help="greedy steps for each row")
+    a = parser.parse_args()
+
+    torch.set_grad_enabled(False)
+    config = transformers.AutoConfig.from_pretrained(a.model)
+    cls = getattr(transformers, a.cls or (config.architectures or ["AutoModel"])[0])
+    model = cls.from_pretrained(a.model, dtype=torch.float32, attn_implementation="eager").eval()
+    inputs = make_inputs(a, model)
+    if "input_ids" in inputs:
+        inputs.setdefault("attention_mask", torch.ones_like(inputs["input_ids"]))
+    tokens = [inputs[k] for k in ("input_ids", "decoder_input_ids") if k in inputs]
+    sizes = [tuple(t.shape) for t in tokens] or [(next(iter(inputs.values())).shape[0], 0)]
+    recorder = None if a.no_modules else Recorder(model, sizes, a.only)
+    cache = {"use_cache": False} if hasattr(config, "use_cache") else {}
+    outputs = model(**inputs, output_hidden_states=True, **cache)
+    tensors = {f"input.{name}": value for name, value in inputs.items()}
+    flatten(outputs, "output", tensors)
+    if recorder:
+        tensors |= recorder.finish()
+    if a.generate:
+        tensors |= generate(model, inputs, a.generate)
+    # Some modules give back what they were given: each tensor needs memory of its own.
+    save_file({name: t.detach().clone().contiguous() for name, t in tensors.items()}, a.out)
+    modules = sum(name.startswith("module.") and name.endswith(".output") for name in tensors)
+    print(f"{a.out}: {modules} modules, {a.out.stat().st_size / 1024:.0f} KiB")
+
+
+if __name__ == "__main__":
+    main()
