@@ -6,6 +6,7 @@
 
 mod load;
 mod session;
+mod trace;
 
 use std::sync::{Arc, Mutex};
 
@@ -16,6 +17,7 @@ use crate::plan::{Memory, Plan};
 use crate::tensor::{Array, Buffers, Tensor};
 pub use load::LoadOptions;
 pub use session::Session;
+pub use trace::ModuleCall;
 
 /// A plan with its weights, ready to compute. Any number of threads may use one network at once.
 #[derive(Debug)]
@@ -77,6 +79,43 @@ impl Network {
     /// `Input` for ids out of range, sequences that are empty or too long, and names that the plan lacks; `Limit` when
     /// the batch needs too much memory; `Checkpoint` when a result is not a number.
     pub fn forward(&self, batch: &Batch, wanted: &[&str], hidden_states: bool) -> Result<Vec<Output>> {
+        self.run_batch(batch, wanted, |run, ids| {
+            if hidden_states {
+                run.hidden_states = Some(Default::default());
+            }
+            let mut outputs = Vec::new();
+            for id in ids {
+                run.value(*id)?;
+            }
+            for (name, id) in &self.plan.outputs {
+                if let Some(value) =
+                    run.computed[id.0].clone().filter(|_| wanted.is_empty() || ids.contains(id))
+                {
+                    outputs.push(Output { name: name.clone(), rows: self.rows(*id), value });
+                }
+            }
+            for (id, states) in run.hidden_states.take().unwrap_or_default() {
+                let name = self.plan.hidden_states_name(id);
+                let rows = self.rows(id);
+                outputs.extend(states.into_iter().enumerate().map(|(i, value)| Output {
+                    name: format!("{name}.{i}"),
+                    rows,
+                    value: Arc::new(value),
+                }));
+            }
+            outputs.iter().try_for_each(|output| numbers(&output.name, &output.value))?;
+            Ok(outputs)
+        })
+    }
+
+    /// Checks a batch and runs a pass over it, in which the values named in `wanted` (all of the plan's without names) are to
+    /// be computed.
+    fn run_batch<T>(
+        &self,
+        batch: &Batch,
+        wanted: &[&str],
+        compute: impl FnOnce(&mut Run<'_>, &[ValueId]) -> Result<T>,
+    ) -> Result<T> {
         let ids = self.ids_of(wanted)?;
         let with_decoder;
         let batch = match self.plan.decoder_start {
@@ -107,33 +146,7 @@ impl Network {
         let tokens = (batch.input.ids.len() + batch.decoder.ids.len()) as u64;
         self.memory.check_batch(tokens, tokens, self.memory_limit)?;
         let mut states = self.new_states(batch.len());
-        self.pass(batch, &mut states, |run| {
-            if hidden_states {
-                run.hidden_states = Some(Default::default());
-            }
-            let mut outputs = Vec::new();
-            for id in &ids {
-                run.value(*id)?;
-            }
-            for (name, id) in &self.plan.outputs {
-                if let Some(value) =
-                    run.computed[id.0].clone().filter(|_| wanted.is_empty() || ids.contains(id))
-                {
-                    outputs.push(Output { name: name.clone(), rows: self.rows(*id), value });
-                }
-            }
-            for (id, states) in run.hidden_states.take().unwrap_or_default() {
-                let name = self.plan.hidden_states_name(id);
-                let rows = self.rows(id);
-                outputs.extend(states.into_iter().enumerate().map(|(i, value)| Output {
-                    name: format!("{name}.{i}"),
-                    rows,
-                    value: Arc::new(value),
-                }));
-            }
-            outputs.iter().try_for_each(|output| numbers(&output.name, &output.value))?;
-            Ok(outputs)
-        })
+        self.pass(batch, &mut states, |run| compute(run, &ids))
     }
 
     /// Begins sequences that tokens can be added to.

@@ -5,6 +5,7 @@ use std::collections::HashMap;
 
 use super::fields::{Bias, FieldType, Fields, Given, Path, Projection, Reference};
 use super::rope::Rope;
+use super::trace::{RoundUse, Site, StepUse};
 use crate::backend::{Layout, PositionBias};
 use crate::error::Problem;
 use crate::spec::{Address, Defaults, Problems, Scope, Source, Template, Tree};
@@ -96,6 +97,8 @@ ids!(
     StateId,
     /// Rotary settings of [`Declared::ropes`].
     RopeId,
+    /// A round of a loop, of [`Declared::rounds`].
+    RoundId,
     /// A value of the model, in the order in which they were planned.
     ValueId
 );
@@ -203,6 +206,10 @@ pub struct Declared {
     pub caches: Vec<CacheUse>,
     /// Rotary settings.
     pub ropes: Vec<Rope>,
+    /// Rounds of loops that have a path.
+    pub rounds: Vec<RoundUse>,
+    /// The step of the description that each module belongs to.
+    pub steps: HashMap<Site, StepUse>,
     /// Most tokens that a sequence of a stream can have, each with the reason.
     pub limits: Vec<(Stream, usize, String)>,
     /// What an item of a stream of numbers must be, axis by axis: `[channels, height, width]` of an image.
@@ -237,6 +244,10 @@ pub struct Builder<'a> {
     pub loops: Vec<(usize, usize)>,
     /// Name of the block that is being built.
     pub block: String,
+    /// The step that is being built.
+    pub step: Address,
+    /// The step whose output it takes.
+    pub before: Option<Address>,
     /// Name of the field that was read last.
     pub field: &'static str,
     /// What was declared so far.
@@ -267,6 +278,8 @@ impl<'a> Builder<'a> {
             path: String::new(),
             loops: Vec::new(),
             block: String::new(),
+            step: Address::root(),
+            before: None,
             field: "",
             declared: Declared::default(),
             values: HashMap::new(),
@@ -538,8 +551,10 @@ impl<'a> Builder<'a> {
             return *id;
         }
         linears.push(linear);
-        known.push(LinearId(linears.len() - 1));
-        LinearId(linears.len() - 1)
+        let id = LinearId(linears.len() - 1);
+        known.push(id);
+        self.module(Site::Linear(id));
+        id
     }
 
     /// Notes the columns of a matrix: what a pass needs to hold depends on the widest ones.
@@ -572,14 +587,18 @@ impl<'a> Builder<'a> {
     /// Declares a vector of stored ones, one after another.
     pub fn vector_of(&mut self, parts: Vec<TensorId>, offset: f32) -> VectorId {
         self.declared.vectors.push(VectorUse { parts, offset });
-        VectorId(self.declared.vectors.len() - 1)
+        let id = VectorId(self.declared.vectors.len() - 1);
+        self.module(Site::Norm(id));
+        id
     }
 
     /// Declares an embedding table `[rows, cols]`.
     pub fn table(&mut self, path: &Path, rows: usize, cols: usize) -> Option<TableId> {
         let tensor = self.tensor(format!("{}.weight", path.name), vec![rows, cols], None, &path.at)?;
         self.declared.tables.push(tensor);
-        Some(TableId(self.declared.tables.len() - 1))
+        let id = TableId(self.declared.tables.len() - 1);
+        self.module(Site::Table(id));
+        Some(id)
     }
 
     /// Declares a position bias that is computed from a stored table.
@@ -607,6 +626,26 @@ impl<'a> Builder<'a> {
     pub fn cache(&mut self, cache: CacheUse) -> CacheId {
         self.declared.caches.push(cache);
         CacheId(self.declared.caches.len() - 1)
+    }
+
+    /// Declares a round of a loop whose path is written at `at`.
+    pub fn round(&mut self, at: &Address) -> RoundId {
+        let (path, layer) = (self.path.clone(), self.loops.first().copied());
+        self.declared.rounds.push(RoundUse { path, at: at.clone(), layer });
+        let id = RoundId(self.declared.rounds.len() - 1);
+        self.module(Site::Round(id));
+        id
+    }
+
+    /// Notes the step that a module belongs to.
+    fn module(&mut self, site: Site) {
+        let step = StepUse {
+            block: self.block.clone(),
+            at: self.step.clone(),
+            before: self.before.clone(),
+            layer: self.loops.first().copied(),
+        };
+        self.declared.steps.insert(site, step);
     }
 
     /// Declares rotary settings; equal ones are computed once.

@@ -1,8 +1,9 @@
 //! The five ways to put blocks together.
 
 use super::Block;
-use super::builder::ValueId;
+use super::builder::{RoundId, ValueId};
 use super::run::Run;
+use super::trace::Site;
 use crate::error::Result;
 use crate::tensor::Tensor;
 
@@ -137,6 +138,8 @@ pub struct Repeat {
     pub layers: Vec<Sequence>,
     /// The value whose hidden states the inputs of the layers are; none for a loop inside of another.
     pub value: Option<ValueId>,
+    /// The layers as modules; empty for a loop without a path.
+    pub rounds: Vec<RoundId>,
 }
 
 impl Block for Repeat {
@@ -149,11 +152,15 @@ impl Block for Repeat {
     }
 
     fn forward_owned(&self, run: &mut Run<'_>, mut x: Tensor) -> Result<Tensor> {
-        for layer in &self.layers {
+        for (i, layer) in self.layers.iter().enumerate() {
             if let Some(value) = self.value {
                 run.layer_input(value, &x);
             }
+            let traced = self.rounds.get(i).filter(|_| run.trace.is_some()).map(|round| (*round, x.clone()));
             x = layer.forward_owned(run, x)?;
+            if let Some((round, input)) = traced {
+                run.trace(Site::Round(round), Some(&input), &x);
+            }
         }
         Ok(x)
     }

@@ -1,6 +1,7 @@
 use super::builder::{Builder, Rows, Shape, Stream, TableId};
 use super::fields::{FieldType, Index, Path, fields, read_choice};
 use super::run::{Run, Tokens};
+use super::trace::Site;
 use super::{Block, Built, Plan};
 use crate::error::{Error, ErrorKind, Result};
 use crate::spec::{Address, Tree, listed};
@@ -135,7 +136,7 @@ impl Planned {
         };
         if let Some(skip) = self.skip {
             let ids = self.counted(tokens, skip)?;
-            run.backend.embedding(run.table(self.table), &ids, accumulate, out);
+            self.rows_of(run, &ids, accumulate, out);
             return Ok(());
         }
         let mut ids = Vec::with_capacity(numbers.len());
@@ -151,8 +152,18 @@ impl Planned {
             }
             ids.push(id as u32);
         }
-        run.backend.embedding(run.table(self.table), &ids, accumulate, out);
+        self.rows_of(run, &ids, accumulate, out);
         Ok(())
+    }
+
+    /// The rows of these numbers.
+    fn rows_of(&self, run: &mut Run<'_>, ids: &[u32], accumulate: bool, out: &mut Tensor) {
+        run.backend.embedding(run.table(self.table), ids, accumulate, out);
+        if run.trace.is_some() {
+            let mut rows = Tensor::zeros(ids.len(), self.width);
+            run.backend.embedding(run.table(self.table), ids, false, &mut rows);
+            run.trace(Site::Table(self.table), None, &rows);
+        }
     }
 }
 

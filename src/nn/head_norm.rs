@@ -3,6 +3,7 @@
 use super::builder::{Builder, VectorId};
 use super::fields::{FieldType, Path, fields, nested, read_choice};
 use super::run::Run;
+use super::trace::Site;
 use crate::backend::Norm;
 use crate::spec::{Address, Tree, listed};
 use crate::tensor::Tensor;
@@ -144,6 +145,7 @@ impl PlannedHeadNorm {
             Kind::LayerNorm => run.backend.layer_norm(&heads, &norm, &mut normed),
             Kind::RmsNorm => run.backend.rms_norm(&heads, &norm, &mut normed),
         }
+        run.trace(Site::Norm(self.weight), Some(&heads), &normed);
         for i in 0..x.rows() {
             x.row_mut(i)[start..start + self.cols].copy_from_slice(normed.row(i));
         }

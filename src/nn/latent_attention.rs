@@ -2,6 +2,7 @@ use super::builder::{Builder, CacheId, CacheUse, LinearId, RopeId, Rows, Shape, 
 use super::fields::{Path, Projection, fields};
 use super::rope::RopeFields;
 use super::run::Run;
+use super::trace::Site;
 use super::{Block, Built, Plan};
 use crate::backend::{AttentionParams, KvCache, Norm, Reach};
 use crate::error::Result;
@@ -158,6 +159,7 @@ impl Planned {
         }
         let norm = Norm { weight: Some(run.vector(weight)), bias: None, eps: self.eps, width };
         run.backend.rms_norm(&some, &norm, &mut out);
+        run.trace(Site::Norm(weight), Some(&some), &out);
         run.give(some);
         out
     }

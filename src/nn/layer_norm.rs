@@ -1,6 +1,7 @@
 use super::builder::{Builder, Shape, VectorId};
 use super::fields::{Path, fields};
 use super::run::Run;
+use super::trace::Site;
 use super::{Block, Built, Plan};
 use crate::backend::Norm;
 use crate::error::Result;
@@ -44,6 +45,7 @@ impl Block for Planned {
         let weight = Some(run.vector(self.weight));
         let bias = self.bias.map(|id| run.vector(id));
         run.backend.layer_norm(x, &Norm { weight, bias, eps: self.eps, width: x.cols() }, &mut out);
+        run.trace(Site::Norm(self.weight), Some(x), &out);
         Ok(out)
     }
 }

@@ -45,14 +45,16 @@ mod scale;
 mod similarity;
 mod sinusoidal;
 mod state_space;
+mod trace;
 
 pub use builder::{
-    BiasUse, Builder, CacheUse, Declared, LinearUse, PartUse, Rows, Shape, Stream, TensorId, TensorUse,
-    ValueId, VectorUse,
+    BiasUse, Builder, CacheUse, Declared, LinearUse, PartUse, RoundId, Rows, Shape, Stream, TensorId,
+    TensorUse, ValueId, VectorUse,
 };
 pub use fields::{FieldDef, FieldShape, FieldType, Fields, Given};
 pub use rope::Rope;
 pub use run::{BoundLinear, Inputs, Parameters, PlannedValue, Run, SequenceState, Tokens};
+pub use trace::{Call, RoundUse, Site, StepUse};
 
 /// A planned block: shapes are checked, weights are known by their ids.
 pub trait Block: Send + Sync + fmt::Debug {

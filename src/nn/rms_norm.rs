@@ -1,6 +1,7 @@
 use super::builder::{Builder, Shape, VectorId};
 use super::fields::{Path, fields};
 use super::run::Run;
+use super::trace::Site;
 use super::{Block, Built, Plan};
 use crate::backend::Norm;
 use crate::error::Result;
@@ -40,6 +41,7 @@ impl Block for Planned {
         let mut out = run.take(x.rows(), x.cols());
         let weight = Some(run.vector(self.weight));
         run.backend.rms_norm(x, &Norm { weight, bias: None, eps: self.eps, width: x.cols() }, &mut out);
+        run.trace(Site::Norm(self.weight), Some(x), &out);
         Ok(out)
     }
 }

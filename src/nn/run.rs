@@ -8,6 +8,7 @@ use super::builder::{
     BiasId, CacheId, CacheUse, Declared, LinearId, RopeId, Stream, TableId, ValueId, VectorId,
 };
 use super::rope::Rope;
+use super::trace::{Call, Site};
 use super::{Block, Rows, Shape};
 use crate::backend::{
     Activation, Backend, Epilogue, KvCache, Linear, PositionBias, Rotation, Span, WeightType,
@@ -216,6 +217,8 @@ pub struct Run<'r> {
     pub hidden_states: Option<HashMap<ValueId, Vec<Tensor>>>,
     /// A value of which only these rows are wanted, if it can be computed row by row.
     pub only_rows: Option<(ValueId, Vec<usize>)>,
+    /// What modules took and gave so far, if the pass is traced.
+    pub trace: Option<Vec<Call>>,
     /// The values that are being computed, the innermost last.
     open: Vec<ValueId>,
     rotations: HashMap<(RopeId, Stream), Arc<(Tensor, Tensor)>>,
@@ -243,6 +246,7 @@ impl<'r> Run<'r> {
             computed: vec![None; values.len()],
             hidden_states: None,
             only_rows: None,
+            trace: None,
             open: Vec::new(),
             rotations: HashMap::new(),
         }
@@ -301,6 +305,7 @@ impl<'r> Run<'r> {
         act: Option<Activation>,
         mul: Option<&Tensor>,
     ) -> Tensor {
+        self.trace_linear(id, x);
         let BoundLinear { map, bias, .. } = &self.parameters.linears[id.0];
         let mut out = self.buffers.take(x.rows(), map.outputs());
         map.apply(x, &Epilogue { bias: bias.as_deref(), act, mul, accumulate: false }, &mut out);
@@ -309,6 +314,7 @@ impl<'r> Run<'r> {
 
     /// `sum += x Wᵀ + b`.
     pub fn linear_add(&mut self, id: LinearId, x: &Tensor, sum: &mut Tensor) {
+        self.trace_linear(id, x);
         let BoundLinear { map, bias, .. } = &self.parameters.linears[id.0];
         map.apply(x, &Epilogue { bias: bias.as_deref(), accumulate: true, ..Epilogue::default() }, sum);
     }
@@ -353,6 +359,23 @@ impl<'r> Run<'r> {
     /// The caches of one attention block, one per sequence.
     pub fn caches(states: &mut [SequenceState], id: CacheId) -> Vec<&mut KvCache> {
         states.iter_mut().map(|state| &mut state.caches[id.0]).collect()
+    }
+
+    /// Notes a call of a module, if the pass is traced.
+    pub fn trace(&mut self, site: Site, input: Option<&Tensor>, output: &Tensor) {
+        if let Some(calls) = &mut self.trace {
+            calls.push(Call { site, input: input.cloned(), output: output.clone() });
+        }
+    }
+
+    /// Notes what a linear map alone gives, if the pass is traced: it is computed once more for that.
+    fn trace_linear(&mut self, id: LinearId, x: &Tensor) {
+        if let Some(calls) = &mut self.trace {
+            let BoundLinear { map, bias, .. } = &self.parameters.linears[id.0];
+            let mut output = Tensor::zeros(x.rows(), map.outputs());
+            map.apply(x, &Epilogue { bias: bias.as_deref(), ..Epilogue::default() }, &mut output);
+            calls.push(Call { site: Site::Linear(id), input: Some(x.clone()), output });
+        }
     }
 
     /// Notes the input of a layer of a value, if such inputs are wanted.

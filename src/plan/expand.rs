@@ -71,6 +71,7 @@ impl<'s, 'b> Expander<'s, 'b> {
         // A value stands by itself: neither path nor index of where it was asked for hold in it.
         let path = std::mem::take(&mut self.builder.path);
         let loops = std::mem::take(&mut self.builder.loops);
+        let before = self.builder.before.take();
         let scope = self.builder.scope.clone();
         let outer: Vec<&String> = self.spec.config.iter().map(|b| &b.name).collect();
         self.builder.scope.retain(|name, _| outer.contains(&name));
@@ -78,6 +79,7 @@ impl<'s, 'b> Expander<'s, 'b> {
         self.builder.scope = scope;
         self.builder.path = path;
         self.builder.loops = loops;
+        self.builder.before = before;
         self.open.pop();
         let Some((body, shape)) = built else {
             self.failed.insert(name.to_owned());
@@ -115,6 +117,7 @@ impl<'s, 'b> Expander<'s, 'b> {
                     }
                     blocks.push(block);
                     shape = Some(next);
+                    self.builder.before = Some(item.at.clone());
                 }
                 // What keeps the shape of its input is passed over, to find what else is wrong.
                 None if shape.is_some() && keeps_shape(&item.step) && self.blocks <= MAX_BLOCKS => {
@@ -164,7 +167,9 @@ impl<'s, 'b> Expander<'s, 'b> {
                 let mut built = Vec::new();
                 let mut first = None;
                 let mut left_out = 0;
+                let before = self.builder.before.clone();
                 for (i, branch) in branches.iter().enumerate() {
+                    self.builder.before = before.clone();
                     let at = item.at.child(i);
                     // A branch of which nothing is included is none.
                     if !branch.is_empty() && branch.iter().all(|item| self.included(item) == Some(false)) {
@@ -191,7 +196,9 @@ impl<'s, 'b> Expander<'s, 'b> {
             Step::Product(branches) => {
                 let mut built = Vec::new();
                 let mut first = None;
+                let before = self.builder.before.clone();
                 for (i, branch) in branches.iter().enumerate() {
+                    self.builder.before = before.clone();
                     let at = item.at.child(i);
                     let input = input.filter(|_| !branch.first().is_some_and(is_source));
                     let (branch, mut shape) = self.sequence(branch, input, None, &at)?;
@@ -217,11 +224,17 @@ impl<'s, 'b> Expander<'s, 'b> {
                 let n = self.count(&count.0, &count.1)?;
                 let mut shape = input;
                 let mut layers = Vec::new();
+                let mut rounds = Vec::new();
                 for i in 0..n {
                     let outer = self.builder.scope.insert(index.clone(), Tree::Int(i as i64));
                     self.builder.loops.push((i, n));
                     let prefix = self.builder.path.clone();
                     let layer = self.layer(path.as_ref(), body, shape, &item.at);
+                    if let Some((_, at)) = path {
+                        self.builder.block = "repeat".into();
+                        self.builder.step = item.at.clone();
+                        rounds.push(self.builder.round(at));
+                    }
                     self.builder.path = prefix;
                     self.builder.loops.pop();
                     match outer {
@@ -242,7 +255,7 @@ impl<'s, 'b> Expander<'s, 'b> {
                 }
                 self.builder.block = "repeat".into();
                 self.builder.matrix(shape, &item.at)?;
-                Some((Box::new(Repeat { layers, value }), shape?))
+                Some((Box::new(Repeat { layers, value, rounds }), shape?))
             }
             Step::Block { name, fields } => self.block(name, fields, &item.at, input),
         }
@@ -281,6 +294,7 @@ impl<'s, 'b> Expander<'s, 'b> {
     fn block(&mut self, name: &str, fields: &Tree, at: &Address, input: Option<Shape>) -> Built {
         let definition = nn::block(name)?; // an unknown one is reported already
         loop {
+            self.builder.step = at.clone();
             let built = (definition.build)(&mut self.builder, fields, at, input);
             match self.builder.wanted.take() {
                 // The block refers to a value that is not built yet: build it first.

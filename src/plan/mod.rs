@@ -39,6 +39,8 @@ pub enum Target {
 pub struct Plan {
     /// Name of the description.
     pub name: String,
+    /// The description.
+    pub spec: Spec,
     /// The task of the head; none without a head.
     pub task: Option<String>,
     /// All values, in the order in which they can be computed.
@@ -95,25 +97,29 @@ impl Plan {
             missing?;
         }
 
+        let task = head.map(|head| head.task.clone());
+        let outputs = head.map_or(&[][..], |head| &head.outputs);
+        let named = outputs.iter().filter_map(|(name, output, _)| Some((name.clone(), output.clone()?)));
+        let named: Vec<(String, String)> = named.collect();
         let mut plan = Plan {
             name: spec.source.name.clone(),
-            task: head.map(|head| head.task.clone()),
+            task,
             outputs: Vec::new(),
             values,
             declared,
             tensors,
             decoder_start,
+            spec,
         };
         debug_assert!(built.iter().all(Option::is_some), "a value that cannot be built is a problem");
         plan.outputs = (0..plan.values.len())
             .filter(|i| !matches!(plan.values[*i].shape, Shape::Bias { .. }))
             .map(|i| (plan.output_name(ValueId(i)), ValueId(i)))
             .collect();
-        for (name, output, _) in head.iter().flat_map(|head| &head.outputs) {
-            let Some(output) = output else { continue };
+        for (name, output) in named {
             for (other, id) in &mut plan.outputs {
-                if plan.values[id.0].name == *name {
-                    other.clone_from(output);
+                if plan.values[id.0].name == name {
+                    other.clone_from(&output);
                 }
             }
         }

@@ -1,0 +1,123 @@
+//! A traced pass: what each module of the network took and gave, under the paths of the description.
+
+use std::collections::BTreeMap;
+
+use super::{Batch, Network};
+use crate::error::Result;
+use crate::nn::{Call, PartUse, Run, Site, StepUse, TensorId, TensorUse};
+use crate::spec::Address;
+use crate::tensor::Tensor;
+
+/// One call of a module.
+#[derive(Debug)]
+pub struct ModuleCall {
+    /// Its path, as the description has it.
+    pub name: String,
+    /// What it took, one row per token or sequence; none for an embedding.
+    pub input: Option<Tensor>,
+    /// What it gave: of a linear map `x Wᵀ + b`, before any activation or sum.
+    pub output: Tensor,
+    /// Where the path is written.
+    pub at: Address,
+    /// What asks for it: `` `k` of `attention` ``.
+    pub label: String,
+    /// The step that it belongs to.
+    pub step: StepUse,
+}
+
+impl Network {
+    /// Computes the outputs named in `wanted` (all without names) for a batch, and gives every call of a module in the order
+    /// in which they were made. Linear maps are computed twice, and everything is kept, so this is for few tokens.
+    ///
+    /// # Errors
+    /// As [`forward`](Self::forward), but that results may be no numbers.
+    pub fn trace(&self, batch: &Batch, wanted: &[&str]) -> Result<Vec<ModuleCall>> {
+        let calls = self.run_batch(batch, wanted, |run: &mut Run<'_>, ids| {
+            run.trace = Some(Vec::new());
+            for id in ids {
+                run.value(*id)?;
+            }
+            Ok(run.trace.take().unwrap_or_default())
+        })?;
+        Ok(calls.into_iter().flat_map(|call| self.modules_of(call)).collect())
+    }
+
+    fn modules_of(&self, call: Call) -> Vec<ModuleCall> {
+        let declared = &self.plan.declared;
+        let step = declared.steps.get(&call.site).cloned().unwrap_or_default();
+        let tensor = |id: TensorId| &declared.tensors[id.0];
+        match call.site {
+            Site::Linear(id) => {
+                let parts = parts(&declared.linears[id.0].parts, &call.output);
+                let input = &call.input;
+                parts
+                    .into_iter()
+                    .map(|(weight, output)| module(tensor(weight), &step, input.clone(), output))
+                    .collect()
+            }
+            Site::Norm(id) => {
+                let parts = &declared.vectors[id.0].parts;
+                let weight = parts.first().filter(|_| parts.len() == 1); // norms head by head are no module
+                let module = weight.map(|id| module(tensor(*id), &step, call.input, call.output));
+                module.into_iter().collect()
+            }
+            Site::Table(id) => vec![module(tensor(declared.tables[id.0]), &step, call.input, call.output)],
+            Site::Round(id) => {
+                let round = &declared.rounds[id.0];
+                vec![ModuleCall {
+                    name: round.path.clone(),
+                    input: call.input,
+                    output: call.output,
+                    at: round.at.clone(),
+                    label: "`at` of `repeat`".into(),
+                    step,
+                }]
+            }
+        }
+    }
+}
+
+fn module(tensor: &TensorUse, step: &StepUse, input: Option<Tensor>, output: Tensor) -> ModuleCall {
+    // A tensor of several steps is declared by the first, one under `defaults` by all: the step itself tells more.
+    let within = tensor.at.steps().starts_with(step.at.steps());
+    ModuleCall {
+        name: tensor.name.strip_suffix(".weight").unwrap_or(&tensor.name).to_owned(),
+        input,
+        output,
+        at: if within { tensor.at.clone() } else { step.at.key() },
+        label: if within { tensor.label.clone() } else { format!("`{}`", step.block) },
+        step: step.clone(),
+    }
+}
+
+/// The outputs of a linear map, weight by weight: parts that take outputs of one weight in some order are put
+/// together again. A weight of which not all outputs are taken is left out.
+fn parts(parts: &[PartUse], output: &Tensor) -> Vec<(TensorId, Tensor)> {
+    let mut columns: BTreeMap<usize, (TensorId, Vec<Option<usize>>)> = BTreeMap::new();
+    if parts.iter().any(|part| part.item.is_some()) {
+        return Vec::new(); // several maps in one parameter have no modules of their own
+    }
+    let (mut start, mut first) = (0, BTreeMap::new());
+    for (i, part) in parts.iter().enumerate() {
+        let rank = *first.entry(part.weight).or_insert(i);
+        let (_, sources) = columns.entry(rank).or_insert_with(|| (part.weight, vec![None; part.outputs]));
+        let count = part.order.as_ref().map_or(part.outputs, Vec::len);
+        for j in 0..count {
+            let column = part.order.as_ref().map_or(j, |order| order[j] as usize);
+            if let Some(source) = sources.get_mut(column) {
+                *source = Some(start + j);
+            }
+        }
+        start += count;
+    }
+    let gather = |(weight, sources): (TensorId, Vec<Option<usize>>)| {
+        let sources: Vec<usize> = sources.into_iter().collect::<Option<_>>()?;
+        let mut part = Tensor::zeros(output.rows(), sources.len());
+        for i in 0..output.rows() {
+            let row = output.row(i);
+            part.row_mut(i).iter_mut().zip(&sources).for_each(|(x, source)| *x = row[*source]);
+        }
+        Some((weight, part))
+    };
+    columns.into_values().filter_map(gather).collect()
+}
