@@ -23,6 +23,8 @@ pub struct ModuleCall {
     pub label: String,
     /// The step that it belongs to.
     pub step: StepUse,
+    /// Whether it is a round of a loop.
+    pub is_round: bool,
 }
 
 impl Network {
@@ -71,6 +73,7 @@ impl Network {
                     at: round.at.clone(),
                     label: "`at` of `repeat`".into(),
                     step,
+                    is_round: true,
                 }]
             }
         }
@@ -87,6 +90,7 @@ fn module(tensor: &TensorUse, step: &StepUse, input: Option<Tensor>, output: Ten
         at: if within { tensor.at.clone() } else { step.at.key() },
         label: if within { tensor.label.clone() } else { format!("`{}`", step.block) },
         step: step.clone(),
+        is_round: false,
     }
 }
 

@@ -158,6 +158,23 @@ impl Plan {
         self.outputs.iter().find(|(n, _)| n == name).map(|(_, id)| *id)
     }
 
+    /// The paths that the description may have for a module of that name in the reference implementation: renamed, with and
+    /// without the prefixes of the weights.
+    pub fn module_names(&self, name: &str) -> Vec<String> {
+        tensors::bare_names(name, &self.spec.weights)
+    }
+
+    /// The last step of each output.
+    pub fn ends(&self) -> Vec<(String, Address)> {
+        let heads = self.spec.heads.iter().filter(|head| Some(&head.task) == self.task.as_ref());
+        let values: Vec<_> = heads.flat_map(|head| &head.values).chain(&self.spec.values).collect();
+        let end = |(name, id): &(String, ValueId)| {
+            let value = values.iter().find(|value| value.name == self.values[id.0].name)?;
+            Some((name.clone(), value.body.last()?.at.clone()))
+        };
+        self.outputs.iter().filter_map(end).collect()
+    }
+
     /// Most tokens that a sequence of a stream can have.
     pub fn token_limit(&self, stream: Stream) -> Option<usize> {
         token_limit(&self.declared, stream).map(|(limit, _)| limit)

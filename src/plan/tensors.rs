@@ -69,6 +69,15 @@ fn rename(name: &str, weights: &Weights) -> String {
     name[1..name.len() - 1].to_owned()
 }
 
+/// A name after renaming, with and without each of the prefixes.
+pub fn bare_names(name: &str, weights: &Weights) -> Vec<String> {
+    let name = rename(name, weights);
+    let bare = |prefix: &String| name.strip_prefix(prefix.as_str())?.strip_prefix('.').map(str::to_owned);
+    let mut names: Vec<String> = weights.prefixes.iter().filter_map(bare).collect();
+    names.push(name.clone());
+    names
+}
+
 /// Whether a name fits a pattern in which `*` stands for one segment.
 fn matches(pattern: &str, name: &str) -> bool {
     pattern.split('.').count() == name.split('.').count()

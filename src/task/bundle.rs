@@ -14,10 +14,10 @@ use crate::tensor::{Array, Tensor};
 /// `[batch, bins, frames]`, with or without `input.` before their names. The mask must be ones followed by zeros.
 #[derive(Debug)]
 pub struct Bundle {
-    tensors: BTreeMap<String, Array>,
-    batch: Batch,
+    pub(super) tensors: BTreeMap<String, Array>,
+    pub(super) batch: Batch,
     /// Length of the padded rows of each stream.
-    widths: [usize; 2],
+    pub(super) widths: [usize; 2],
 }
 
 /// How one output agrees with its reference.
@@ -231,7 +231,7 @@ impl Bundle {
         Ok(prompts)
     }
 
-    fn tokens(&self, stream: Stream) -> &Tokens {
+    pub(super) fn tokens(&self, stream: Stream) -> &Tokens {
         match stream {
             Stream::Decoder => &self.batch.decoder,
             _ => &self.batch.input,
@@ -265,11 +265,11 @@ fn numbers(name: &str, array: &Array, axes: usize) -> Result<Array> {
     Ok(array.clone())
 }
 
-fn magnitude(x: &[f32]) -> f32 {
+pub(super) fn magnitude(x: &[f32]) -> f32 {
     x.iter().fold(0.0, |a, b| b.abs().max(a))
 }
 
-fn largest(a: &[f32], b: &[f32]) -> f32 {
+pub(super) fn largest(a: &[f32], b: &[f32]) -> f32 {
     if a.len() != b.len() {
         return f32::INFINITY;
     }

@@ -11,6 +11,7 @@ mod embed;
 mod fill_mask;
 mod generate;
 mod model;
+mod modules;
 mod sentence;
 
 pub use answer::{Answer, AnswerOptions};
@@ -20,4 +21,5 @@ pub use embed::Embedding;
 pub use fill_mask::{Fill, MaskFills};
 pub use generate::{FinishReason, GenerateOptions, Generation, TextStream};
 pub use model::{BackendKind, Model, OpenOptions, Text, load_from_spec, open_network};
+pub use modules::{Culprit, Difference, Fault, ModuleComparison, ModuleTrace};
 pub use sentence::Pooling;

@@ -4,8 +4,8 @@
 #![forbid(unsafe_code)]
 
 mod bench;
+mod verify;
 
-use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Instant;
 
@@ -13,9 +13,7 @@ use clap::{Parser, Subcommand};
 
 use smelt::nn::{BLOCKS, FieldDef, GROUPS};
 use smelt::plan::{check_spec, load_source};
-use smelt::task::Bundle;
-use smelt::weights::read_bundle;
-use smelt::{BackendKind, Error, ErrorKind, Model, OpenOptions, Result};
+use smelt::{Error, ErrorKind, Result};
 
 /// Check, verify and look up architecture descriptions.
 #[derive(Parser)]
@@ -31,26 +29,8 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Compare a model with reference outputs, output by output and layer by layer
-    Verify {
-        /// Reference: inputs and outputs as a safetensors file
-        bundle: PathBuf,
-        /// Directory with config.json and *.safetensors
-        #[arg(long, short, value_name = "DIR")]
-        model: PathBuf,
-        /// Architecture: a YAML file, or the name of a built-in one
-        #[arg(long, value_name = "FILE|NAME")]
-        arch: Option<String>,
-        /// A head of the architecture, instead of the one that config.json asks for
-        #[arg(long)]
-        task: Option<String>,
-        /// Largest absolute difference that is accepted
-        #[arg(long, default_value_t = 1e-4)]
-        tolerance: f32,
-        /// Compute with the plain reference implementation
-        #[arg(long)]
-        reference: bool,
-    },
+    /// Compare a model with reference outputs, output by output and module by module
+    Verify(verify::Arguments),
     /// Check a description by itself: syntax, blocks, fields, names
     Check {
         /// A YAML file, or the name of a built-in architecture
@@ -71,11 +51,7 @@ enum Command {
 fn main() -> ExitCode {
     let started = Instant::now();
     let result = match Arguments::parse().command {
-        Command::Verify { bundle, model, arch, task, tolerance, reference } => {
-            let backend = if reference { BackendKind::Reference } else { BackendKind::Cpu };
-            let options = OpenOptions { arch, task, backend, ..OpenOptions::default() };
-            verify(&model, &bundle, &options, tolerance)
-        }
+        Command::Verify(arguments) => verify::run(&arguments),
         Command::Check { spec } => load_source(&spec).and_then(check_spec).map(|()| {
             println!("{spec}: nothing wrong");
             true
@@ -89,38 +65,6 @@ fn main() -> ExitCode {
         Err(error) => {
             eprintln!("error: {error}");
             ExitCode::from(1)
-        }
-    }
-}
-
-/// Prints how each output agrees; says whether all do.
-fn verify(
-    model: &std::path::Path,
-    bundle: &std::path::Path,
-    options: &OpenOptions,
-    tolerance: f32,
-) -> Result<bool> {
-    let model = Model::open_with(model, options)?;
-    let comparisons = Bundle::new(read_bundle(bundle)?)?.compare(model.network())?;
-    if comparisons.is_empty() {
-        let message = format!("`{}` has no reference outputs", bundle.display());
-        return Err(Error::new(ErrorKind::Input, message)
-            .help("reference outputs are named `output.…` and `generate.…`"));
-    }
-    let width = comparisons.iter().map(|c| c.name.len()).max().unwrap_or(0);
-    println!("{:width$}  largest difference", "output");
-    for c in &comparisons {
-        let verdict = if c.largest > tolerance { "  differs" } else { "" };
-        println!("{:width$}  {:.2e}{verdict}", c.name, c.largest);
-    }
-    match comparisons.iter().find(|c| c.largest > tolerance) {
-        Some(first) => {
-            println!("\nfirst to differ by more than {tolerance:e}: {}", first.name);
-            Ok(false)
-        }
-        None => {
-            println!("\neach of {} agrees within {tolerance:e}", comparisons.len());
-            Ok(true)
         }
     }
 }

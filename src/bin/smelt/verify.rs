@@ -1,0 +1,174 @@
+//! `smelt verify`: how a model agrees with its reference, and the line that is to blame where it does not.
+
+use std::path::PathBuf;
+
+use serde_json::{Value, json};
+
+use smelt::error::Place;
+use smelt::task::{Bundle, Comparison, Culprit, Difference, Fault, ModuleComparison, ModuleTrace};
+use smelt::weights::read_bundle;
+use smelt::{BackendKind, Error, ErrorKind, Model, OpenOptions, Result};
+
+#[derive(clap::Args)]
+pub struct Arguments {
+    /// Reference: inputs and outputs as a safetensors file, with modules as tools/reference.py writes them
+    bundle: PathBuf,
+    /// Directory with config.json and *.safetensors
+    #[arg(long, short, value_name = "DIR")]
+    model: PathBuf,
+    /// Architecture: a YAML file, or the name of a built-in one
+    #[arg(long, value_name = "FILE|NAME")]
+    arch: Option<String>,
+    /// A head of the architecture, instead of the one that config.json asks for
+    #[arg(long)]
+    task: Option<String>,
+    /// Largest difference that is accepted: of outputs absolute, of modules relative to their largest value
+    #[arg(long, default_value_t = 1e-4)]
+    tolerance: f32,
+    /// Compute with the plain reference implementation
+    #[arg(long)]
+    reference: bool,
+    /// List every module, not only the first that differs
+    #[arg(long)]
+    all: bool,
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+/// Prints how each output agrees, and the first module that does not; says whether all agree.
+pub fn run(arguments: &Arguments) -> Result<bool> {
+    let backend = if arguments.reference { BackendKind::Reference } else { BackendKind::Cpu };
+    let (arch, task) = (arguments.arch.clone(), arguments.task.clone());
+    let model =
+        Model::open_with(&arguments.model, &OpenOptions { arch, task, backend, ..OpenOptions::default() })?;
+    let bundle = Bundle::new(read_bundle(&arguments.bundle)?)?;
+    let outputs = bundle.compare(model.network())?;
+    let trace = if bundle.has_modules() { Some(bundle.trace(model.network())?) } else { None };
+    if outputs.is_empty() && trace.as_ref().is_none_or(|trace| trace.compared.is_empty()) {
+        let message = format!("`{}` has no reference outputs", arguments.bundle.display());
+        return Err(Error::new(ErrorKind::Input, message).help(
+            "reference outputs are named `output.…` and `generate.…`, those of modules `module.NAME.output`",
+        ));
+    }
+    let tolerance = arguments.tolerance;
+    let culprit = trace.as_ref().and_then(|trace| trace.culprit(&outputs, tolerance));
+    let agrees = culprit.is_none() && outputs.iter().all(|output| output.largest <= tolerance);
+    if arguments.json {
+        println!("{}", to_json(&outputs, trace.as_ref(), culprit.as_ref(), agrees));
+        return Ok(agrees);
+    }
+    if arguments.all
+        && let Some(trace) = &trace
+    {
+        print_modules(trace, tolerance);
+    }
+    print_outputs(&outputs, tolerance);
+    match (&trace, culprit) {
+        (_, Some(culprit)) => println!("\nfirst to diverge: {}", culprit.problem()),
+        (Some(trace), None) => {
+            println!(
+                "each of {} modules agrees within {tolerance:e} of its largest value",
+                trace.compared.len()
+            );
+            if let Some(suspect) = trace.suspect() {
+                println!("\nmore than rounding: {}", suspect.problem());
+            }
+        }
+        (None, None) => {}
+    }
+    Ok(agrees)
+}
+
+fn print_outputs(outputs: &[Comparison], tolerance: f32) {
+    if outputs.is_empty() {
+        return;
+    }
+    let width = outputs.iter().map(|c| c.name.len()).max().unwrap_or(0);
+    println!("{:width$}  largest difference", "output");
+    for c in outputs {
+        let verdict = if c.largest > tolerance { "  differs" } else { "" };
+        println!("{:width$}  {:.2e}{verdict}", c.name, c.largest);
+    }
+    match outputs.iter().find(|c| c.largest > tolerance) {
+        Some(first) => println!("\nfirst to differ by more than {tolerance:e}: {}", first.name),
+        None => println!("\neach of {} agrees within {tolerance:e}", outputs.len()),
+    }
+}
+
+fn print_modules(trace: &ModuleTrace, tolerance: f32) {
+    let width = trace.compared.iter().map(|c| c.name.len()).max().unwrap_or(0);
+    println!("{:width$}  input     output    of at most", "module");
+    for c in &trace.compared {
+        let input = c.input.map_or("-".into(), |input| format!("{:.2e}", input.largest));
+        let verdict = if c.agrees(tolerance) { "" } else { "  differs" };
+        let Difference { largest, magnitude } = c.output;
+        println!("{:width$}  {input:8}  {:8}  {magnitude:.2e}{verdict}", c.name, format!("{largest:.2e}"));
+    }
+    for (what, names) in
+        [("only in the reference", &trace.only_recorded), ("not in the reference", &trace.only_computed)]
+    {
+        if !names.is_empty() {
+            println!("\n{what}:");
+            names.iter().for_each(|name| println!("  {name}"));
+        }
+    }
+    println!();
+}
+
+fn to_json(
+    outputs: &[Comparison],
+    trace: Option<&ModuleTrace>,
+    culprit: Option<&Culprit>,
+    agrees: bool,
+) -> Value {
+    let output =
+        |c: &Comparison| json!({"name": c.name, "largest": number(c.largest), "magnitude": c.magnitude});
+    let modules = trace.map(|trace| trace.compared.iter().map(module).collect::<Vec<_>>());
+    json!({
+        "agrees": agrees,
+        "outputs": outputs.iter().map(output).collect::<Vec<_>>(),
+        "modules": modules,
+        "only_recorded": trace.map(|trace| &trace.only_recorded),
+        "only_computed": trace.map(|trace| &trace.only_computed),
+        "culprit": culprit.map(blamed),
+        "suspect": trace.filter(|_| culprit.is_none()).and_then(ModuleTrace::suspect).as_ref().map(blamed),
+    })
+}
+
+fn module(c: &ModuleComparison) -> Value {
+    let difference = |d: &Difference| json!({"largest": number(d.largest), "magnitude": d.magnitude});
+    json!({
+        "name": c.name,
+        "recorded": c.recorded,
+        "input": c.input.as_ref().map(difference),
+        "output": difference(&c.output),
+        "place": c.place.as_ref().map(place),
+    })
+}
+
+fn blamed(culprit: &Culprit) -> Value {
+    let fault = match culprit.fault {
+        Fault::Module => "module",
+        Fault::Block => "block",
+        Fault::StepBefore => "step before",
+        Fault::End => "end",
+    };
+    json!({
+        "name": culprit.name,
+        "fault": fault,
+        "difference": number(culprit.difference),
+        "before": culprit.before.map(number),
+        "place": culprit.place.as_ref().map(place),
+        "notes": culprit.notes,
+    })
+}
+
+fn place(place: &Place) -> Value {
+    json!({"file": place.file, "line": place.line, "column": place.column, "label": place.label})
+}
+
+/// JSON has no infinity.
+fn number(x: f32) -> Value {
+    if x.is_finite() { json!(x) } else { json!("infinite") }
+}

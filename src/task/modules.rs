@@ -1,0 +1,435 @@
+//! Comparison with a reference module by module, and the line of the description that is to blame.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+
+use super::bundle::{Bundle, Comparison};
+use crate::error::{Place, Problem, Result};
+use crate::model::{ModuleCall, Network};
+use crate::nn::Stream;
+use crate::spec::{Address, Source};
+use crate::tensor::{Array, Tensor};
+
+/// How two matrices differ over the positions that are not masked.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Difference {
+    /// The largest absolute difference; infinite when a value is not a number.
+    pub largest: f32,
+    /// The largest absolute value of the reference.
+    pub magnitude: f32,
+}
+
+/// Values below this are compared as if they were of this size: what is left of large ones that cancel has their
+/// rounding.
+const SMALLEST_MAGNITUDE: f32 = 1e-2;
+
+/// Relative differences up to here are rounding wherever they occur: some units in the last place of float32.
+const ROUNDING: f32 = 5e-7;
+
+/// From one module to the next rounding grows less than this.
+const SHARP: f32 = 8.0;
+
+impl Difference {
+    /// The largest difference, relative to the largest value.
+    pub fn relative(&self) -> f32 {
+        self.largest / self.magnitude.max(SMALLEST_MAGNITUDE)
+    }
+}
+
+/// How one module agrees with its reference.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ModuleComparison {
+    /// Its path in the description.
+    pub name: String,
+    /// Its name in the reference.
+    pub recorded: String,
+    /// How what it takes differs; none where that is not known.
+    pub input: Option<Difference>,
+    /// How what it gives differs.
+    pub output: Difference,
+    /// Where the description asks for it.
+    pub place: Option<Place>,
+    /// The block that it belongs to.
+    block: Option<Place>,
+    /// The step that gives the block its input.
+    before: Option<Place>,
+    /// Whether it is a round of a loop.
+    is_round: bool,
+    /// When the reference called it, and how often.
+    calls: Option<(i64, i64)>,
+}
+
+impl ModuleComparison {
+    /// Whether what it takes and what it gives differ by no more than `tolerance`, relative to the largest values.
+    pub fn agrees(&self, tolerance: f32) -> bool {
+        let all = self.input.iter().chain([&self.output]);
+        all.into_iter().all(|difference| difference.relative() <= tolerance)
+    }
+}
+
+/// All modules of a reference and of a network, side by side.
+#[derive(Clone, Debug, Default)]
+pub struct ModuleTrace {
+    /// Those that both have, in the order in which smelt computes them.
+    pub compared: Vec<ModuleComparison>,
+    /// Names of those that only the reference has.
+    pub only_recorded: Vec<String>,
+    /// Names of those that only the network has.
+    pub only_computed: Vec<String>,
+    /// When the reference called each.
+    recorded_calls: HashMap<String, i64>,
+    /// The last step of each output.
+    ends: Vec<(String, Place)>,
+}
+
+/// What is wrong with the first module that differs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// It takes the right input and gives a wrong output.
+    Module,
+    /// Its input is wrong, though the modules before it in the same block agree: the block does the wrong thing between them.
+    Block,
+    /// Its input is wrong, though all modules before it agree: what the step before it gives is wrong.
+    StepBefore,
+    /// All modules agree, and an output does not.
+    End,
+}
+
+/// Where a network first departs from its reference.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Culprit {
+    /// The module or output.
+    pub name: String,
+    /// What is wrong.
+    pub fault: Fault,
+    /// How much that differs.
+    pub difference: f32,
+    /// How much what comes before differs, if it is known: the module's input, or all modules before.
+    pub before: Option<f32>,
+    /// The line of the description that is to blame.
+    pub place: Option<Place>,
+    /// More about it.
+    pub notes: Vec<String>,
+}
+
+impl Culprit {
+    /// As it is shown.
+    pub fn problem(&self) -> Problem {
+        let Culprit { name, difference, .. } = self;
+        let message = match (self.fault, self.before) {
+            (Fault::Module, Some(before)) => {
+                format!("`{name}` by {difference:.1e} (input differs by {before:.1e})")
+            }
+            (Fault::Module, None) => format!("`{name}` by {difference:.1e}"),
+            (Fault::End, _) => format!("output `{name}` by {difference:.1e} (all modules agree)"),
+            (Fault::Block | Fault::StepBefore, before) => {
+                let before = before.unwrap_or_default();
+                format!("input of `{name}` by {difference:.1e} (modules before differ by {before:.1e})")
+            }
+        };
+        let problem = Problem::new(message).at(self.place.clone());
+        self.notes.iter().fold(problem, |problem, note| problem.note(note))
+    }
+}
+
+impl Bundle {
+    /// Whether the reference has modules.
+    pub fn has_modules(&self) -> bool {
+        self.tensors.keys().any(|name| is_output(name))
+    }
+
+    /// Computes everything that the file has reference outputs for, and compares each module on the way.
+    ///
+    /// A module that is called several times is compared once, in the call that comes closest.
+    ///
+    /// # Errors
+    /// Whatever [`Network::trace`] gives.
+    pub fn trace(&self, network: &Network) -> Result<ModuleTrace> {
+        let plan = network.plan();
+        let outputs = self.tensors.keys().filter_map(|name| name.strip_prefix("output."));
+        let wanted: Vec<&str> = outputs.filter(|name| plan.output(name).is_some()).collect();
+        let calls = network.trace(&self.batch, &wanted)?;
+
+        let recorded: Vec<&str> = self.tensors.keys().filter_map(|name| recorded_name(name)).collect();
+        let mut by_name: HashMap<String, Vec<&str>> = HashMap::new();
+        for name in &recorded {
+            for known in plan.module_names(name) {
+                by_name.entry(known).or_default().push(name);
+            }
+        }
+        let mut places = Places { source: &plan.spec.source, known: BTreeMap::new() };
+        let mut best: BTreeMap<&str, (usize, ModuleComparison)> = BTreeMap::new();
+        let mut only_computed: Vec<String> = Vec::new();
+        for (i, call) in calls.iter().enumerate() {
+            let candidates = match by_name.get(&call.name) {
+                Some(candidates) => candidates.clone(),
+                // A prefix that the description does not know, as long as it is clear which module is meant.
+                None => {
+                    let suffix = format!(".{}", call.name);
+                    let found: Vec<&str> =
+                        recorded.iter().copied().filter(|r| r.ends_with(&suffix)).collect();
+                    found.into_iter().take(2).collect()
+                }
+            };
+            let known = by_name.contains_key(&call.name);
+            let mut found = candidates
+                .iter()
+                .filter(|_| known || candidates.len() == 1)
+                .filter_map(|recorded| Some((*recorded, self.compared(call, recorded, &mut places)?)))
+                .collect::<Vec<_>>();
+            found.sort_by(|(_, a), (_, b)| a.output.relative().total_cmp(&b.output.relative()));
+            let Some((recorded, comparison)) = found.into_iter().next() else {
+                only_computed.push(call.name.clone());
+                continue;
+            };
+            let better =
+                |(_, old): &(usize, ModuleComparison)| comparison.output.relative() < old.output.relative();
+            if best.get(recorded).is_none_or(better) {
+                best.insert(recorded, (i, comparison));
+            }
+        }
+        let only_recorded = recorded.iter().filter(|name| !best.contains_key(*name));
+        let only_recorded = only_recorded.map(|name| (*name).to_owned()).collect();
+        let mut compared: Vec<(usize, ModuleComparison)> = best.into_values().collect();
+        compared.sort_by_key(|(i, _)| *i);
+        let compared: Vec<ModuleComparison> = compared.into_iter().map(|(_, c)| c).collect();
+        let names: HashSet<&String> = compared.iter().map(|c| &c.name).collect();
+        only_computed.retain(|name| !names.contains(name));
+        only_computed.dedup();
+        let calls_of = |name: &&str| Some(((*name).to_owned(), self.calls(name)?.0));
+        Ok(ModuleTrace {
+            recorded_calls: recorded.iter().filter_map(calls_of).collect(),
+            ends: plan.ends().into_iter().filter_map(|(name, at)| Some((name, places.step(&at)?))).collect(),
+            compared,
+            only_recorded,
+            only_computed,
+        })
+    }
+
+    fn compared(
+        &self,
+        call: &ModuleCall,
+        recorded: &str,
+        places: &mut Places<'_>,
+    ) -> Option<ModuleComparison> {
+        let tensor = |what: &str| self.tensors.get(&format!("module.{recorded}.{what}"));
+        let layer = |label: &str| match call.step.layer {
+            Some((i, n)) => format!("{label}, layer {i} of {n}"),
+            None => label.to_owned(),
+        };
+        let input = call.input.as_ref().zip(tensor("input"));
+        Some(ModuleComparison {
+            name: call.name.clone(),
+            recorded: recorded.to_owned(),
+            input: input.and_then(|(found, reference)| self.matrix_difference(found, reference)),
+            output: self.matrix_difference(&call.output, tensor("output")?)?,
+            place: places.find(&call.at, &layer(&call.label)),
+            block: places.find(&call.step.at.key(), &layer(&format!("`{}`", call.step.block))),
+            before: call.step.before.as_ref().and_then(|at| places.step(at)),
+            is_round: call.is_round,
+            calls: self.calls(recorded),
+        })
+    }
+
+    /// When the reference called a module, and how often.
+    fn calls(&self, recorded: &str) -> Option<(i64, i64)> {
+        match self.tensors.get(&format!("module.{recorded}.calls"))?.to_i64()?[..] {
+            [first, count] => Some((first, count)),
+            _ => None,
+        }
+    }
+
+    /// How rows of tokens or sequences differ from a padded reference; none if they are of other things.
+    fn matrix_difference(&self, found: &Tensor, reference: &Array) -> Option<Difference> {
+        let (n, width, cols) = match *reference.shape() {
+            [n, width, cols] => (n, width, cols),
+            [n, cols] => (n, 1, cols),
+            _ => return None,
+        };
+        if cols != found.cols() {
+            return None;
+        }
+        let values = reference.to_f32();
+        let padded = [(Stream::Input, self.widths[0]), (Stream::Decoder, self.widths[1])];
+        let mut ways: Vec<Difference> = Vec::new();
+        for (stream, stream_width) in padded {
+            let tokens = self.tokens(stream);
+            if stream_width != width || tokens.spans.len() != n || tokens.ids.len() != found.rows() {
+                continue;
+            }
+            let mut difference = Difference { largest: 0.0, magnitude: 0.0 };
+            for (i, span) in tokens.spans.iter().enumerate() {
+                let rows = &found.data()[span.rows.start * cols..span.rows.end * cols];
+                difference.add(rows, &values[i * width * cols..][..rows.len()]);
+            }
+            ways.push(difference);
+        }
+        if ways.is_empty() && found.rows() == n * width {
+            let mut difference = Difference { largest: 0.0, magnitude: 0.0 };
+            difference.add(found.data(), &values);
+            ways.push(difference);
+        }
+        ways.into_iter().min_by(|a, b| a.largest.total_cmp(&b.largest))
+    }
+}
+
+impl Difference {
+    fn add(&mut self, found: &[f32], reference: &[f32]) {
+        self.largest = self.largest.max(super::bundle::largest(found, reference));
+        self.magnitude = self.magnitude.max(super::bundle::magnitude(reference));
+    }
+}
+
+/// A module's input or output, in the order of execution.
+struct Event<'t> {
+    module: usize,
+    is_input: bool,
+    difference: &'t Difference,
+    /// The largest relative difference before.
+    before: f32,
+}
+
+impl Event<'_> {
+    /// How sharply the difference rises here.
+    fn rise(&self) -> f32 {
+        self.difference.relative() / self.before.max(ROUNDING)
+    }
+}
+
+impl ModuleTrace {
+    /// Where the network departs from its reference, if a module differs by more than `tolerance` relative to its largest
+    /// value, or an output by more than `tolerance`.
+    ///
+    /// That is not always the first module beyond the tolerance: a small mistake may grow over some layers until it is seen. So
+    /// it is, up to there, the point where the difference rises most sharply.
+    pub fn culprit(&self, outputs: &[Comparison], tolerance: f32) -> Option<Culprit> {
+        let events = self.events();
+        if let Some(end) = events.iter().position(|event| event.difference.relative() > tolerance) {
+            return Some(self.blame(sharpest(&events[..=end])?));
+        }
+        let wrong = outputs.iter().find(|output| output.largest > tolerance)?;
+        if let Some(suspect) = self.suspect() {
+            return Some(suspect);
+        }
+        Some(Culprit {
+            name: wrong.name.clone(),
+            fault: Fault::End,
+            difference: wrong.largest,
+            before: None,
+            place: self.ends.iter().find(|(name, _)| *name == wrong.name).map(|(_, place)| place.clone()),
+            notes: Vec::new(),
+        })
+    }
+
+    /// The point where the difference rises more sharply than rounding does, below any tolerance: a slightly wrong number,
+    /// or nothing.
+    pub fn suspect(&self) -> Option<Culprit> {
+        let events = self.events();
+        sharpest(&events).filter(|event| event.rise() > SHARP).map(|event| self.blame(event))
+    }
+
+    fn events(&self) -> Vec<Event<'_>> {
+        let mut before = 0f32;
+        let mut events = Vec::new();
+        for (module, comparison) in self.compared.iter().enumerate() {
+            let input = comparison.input.iter().map(|difference| (true, difference));
+            for (is_input, difference) in input.chain([(false, &comparison.output)]) {
+                events.push(Event { module, is_input, difference, before });
+                before = before.max(difference.relative());
+            }
+        }
+        events
+    }
+
+    fn blame(&self, event: &Event<'_>) -> Culprit {
+        let module = &self.compared[event.module];
+        let earlier = &self.compared[..event.module];
+        let mut culprit = Culprit {
+            name: module.name.clone(),
+            fault: Fault::Module,
+            difference: event.difference.largest,
+            before: module.input.map(|input| input.largest),
+            place: module.place.clone(),
+            notes: Vec::new(),
+        };
+        if !event.is_input && !module.is_round {
+            return culprit;
+        }
+        let previous = earlier.iter().rev().find(|other| !other.is_round);
+        culprit.before = Some(event.before);
+        let same_block = |other: &&ModuleComparison| !other.is_round && other.block == module.block;
+        if event.is_input
+            && let Some(other) = earlier.iter().rev().find(same_block)
+        {
+            culprit.fault = Fault::Block;
+            culprit.place = module.block.clone();
+            culprit.notes.push(format!("between `{}`, which agrees, and `{}`", other.name, module.name));
+        } else {
+            culprit.fault = Fault::StepBefore;
+            culprit.place = module.before.clone().or_else(|| module.block.clone());
+            let taken = module.place.as_ref().filter(|_| event.is_input).map_or_else(
+                || format!("`{}` is what it gives at the end of a layer", module.name),
+                |p| {
+                    format!(
+                        "`{}` takes what it gives: {}:{}:{} ({})",
+                        module.name, p.file, p.line, p.column, p.label
+                    )
+                },
+            );
+            culprit.notes.push(taken);
+            if let Some(previous) = previous {
+                culprit.notes.push(format!("`{}` is the last module before that agrees", previous.name));
+            }
+        }
+        let missed = self.missed(previous, module);
+        if !missed.is_empty() {
+            culprit.notes.push(format!("the reference has `{}` between them", missed.join("`, `")));
+        }
+        culprit
+    }
+
+    /// Modules without parts that the reference calls between two others, and smelt does not.
+    fn missed(&self, from: Option<&ModuleComparison>, to: &ModuleComparison) -> Vec<&str> {
+        let from = from.and_then(|module| module.calls).map_or(0, |(first, _)| first);
+        let Some((to, _)) = to.calls else { return Vec::new() };
+        let is_part =
+            |name: &str, whole: &str| name.strip_prefix(whole).is_some_and(|rest| rest.starts_with('.'));
+        let has_parts = |name: &str| self.recorded_calls.keys().any(|other| is_part(other, name));
+        let called = |name: &&String| self.recorded_calls.get(*name).is_some_and(|n| from < *n && *n < to);
+        self.only_recorded.iter().filter(called).map(String::as_str).filter(|name| !has_parts(name)).collect()
+    }
+}
+
+fn sharpest<'e, 't>(events: &'e [Event<'t>]) -> Option<&'e Event<'t>> {
+    // Of equal ones the first.
+    events.iter().reduce(|best, event| if event.rise() > best.rise() { event } else { best })
+}
+
+/// Places of a description, each looked up once.
+struct Places<'s> {
+    source: &'s Source,
+    known: BTreeMap<Address, Option<Place>>,
+}
+
+impl Places<'_> {
+    fn find(&mut self, at: &Address, label: &str) -> Option<Place> {
+        let found = self.known.entry(at.clone()).or_insert_with(|| self.source.place(at));
+        found.clone().map(|place| Place { excerpt: None, label: label.to_owned(), ..place })
+    }
+
+    /// A step, by the entry that names it.
+    fn step(&mut self, at: &Address) -> Option<Place> {
+        let path = at.path(&self.source.tree);
+        let name = path.rsplit('.').next().unwrap_or_default();
+        self.find(&at.key(), &format!("`{name}`"))
+    }
+}
+
+/// Whether the tensor is the output of a module.
+fn is_output(tensor: &str) -> bool {
+    recorded_name(tensor).is_some()
+}
+
+/// The module whose output the tensor is.
+fn recorded_name(tensor: &str) -> Option<&str> {
+    tensor.strip_prefix("module.")?.strip_suffix(".output")
+}
