@@ -136,7 +136,8 @@ def make_inputs(a: argparse.Namespace, model: Any) -> dict[str, torch.Tensor]:
     if a.tokens:
         inputs = {k: v[:, : a.tokens].contiguous() if "decoder" not in k else v for k, v in inputs.items()}
     if getattr(config, "is_encoder_decoder", False) and "input_ids" in inputs and "decoder_input_ids" not in inputs:
-        start = next((x for x in (config.decoder_start_token_id, config.bos_token_id) if x is not None), 0)
+        keys = [(c, key) for key in ("decoder_start_token_id", "bos_token_id") for c in (model.generation_config, config)]
+        start = next((x for x in (getattr(c, key, None) for c, key in keys) if x is not None), 0)
         ids = inputs["input_ids"][:, :6].clone()  # any tokens do; masked ones of the input too
         inputs["decoder_input_ids"] = torch.cat([torch.full_like(ids[:, :1], start), ids], 1)
     return inputs
