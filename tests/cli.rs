@@ -155,6 +155,39 @@ fn verify_tells_whether_a_model_agrees() {
 }
 
 #[test]
+fn verify_names_the_line_to_blame() {
+    let modules = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/modules");
+    let mut files = std::fs::read_dir(modules).unwrap().map(|entry| entry.unwrap().path());
+    let bundle = files.find(|path| path.to_string_lossy().ends_with("-masked-lm.safetensors")).unwrap();
+    let family = bundle.file_name().unwrap().to_str().unwrap().split('-').next().unwrap().to_owned();
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/golden/{family}/masked-lm"));
+    let (dir, bundle) = (dir.to_str().unwrap(), bundle.to_str().unwrap());
+    let text = stdout(&smelt(&["verify", "-m", dir, bundle, "--all"]));
+    assert!(text.contains("only in the reference:") && text.contains("each of 25 modules agrees"), "{text}");
+    let right: Value =
+        serde_json::from_str(&stdout(&smelt(&["verify", "-m", dir, bundle, "--json"]))).unwrap();
+    assert!(right["agrees"] == true && right["culprit"].is_null() && right["suspect"].is_null());
+    assert_eq!(right["modules"].as_array().unwrap().len(), 25);
+
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("mine.yaml");
+    let text = std::fs::read_to_string(format!("architectures/{family}.yaml")).unwrap();
+    let wrong = text.replacen("inner: $inner, act: $act", "inner: $inner, act: tanh", 1);
+    let line = wrong.lines().position(|line| line.contains("act: tanh")).unwrap() + 1;
+    std::fs::write(&file, &wrong).unwrap();
+    let arguments = ["verify", "-m", dir, bundle, "--arch", file.to_str().unwrap()];
+    let output = smelt(&arguments);
+    assert_eq!(output.status.code(), Some(1));
+    let shown = String::from_utf8(output.stdout).unwrap();
+    assert!(shown.contains("first to diverge: input of `encoder.layer.0.output.dense` by"), "{shown}");
+    assert!(shown.contains(&format!("mine.yaml:{line}:15 (`mlp`, layer 0 of 2)")), "{shown}");
+    let output = smelt(&[&arguments[..], &["--json"]].concat());
+    let found: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!((output.status.code(), &found["culprit"]["fault"]), (Some(1), &"block".into()));
+    assert_eq!(found["culprit"]["place"]["line"], line);
+}
+
+#[test]
 fn a_mistake_is_shown_where_it_stands() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("mine.yaml");
