@@ -65,7 +65,9 @@ def as_rows(t: torch.Tensor | None, sizes: list[tuple[int, int]]) -> torch.Tenso
             return t.view(*size, -1)
         if t.ndim == 2 and t.shape[0] == size[1] and size[1] != batch:
             return t.expand(batch, -1, -1)
-    return t if t.ndim in (2, 3) and t.shape[0] == batch else None
+        if size[1] == 0 and t.ndim == 3 and t.shape[0] == size[0]:  # the rows of images and sounds
+            return t
+    return t if t.ndim == 2 and t.shape[0] == batch else None
 
 
 class Recorder:
@@ -77,10 +79,12 @@ class Recorder:
         for name, module in model.named_modules():
             chosen = not only or any(fnmatch.fnmatchcase(name, pattern) for pattern in only)
             if name and chosen and any(True for _ in module.parameters()):
-                hook = lambda _, args, kwargs, out, name=name: self.record(name, [args, kwargs], out)
+                hook = lambda of, args, kwargs, out, name=name: self.record(name, of, [args, kwargs], out)
                 self.hooks.append(module.register_forward_hook(hook, with_kwargs=True))
 
-    def record(self, name: str, given: Any, out: Any) -> None:
+    def record(self, name: str, module: torch.nn.Module, given: Any, out: Any) -> None:
+        if isinstance(module, (torch.nn.Conv1d, torch.nn.Conv2d)):  # a row for each place, as everywhere else
+            given, out = None, out.flatten(2).transpose(1, 2)
         self.now += 1
         if name in self.calls:
             self.calls[name][1] += 1
@@ -89,7 +93,7 @@ class Recorder:
         for what, value in (("input", given), ("output", out)):
             rows = as_rows(first_tensor(value), self.sizes)
             if rows is not None:
-                self.tensors[f"module.{name}.{what}"] = rows.float()  # cloned when it is saved
+                self.tensors[f"module.{name}.{what}"] = rows.float().clone()  # what follows may change it in place
 
     def finish(self) -> dict[str, torch.Tensor]:
         for hook in self.hooks:
@@ -136,7 +140,7 @@ def make_inputs(a: argparse.Namespace, model: Any) -> dict[str, torch.Tensor]:
     if a.tokens:
         inputs = {k: v[:, : a.tokens].contiguous() if "decoder" not in k else v for k, v in inputs.items()}
     if getattr(config, "is_encoder_decoder", False) and "input_ids" in inputs and "decoder_input_ids" not in inputs:
-        keys = [(c, key) for key in ("decoder_start_token_id", "bos_token_id") for c in (model.generation_config, config)]
+        keys = [(c, key) for key in ("decoder_start_token_id", "bos_token_id") for c in (getattr(model, "generation_config", None), config)]
         start = next((x for x in (getattr(c, key, None) for c, key in keys) if x is not None), 0)
         ids = inputs["input_ids"][:, :6].clone()  # any tokens do; masked ones of the input too
         inputs["decoder_input_ids"] = torch.cat([torch.full_like(ids[:, :1], start), ids], 1)
@@ -173,18 +177,20 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, help="cut the rows to so many tokens")
     parser.add_argument("--only", action="append", default=[], help="record modules of this pattern only; repeatable")
     parser.add_argument("--no-modules", action="store_true", help="record outputs only")
+    parser.add_argument("--attention", default="eager", help="implementation of attention; eager by default")
     parser.add_argument("--generate", type=int, default=0, metavar="N", help="greedy steps for each row")
     a = parser.parse_args()
 
     torch.set_grad_enabled(False)
     config = transformers.AutoConfig.from_pretrained(a.model)
     cls = getattr(transformers, a.cls or (config.architectures or ["AutoModel"])[0])
-    model = cls.from_pretrained(a.model, dtype=torch.float32, attn_implementation="eager").eval()
+    model = cls.from_pretrained(a.model, dtype=torch.float32, attn_implementation=a.attention, experts_implementation="eager").eval()
     inputs = make_inputs(a, model)
     if "input_ids" in inputs:
         inputs.setdefault("attention_mask", torch.ones_like(inputs["input_ids"]))
     tokens = [inputs[k] for k in ("input_ids", "decoder_input_ids") if k in inputs]
-    sizes = [tuple(t.shape) for t in tokens] or [(next(iter(inputs.values())).shape[0], 0)]
+    sizes = [tuple(t.shape) for t in tokens]
+    sizes += [(len(inputs[k]), 0) for k in ("pixel_values", "input_features") if k in inputs]
     recorder = None if a.no_modules else Recorder(model, sizes, a.only)
     cache = {"use_cache": False} if hasattr(config, "use_cache") else {}
     outputs = model(**inputs, output_hidden_states=True, **cache)

@@ -20,6 +20,8 @@ fields! {
         rows: usize,
         /// Columns of the table.
         width: usize,
+        /// Factor of the rows.
+        factor: f64 = "1",
         /// Added to the number that chooses the row.
         offset: Index = "0",
         /// With positions: tokens of this id are not counted, and take the row before the first.
@@ -67,6 +69,7 @@ struct Planned {
     offset: usize,
     skip: Option<usize>,
     width: usize,
+    factor: f32,
 }
 
 impl Plan for Embedding {
@@ -103,7 +106,7 @@ impl Plan for Embedding {
         }
         b.declared.streams.insert(of.stream);
         let shape = Shape::Matrix { rows: Rows::Tokens(of.stream), cols: width };
-        Some((Box::new(Planned { table, of, rows, offset, skip, width }), shape))
+        Some((Box::new(Planned { table, of, rows, offset, skip, width, factor: self.factor as f32 }), shape))
     }
 }
 
@@ -158,12 +161,20 @@ impl Planned {
 
     /// The rows of these numbers.
     fn rows_of(&self, run: &mut Run<'_>, ids: &[u32], accumulate: bool, out: &mut Tensor) {
-        run.backend.embedding(run.table(self.table), ids, accumulate, out);
-        if run.trace.is_some() {
-            let mut rows = Tensor::zeros(ids.len(), self.width);
-            run.backend.embedding(run.table(self.table), ids, false, &mut rows);
-            run.trace(Site::Table(self.table), None, &rows);
+        if self.factor == 1.0 && run.trace.is_none() {
+            run.backend.embedding(run.table(self.table), ids, accumulate, out);
+            return;
         }
+        let mut rows = run.take(ids.len(), self.width);
+        run.backend.embedding(run.table(self.table), ids, false, &mut rows);
+        run.backend.scale(&mut rows, self.factor);
+        run.trace(Site::Table(self.table), None, &rows);
+        if accumulate {
+            run.backend.add(out, &rows);
+        } else {
+            out.data_mut().copy_from_slice(rows.data());
+        }
+        run.give(rows);
     }
 }
 
