@@ -36,7 +36,7 @@
 //! | [`tokenizer`], [`generate`] | text to ids and back; choosing the next token |
 //! | [`task`] | text in, answer out |
 //! | [`tensor`], [`error`] | what the others share |
-//! | [`docs`] | the block reference, made from the definitions of the blocks |
+//! | [`docs`], [`schema`] | the block reference and a JSON Schema, made from the definitions of the blocks |
 
 #![warn(missing_docs)]
 
@@ -49,6 +49,7 @@ pub mod model;
 pub mod nn;
 pub mod plan;
 pub mod reference;
+pub mod schema;
 pub mod spec;
 pub mod task;
 pub mod tensor;

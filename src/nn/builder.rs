@@ -256,6 +256,8 @@ pub struct Builder<'a> {
     pub values: HashMap<String, (ValueId, Shape)>,
     /// A value that the block asked for and that is not planned yet.
     pub wanted: Option<Reference>,
+    /// Linear maps in the order in which blocks asked for them, for reports.
+    pub used: Vec<LinearId>,
     tensors: HashMap<String, TensorId>,
     /// The linear maps of each list of weights.
     maps: HashMap<Vec<TensorId>, Vec<LinearId>>,
@@ -284,6 +286,7 @@ impl<'a> Builder<'a> {
             declared: Declared::default(),
             values: HashMap::new(),
             wanted: None,
+            used: Vec::new(),
             tensors: HashMap::new(),
             maps: HashMap::new(),
         }
@@ -547,13 +550,17 @@ impl<'a> Builder<'a> {
         let linear = LinearUse { parts, inputs, outputs };
         let linears = &mut self.declared.linears;
         let known = self.maps.entry(key).or_default();
-        if let Some(id) = known.iter().find(|id| linears[id.0] == linear) {
-            return *id;
+        let found = known.iter().copied().find(|id| linears[id.0] == linear);
+        let is_new = found.is_none();
+        let id = found.unwrap_or_else(|| {
+            linears.push(linear);
+            known.push(LinearId(linears.len() - 1));
+            LinearId(linears.len() - 1)
+        });
+        self.used.push(id);
+        if is_new {
+            self.module(Site::Linear(id));
         }
-        linears.push(linear);
-        let id = LinearId(linears.len() - 1);
-        known.push(id);
-        self.module(Site::Linear(id));
         id
     }
 

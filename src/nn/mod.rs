@@ -48,8 +48,8 @@ mod state_space;
 mod trace;
 
 pub use builder::{
-    BiasUse, Builder, CacheUse, Declared, LinearUse, PartUse, RoundId, Rows, Shape, Stream, TensorId,
-    TensorUse, ValueId, VectorUse,
+    BiasUse, Builder, CacheUse, Declared, LinearId, LinearUse, PartUse, RoundId, Rows, Shape, Stream,
+    TensorId, TensorUse, ValueId, VectorUse,
 };
 pub use fields::{FieldDef, FieldShape, FieldType, Fields, Given};
 pub use rope::Rope;

@@ -33,6 +33,7 @@ pub fn check(spec: &Spec, problems: &mut Problems) {
     for binding in &spec.config {
         checker.binding(binding);
     }
+    checker.irrelevant();
     let model: Vec<&str> = spec.values.iter().map(|v| v.name.as_str()).collect();
     for defaults in &spec.defaults {
         match nn::fields_of(&defaults.block) {
@@ -99,6 +100,17 @@ struct Checker<'s, 'p> {
 }
 
 impl<'s> Checker<'s, '_> {
+    /// Checks that no key is said to be irrelevant and read all the same.
+    fn irrelevant(&mut self) {
+        let read = super::inspect::keys_read(self.spec);
+        for (key, at) in &self.spec.irrelevant {
+            if read.contains(&key.as_str()) {
+                let message = format!("`{key}` is read, and listed as irrelevant");
+                self.problems.at(&self.spec.source, at, message, "");
+            }
+        }
+    }
+
     fn binding(&mut self, binding: &'s Binding) {
         match &binding.value {
             BindingValue::Derived(tree, at) => self.names(tree, at),

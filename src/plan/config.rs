@@ -59,6 +59,11 @@ impl Config {
         }
     }
 
+    /// The file.
+    pub(crate) fn source(&self) -> &Source {
+        &self.source
+    }
+
     /// The file's name.
     pub fn name(&self) -> &str {
         &self.source.name

@@ -2,6 +2,7 @@
 
 use std::collections::HashSet;
 
+use super::blocks::{Attempts, PlannedBlock, Within};
 use crate::nn::combinators::{Product, Repeat, Residual, Sequence, Sum};
 use crate::nn::{self, Builder, Built, PlannedValue, Rows, Shape, ValueId};
 use crate::spec::{Address, Head, Item, Spec, Step, Tree};
@@ -20,10 +21,17 @@ pub struct Expander<'s, 'b> {
     pub builder: Builder<'b>,
     values: Vec<Option<PlannedValue>>,
     /// Names of the values that are being built, to find circles.
-    open: Vec<String>,
+    pub(super) open: Vec<String>,
     /// Names of values that could not be built: what is wrong with them is known.
     failed: HashSet<String>,
     blocks: usize,
+    /// Blocks of the value that is being built.
+    pub(super) recorded: Vec<PlannedBlock>,
+    /// Blocks of all values, what another value needs before it.
+    done: Vec<PlannedBlock>,
+    /// The combinators around the block that is being built.
+    pub(super) within: Vec<Within>,
+    combinators: usize,
 }
 
 impl<'s, 'b> Expander<'s, 'b> {
@@ -37,12 +45,16 @@ impl<'s, 'b> Expander<'s, 'b> {
             open: Vec::new(),
             failed: HashSet::new(),
             blocks: 0,
+            recorded: Vec::new(),
+            done: Vec::new(),
+            within: Vec::new(),
+            combinators: 0,
         }
     }
 
-    /// The values that were built.
-    pub fn finish(self) -> (Vec<PlannedValue>, nn::Declared) {
-        (self.values.into_iter().flatten().collect(), self.builder.declared)
+    /// The values that were built, what they declared, and their blocks.
+    pub fn finish(self) -> (Vec<PlannedValue>, nn::Declared, Vec<PlannedBlock>) {
+        (self.values.into_iter().flatten().collect(), self.builder.declared, self.done)
     }
 
     /// Builds a value, unless it is built already; `at` is where it is asked for.
@@ -75,7 +87,11 @@ impl<'s, 'b> Expander<'s, 'b> {
         let scope = self.builder.scope.clone();
         let outer: Vec<&String> = self.spec.config.iter().map(|b| &b.name).collect();
         self.builder.scope.retain(|name, _| outer.contains(&name));
+        let within = std::mem::take(&mut self.within);
+        let recorded = std::mem::take(&mut self.recorded);
         let built = self.sequence(&value.body, None, Some(id), &value.at);
+        self.within = within;
+        self.done.extend(std::mem::replace(&mut self.recorded, recorded));
         self.builder.scope = scope;
         self.builder.path = path;
         self.builder.loops = loops;
@@ -159,7 +175,9 @@ impl<'s, 'b> Expander<'s, 'b> {
             Step::Residual(body) => {
                 self.builder.block = "residual".into();
                 self.builder.matrix(input, &item.at)?;
-                let (body, shape) = self.sequence(body, input, None, &item.at)?;
+                let id = self.combinator();
+                let built = self.inside("residual", id, 0, |this| this.sequence(body, input, None, &item.at));
+                let (body, shape) = built?;
                 self.same(input?, shape, "`residual` adds its input", &item.at.key())?;
                 Some((Box::new(Residual(body)), shape))
             }
@@ -168,6 +186,7 @@ impl<'s, 'b> Expander<'s, 'b> {
                 let mut first = None;
                 let mut left_out = 0;
                 let before = self.builder.before.clone();
+                let id = self.combinator();
                 for (i, branch) in branches.iter().enumerate() {
                     self.builder.before = before.clone();
                     let at = item.at.child(i);
@@ -178,7 +197,8 @@ impl<'s, 'b> Expander<'s, 'b> {
                     }
                     // A branch may begin by itself.
                     let input = input.filter(|_| !branch.first().is_some_and(is_source));
-                    let Some((branch, shape)) = self.sequence(branch, input, None, &at) else { continue };
+                    let branch = self.inside("sum", id, i, |this| this.sequence(branch, input, None, &at));
+                    let Some((branch, shape)) = branch else { continue };
                     self.same(*first.get_or_insert(shape), shape, "`sum` adds its branches", &at)?;
                     built.push(branch);
                 }
@@ -197,11 +217,14 @@ impl<'s, 'b> Expander<'s, 'b> {
                 let mut built = Vec::new();
                 let mut first = None;
                 let before = self.builder.before.clone();
+                let id = self.combinator();
                 for (i, branch) in branches.iter().enumerate() {
                     self.builder.before = before.clone();
                     let at = item.at.child(i);
                     let input = input.filter(|_| !branch.first().is_some_and(is_source));
-                    let (branch, mut shape) = self.sequence(branch, input, None, &at)?;
+                    let branch =
+                        self.inside("product", id, i, |this| this.sequence(branch, input, None, &at));
+                    let (branch, mut shape) = branch?;
                     let expected = *first.get_or_insert(shape);
                     if let (Shape::Matrix { cols, .. }, Shape::Matrix { cols: all, .. }) =
                         (&mut shape, expected)
@@ -225,11 +248,13 @@ impl<'s, 'b> Expander<'s, 'b> {
                 let mut shape = input;
                 let mut layers = Vec::new();
                 let mut rounds = Vec::new();
+                let id = self.combinator();
                 for i in 0..n {
                     let outer = self.builder.scope.insert(index.clone(), Tree::Int(i as i64));
                     self.builder.loops.push((i, n));
                     let prefix = self.builder.path.clone();
-                    let layer = self.layer(path.as_ref(), body, shape, &item.at);
+                    let layer =
+                        self.inside("repeat", id, 0, |this| this.layer(path.as_ref(), body, shape, &item.at));
                     if let Some((_, at)) = path {
                         self.builder.block = "repeat".into();
                         self.builder.step = item.at.clone();
@@ -259,6 +284,26 @@ impl<'s, 'b> Expander<'s, 'b> {
             }
             Step::Block { name, fields } => self.block(name, fields, &item.at, input),
         }
+    }
+
+    /// A number for a combinator, to tell it from others.
+    fn combinator(&mut self) -> usize {
+        self.combinators += 1;
+        self.combinators
+    }
+
+    /// Builds what a combinator is around.
+    fn inside<T>(
+        &mut self,
+        kind: &'static str,
+        id: usize,
+        branch: usize,
+        build: impl FnOnce(&mut Self) -> T,
+    ) -> T {
+        self.within.push(Within { kind, id, branch });
+        let built = build(self);
+        self.within.pop();
+        built
     }
 
     fn count(&mut self, tree: &Tree, at: &Address) -> Option<usize> {
@@ -293,13 +338,21 @@ impl<'s, 'b> Expander<'s, 'b> {
 
     fn block(&mut self, name: &str, fields: &Tree, at: &Address, input: Option<Shape>) -> Built {
         let definition = nn::block(name)?; // an unknown one is reported already
+        let mut attempts = Attempts::default();
         loop {
             self.builder.step = at.clone();
+            self.begin(&mut attempts);
             let built = (definition.build)(&mut self.builder, fields, at, input);
+            self.end(&mut attempts);
             match self.builder.wanted.take() {
                 // The block refers to a value that is not built yet: build it first.
                 Some(wanted) if built.is_none() => self.value(&wanted.name, &wanted.at)?,
-                _ => return built,
+                _ => {
+                    if let Some((_, output)) = &built {
+                        self.record(attempts, definition, (fields, at), (input, *output));
+                    }
+                    return built;
+                }
             };
         }
     }

@@ -2,7 +2,7 @@
 
 use crate::backend::{Backend, WeightType};
 use crate::error::{Error, ErrorKind, Result};
-use crate::nn::{Declared, PartUse, Stream};
+use crate::nn::{Declared, LinearUse, PartUse, Stream};
 use crate::tensor::DType;
 
 /// What a model needs, in bytes.
@@ -26,13 +26,9 @@ impl Memory {
         stored: &dyn Fn(usize) -> DType,
         asked: Option<WeightType>,
     ) -> Memory {
-        let kept = |part: &PartUse| asked.unwrap_or(WeightType::of(stored(part.weight.0)));
         let mut memory = Memory::default();
         for linear in &declared.linears {
-            let dtype = linear_type(linear.parts.iter().map(kept));
-            let bias = linear.parts.iter().any(|part| part.bias.is_some());
-            memory.weights += backend.linear_bytes(linear.inputs, linear.outputs, dtype);
-            memory.weights += if bias { 4 * linear.outputs as u64 } else { 0 };
+            memory.weights += linear_bytes(linear, backend, stored, asked);
         }
         let elements = |tensor: usize| -> u64 {
             let shape = &declared.tensors[tensor].shape;
@@ -41,7 +37,9 @@ impl Memory {
         for part in declared.vectors.iter().flat_map(|vector| &vector.parts) {
             memory.weights = memory.weights.saturating_add(4 * elements(part.0));
         }
-        for table in &declared.tables {
+        // Values that embed with the same table share it.
+        let tables: std::collections::BTreeSet<_> = declared.tables.iter().collect();
+        for table in tables {
             let bytes = elements(table.0).saturating_mul(stored(table.0).size() as u64);
             memory.mapped = memory.mapped.saturating_add(bytes);
         }
@@ -87,6 +85,20 @@ impl Memory {
         );
         Err(Error::new(ErrorKind::Limit, message).help("give fewer or shorter texts at once"))
     }
+}
+
+/// Bytes of a linear map with its bias.
+pub(super) fn linear_bytes(
+    linear: &LinearUse,
+    backend: &dyn Backend,
+    stored: &dyn Fn(usize) -> DType,
+    asked: Option<WeightType>,
+) -> u64 {
+    let kept = |part: &PartUse| asked.unwrap_or(WeightType::of(stored(part.weight.0)));
+    let dtype = linear_type(linear.parts.iter().map(kept));
+    let bias = linear.parts.iter().any(|part| part.bias.is_some());
+    backend.linear_bytes(linear.inputs, linear.outputs, dtype)
+        + if bias { 4 * linear.outputs as u64 } else { 0 }
 }
 
 /// The type in which a linear map of several stored weights is kept: theirs if they agree, else float32.

@@ -5,20 +5,26 @@
 
 #![forbid(unsafe_code)]
 
+mod blocks;
 pub mod builtin;
 mod check;
 mod config;
 mod expand;
+mod inspect;
 mod memory;
+mod report;
 mod tensors;
 
 use crate::error::{Error, ErrorKind, Remark, Result, closest};
 use crate::nn::{Builder, Declared, PlannedValue, Shape, Stream, TensorUse, ValueId};
 use crate::spec::{Address, Head, Problems, Source, Spec, Tree, listed};
 use crate::weights::Index;
+pub use blocks::{PlannedBlock, Ranges, Within};
 pub use check::TASKS;
 pub use config::Config;
+pub use inspect::{Finding, Severity, inspect};
 pub use memory::{Memory, linear_type, shown, token_limit};
+pub use report::{Cost, Row, Stored, Tokens, Use, costs, peak, rows, stored, stored_type, totals};
 pub use tensors::Tensors;
 
 use expand::Expander;
@@ -53,6 +59,8 @@ pub struct Plan {
     pub tensors: Tensors,
     /// The token that goes before the input to make the tokens of a decoder that is not given any.
     pub decoder_start: Option<u32>,
+    /// What is known of each block, for reports.
+    pub blocks: Vec<PlannedBlock>,
 }
 
 impl Plan {
@@ -84,7 +92,7 @@ impl Plan {
                 }
             }
         });
-        let (values, declared) = expander.finish();
+        let (values, declared, blocks) = expander.finish();
         problems.finish(ErrorKind::Config)?;
 
         let elsewhere = elsewhere(&spec, head, &bound);
@@ -110,6 +118,7 @@ impl Plan {
             tensors,
             decoder_start,
             spec,
+            blocks,
         };
         debug_assert!(built.iter().all(Option::is_some), "a value that cannot be built is a problem");
         plan.outputs = (0..plan.values.len())

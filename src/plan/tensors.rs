@@ -16,6 +16,8 @@ pub struct Tensors {
     pub stored: Vec<String>,
     /// Stored tensors that say the same thing twice: loading checks that they do.
     pub twins: Vec<(String, String)>,
+    /// Stored tensors that the description says do not matter.
+    pub ignored: Vec<String>,
 }
 
 /// A checkpoint's names, read the way a description says.
@@ -135,6 +137,8 @@ pub fn resolve(
         .map(|(name, _)| name)
         .filter(|name| !used.contains(name) && !names.is_ignored(name))
         .collect();
+    let ignored = index.iter().map(|(name, _)| name).filter(|name| names.is_ignored(name));
+    tensors.ignored = ignored.filter(|name| !used.contains(name)).map(str::to_owned).collect();
     report_misshapen(spec, bound, &misshapen, problems);
     report_missing(spec, &names, &missing, &unused, problems);
     report_unused(spec, &unused, problems);
@@ -239,7 +243,7 @@ fn label(tensor: &TensorUse) -> String {
 }
 
 /// A name with its numbers replaced by `*`.
-fn pattern(name: &str) -> String {
+pub(super) fn pattern(name: &str) -> String {
     let star = |segment: &str| {
         if segment.bytes().all(|b| b.is_ascii_digit()) { "*".into() } else { segment.to_owned() }
     };

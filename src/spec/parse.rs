@@ -17,6 +17,8 @@ pub struct Spec {
     pub config: Vec<Binding>,
     /// Config keys that must have one of the values that are implemented.
     pub require: Vec<Test>,
+    /// Patterns of config keys that do not change results; `*` stands for any characters.
+    pub irrelevant: Vec<(String, Address)>,
     /// How tensor names are to be read.
     pub weights: Weights,
     /// Fields that blocks take when they do not name them: per block, its fields.
@@ -158,7 +160,8 @@ pub enum Step {
 }
 
 /// The top-level keys of a file.
-const SECTIONS: [&str; 8] = ["smelt", "match", "config", "require", "weights", "defaults", "model", "heads"];
+pub(crate) const SECTIONS: [&str; 9] =
+    ["smelt", "match", "config", "require", "irrelevant", "weights", "defaults", "model", "heads"];
 
 /// The language version that this crate reads.
 const VERSION: i64 = 1;
@@ -171,6 +174,7 @@ impl Spec {
             matches: Vec::new(),
             config: Vec::new(),
             require: Vec::new(),
+            irrelevant: Vec::new(),
             weights: Weights { prefixes: vec![String::new()], ..Weights::default() },
             defaults: Vec::new(),
             values: Vec::new(),
@@ -191,6 +195,10 @@ impl Spec {
                 "match" => spec.matches = reader.tests(value, &at, true),
                 "config" => spec.config = reader.config(value, &at),
                 "require" => spec.require = reader.tests(value, &at, false),
+                "irrelevant" => {
+                    let texts = reader.texts(value, &at).into_iter();
+                    spec.irrelevant = texts.map(|(text, at)| (text.into(), at)).collect();
+                }
                 "weights" => spec.weights = reader.weights(value, &at),
                 "defaults" => spec.defaults = reader.defaults(value, &at),
                 "model" => spec.values = reader.values(value, &at, &[]),

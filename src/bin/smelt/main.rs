@@ -4,6 +4,8 @@
 #![forbid(unsafe_code)]
 
 mod bench;
+mod check;
+mod explain;
 mod verify;
 
 use std::process::ExitCode;
@@ -12,7 +14,6 @@ use std::time::Instant;
 use clap::{Parser, Subcommand};
 
 use smelt::nn::{BLOCKS, FieldDef, GROUPS};
-use smelt::plan::{check_spec, load_source};
 use smelt::{Error, ErrorKind, Result};
 
 /// Check, verify and look up architecture descriptions.
@@ -31,13 +32,14 @@ struct Arguments {
 enum Command {
     /// Compare a model with reference outputs, output by output and module by module
     Verify(verify::Arguments),
-    /// Check a description by itself: syntax, blocks, fields, names
-    Check {
-        /// A YAML file, or the name of a built-in architecture
-        spec: String,
-    },
+    /// Check a description by itself, or with a config or a checkpoint
+    Check(check::Arguments),
+    /// Show what a model is made of, what it costs, and which tensor is whose
+    Explain(explain::Arguments),
     /// Time a model on made-up tokens
     Bench(bench::Arguments),
+    /// Print a JSON Schema of the language, for editors
+    Schema,
     /// List the blocks of the language, or explain one
     Blocks {
         /// The block
@@ -52,11 +54,13 @@ fn main() -> ExitCode {
     let started = Instant::now();
     let result = match Arguments::parse().command {
         Command::Verify(arguments) => verify::run(&arguments),
-        Command::Check { spec } => load_source(&spec).and_then(check_spec).map(|()| {
-            println!("{spec}: nothing wrong");
-            true
-        }),
+        Command::Check(arguments) => check::run(&arguments),
+        Command::Explain(arguments) => explain::run(&arguments).map(|()| true),
         Command::Bench(arguments) => bench::run(&arguments, started).map(|()| true),
+        Command::Schema => {
+            println!("{:#}", smelt::schema::schema());
+            Ok(true)
+        }
         Command::Blocks { name, markdown } => blocks(name.as_deref(), markdown).map(|()| true),
     };
     match result {

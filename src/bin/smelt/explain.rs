@@ -1,0 +1,272 @@
+//! `smelt explain`: what a model is made of, what it costs, and which tensor is whose.
+
+use std::path::PathBuf;
+
+use serde_json::{Value, json};
+
+use smelt::cpu::Cpu;
+use smelt::nn::{Rows, Shape, Stream};
+use smelt::plan::{self, Cost, Memory, Plan, Row, Stored, Target, Tokens, Use, builtin, load_source};
+use smelt::weights::{Index, Repository};
+use smelt::{Result, WeightType};
+
+#[derive(clap::Args)]
+pub struct Arguments {
+    /// A YAML file, or the name of a built-in architecture; the one for the config by default
+    spec: Option<String>,
+    /// Directory with config.json and *.safetensors, of which only the headers are read
+    #[arg(long, short, value_name = "DIR")]
+    model: PathBuf,
+    /// A head of the architecture, instead of the one that config.json asks for; `embed` for none
+    #[arg(long)]
+    task: Option<String>,
+    /// Tokens of one sequence that are computed
+    #[arg(long, default_value_t = 128, value_parser = clap::value_parser!(u64).range(1..=1 << 20))]
+    tokens: u64,
+    /// Tokens before them, whose keys and values are kept
+    #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u64).range(0..=1 << 20))]
+    past: u64,
+    /// Sequences at once, for the memory
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=1 << 20))]
+    sequences: u64,
+    /// How weights are kept, instead of as they are stored
+    #[arg(long, value_name = "TYPE")]
+    dtype: Option<WeightType>,
+    /// Threads to compute with; one per core by default
+    #[arg(long)]
+    threads: Option<usize>,
+    /// A row for each layer, also where layers are the same
+    #[arg(long)]
+    all: bool,
+    /// What each stored tensor is used as
+    #[arg(long)]
+    tensors: bool,
+    /// As JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// A plan with everything that is told of it.
+pub struct Explained {
+    pub plan: Plan,
+    pub rows: Vec<Row>,
+    pub total: Cost,
+    pub memory: Memory,
+    pub peak: u64,
+    pub tensors: Vec<Stored>,
+}
+
+pub fn run(arguments: &Arguments) -> Result<()> {
+    let explained = explain(arguments, arguments.spec.as_deref())?;
+    if arguments.json {
+        println!("{:#}", json(arguments, &explained));
+    } else if arguments.tensors {
+        print!("{}", table(&tensor_lines(&explained), &[]));
+    } else {
+        print!("{}", text(arguments, &explained));
+    }
+    Ok(())
+}
+
+fn explain(arguments: &Arguments, spec: Option<&str>) -> Result<Explained> {
+    let repository = Repository::open(&arguments.model)?;
+    let config = crate::check::model_config(&repository)?;
+    let source = match spec {
+        Some(name) => load_source(name)?,
+        None => builtin::find(&config)?,
+    };
+    let target = match arguments.task.as_deref() {
+        None if repository.has("modules.json") => Target::Features,
+        None => Target::Config,
+        Some("embed") => Target::Features,
+        Some(task) => Target::Task(task.to_owned()),
+    };
+    let index = Index::open(&repository)?;
+    let plan = Plan::new(source, &config, &index, &target)?;
+    let cpu = Cpu::new(arguments.threads);
+    let tokens = Tokens { new: arguments.tokens, past: arguments.past };
+    let costs = plan::costs(&plan, &index, &cpu, arguments.dtype, tokens);
+    let stored = |tensor: usize| plan::stored_type(&plan, &index, tensor);
+    let memory = Memory::of(&plan.declared, &cpu, &stored, arguments.dtype);
+    Ok(Explained {
+        rows: plan::rows(&plan, &costs, arguments.all),
+        total: plan::totals(&costs),
+        memory,
+        peak: plan::peak(&plan, &index, &memory, tokens, arguments.sequences),
+        tensors: plan::stored(&plan, &index),
+        plan,
+    })
+}
+
+/// `N × 768`: rows and columns of a value.
+pub fn shape(shape: Shape) -> String {
+    match shape {
+        Shape::Matrix { rows, cols } => {
+            let rows = match rows {
+                Rows::Tokens(Stream::Decoder) => "M".to_owned(),
+                Rows::Tokens(_) => "N".to_owned(),
+                Rows::Sequences(_) => "1".to_owned(),
+                Rows::Fixed(_, n) | Rows::Learned(n) => n.to_string(),
+            };
+            format!("{rows} × {cols}")
+        }
+        Shape::Bias { heads, .. } => format!("bias of {heads} heads"),
+        Shape::Pairs { .. } => "1 × 1".to_owned(),
+    }
+}
+
+/// A count for people: `85.1 M`.
+fn short(n: u64) -> String {
+    let x = n as f64;
+    match n {
+        0 => "-".to_owned(),
+        n if n >= 1_000_000_000 => format!("{:.2} G", x / 1e9),
+        n if n >= 1_000_000 => format!("{:.1} M", x / 1e6),
+        n if n >= 10_000 => format!("{:.1} k", x / 1e3),
+        n => n.to_string(),
+    }
+}
+
+fn bytes(n: u64) -> String {
+    if n == 0 { "-".to_owned() } else { plan::shown(n) }
+}
+
+fn text(arguments: &Arguments, explained: &Explained) -> String {
+    let Explained { plan, rows, total, memory, .. } = explained;
+    let title = ["block", "path", "output", "parameters", "flops", "weights"];
+    let mut lines = vec![title.map(str::to_owned).to_vec()];
+    let mut value = "";
+    for row in rows {
+        let block = &plan.blocks[row.block];
+        if block.value != value {
+            value = &block.value;
+            lines.push(vec![format!("{value}:")]);
+        }
+        let times = if row.count > 1 { format!(" ×{}", row.count) } else { String::new() };
+        lines.push(vec![
+            format!("  {}{times}", block.name),
+            row.path.clone(),
+            shape(block.output),
+            short(row.cost.parameters),
+            short(row.cost.flops),
+            bytes(row.cost.weight_bytes),
+        ]);
+    }
+    let head = plan.task.as_deref().unwrap_or("embed");
+    let past = if arguments.past > 0 { format!(" after {}", arguments.past) } else { String::new() };
+    let n = arguments.tokens;
+    format!(
+        "{}, {head}, N = {n} tokens{past}\n\n{}\n\
+         parameters             {}\n\
+         flops                  {}\n\
+         weights                {}\n\
+         tables in the file     {}\n\
+         keys and values        {} per token\n\
+         peak memory, about     {}\n",
+        plan.name,
+        table(&lines, &[3, 4, 5]),
+        short(total.parameters),
+        short(total.flops),
+        bytes(memory.weights),
+        bytes(memory.mapped),
+        bytes(memory.cache_per_token),
+        bytes(explained.peak),
+    )
+}
+
+/// Lines with their columns aligned, those of `right` to the right.
+fn table(lines: &[Vec<String>], right: &[usize]) -> String {
+    let columns = lines.iter().map(Vec::len).max().unwrap_or(0);
+    let width = |i: usize| {
+        // A line of one column is a heading.
+        let cells = lines.iter().filter(|line| line.len() > 1).filter_map(|line| line.get(i));
+        cells.map(|cell| cell.chars().count()).max().unwrap_or(0)
+    };
+    let widths: Vec<usize> = (0..columns).map(width).collect();
+    let mut text = String::new();
+    for line in lines {
+        let cells = line.iter().enumerate().map(|(i, cell)| {
+            let width = widths[i];
+            if right.contains(&i) { format!("{cell:>width$}") } else { format!("{cell:<width$}") }
+        });
+        text += cells.collect::<Vec<_>>().join("  ").trim_end();
+        text.push('\n');
+    }
+    text
+}
+
+fn tensor_lines(explained: &Explained) -> Vec<Vec<String>> {
+    let name = &explained.plan.spec.source.name;
+    let line = |tensor: &Stored| {
+        let mut line = vec![tensor.name.clone(), format!("{:?}", tensor.shape)];
+        line.extend(match &tensor.role {
+            Use::Declared(declared, label, at) => {
+                let at = at.map_or(String::new(), |line| format!(":{line}"));
+                vec![declared.clone(), label.clone(), format!("{name}{at}")]
+            }
+            Use::Twin(one) => vec![format!("as {one}")],
+            Use::Ignored => vec!["ignored".to_owned()],
+            Use::Elsewhere => vec!["unused here".to_owned()],
+        });
+        line
+    };
+    explained.tensors.iter().map(line).collect()
+}
+
+fn json(arguments: &Arguments, explained: &Explained) -> Value {
+    let Explained { plan, rows, total, memory, tensors, .. } = explained;
+    let rows = rows.iter().map(|row| {
+        let block = &plan.blocks[row.block];
+        let settings = block.settings.iter().map(|(name, value)| ((*name).to_owned(), plain(value)));
+        json!({
+            "value": block.value,
+            "block": block.name,
+            "path": row.path,
+            "count": row.count,
+            "output": shape(block.output),
+            "line": plan.spec.source.line(&block.at),
+            "settings": settings.collect::<serde_json::Map<_, _>>(),
+            "parameters": row.cost.parameters,
+            "flops": row.cost.flops,
+            "weight_bytes": row.cost.weight_bytes,
+        })
+    });
+    let mut whole = json!({
+        "architecture": plan.name,
+        "task": plan.task,
+        "tokens": arguments.tokens,
+        "past": arguments.past,
+        "blocks": rows.collect::<Vec<_>>(),
+        "total": {
+            "parameters": total.parameters,
+            "flops": total.flops,
+            "weight_bytes": memory.weights,
+            "mapped_bytes": memory.mapped,
+            "cache_bytes_per_token": memory.cache_per_token,
+            "peak_bytes": explained.peak,
+        },
+    });
+    if arguments.tensors {
+        let tensors = tensors.iter().map(|tensor| {
+            let (role, other, label, line) = match &tensor.role {
+                Use::Declared(name, label, line) => ("used", Some(name), Some(label), *line),
+                Use::Twin(one) => ("twin", Some(one), None, None),
+                Use::Ignored => ("ignored", None, None, None),
+                Use::Elsewhere => ("unused", None, None, None),
+            };
+            json!({"name": tensor.name, "shape": tensor.shape, "use": role, "as": other, "field": label, "line": line})
+        });
+        whole["tensors"] = tensors.collect();
+    }
+    whole
+}
+
+fn plain(tree: &smelt::spec::Tree) -> Value {
+    use smelt::spec::Tree;
+    match tree {
+        Tree::Bool(x) => json!(x),
+        Tree::Int(x) => json!(x),
+        Tree::Float(x) => json!(x),
+        other => json!(other.to_string()),
+    }
+}

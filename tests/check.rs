@@ -1,0 +1,92 @@
+//! `inspect`, which `smelt check` prints: nothing where nothing is wrong, and everything where something is.
+
+mod common;
+
+use std::path::Path;
+use std::process::Command;
+
+use serde_json::Value;
+use smelt::plan::{Config, Finding, Target, builtin, inspect};
+use smelt::weights::{Index, Repository};
+
+fn config(repository: &Repository) -> Config {
+    let text = repository.text("config.json").unwrap().unwrap();
+    Config::parse(repository.label("config.json"), text).unwrap()
+}
+
+/// What is found of a fixture with the built-in description.
+fn found(dir: &Path) -> Vec<Finding> {
+    let repository = Repository::open(dir).unwrap();
+    let config = config(&repository);
+    let target = if repository.has("modules.json") { Target::Features } else { Target::Config };
+    let index = Index::open(&repository).unwrap();
+    inspect(builtin::find(&config).unwrap(), Some(&config), Some(&index), &target)
+}
+
+#[test]
+fn nothing_is_found_of_any_fixture() {
+    let mut wrong = Vec::new();
+    for dir in common::cases() {
+        let found = found(&dir).into_iter();
+        wrong.extend(found.map(|finding| format!("{}: {}", dir.display(), finding.problem)));
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+fn smelt(arguments: &[&str]) -> (Option<i32>, Value) {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_smelt"));
+    let output = command.args(arguments).current_dir(env!("CARGO_MANIFEST_DIR")).output().unwrap();
+    (output.status.code(), serde_json::from_slice(&output.stdout).unwrap_or_default())
+}
+
+/// The example with `config` added to its config and `spec` changed in its description, its weights beside them.
+fn edited(config: &str, spec: (&str, &str)) -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let model = root.join("examples/models/language-id");
+    let text = std::fs::read_to_string(model.join("config.json")).unwrap();
+    std::fs::write(folder.path().join("config.json"), text.replacen('{', &format!("{{\n{config}"), 1))
+        .unwrap();
+    std::fs::copy(model.join("model.safetensors"), folder.path().join("model.safetensors")).unwrap();
+    let text = std::fs::read_to_string(root.join("examples/classifier.yaml")).unwrap();
+    std::fs::write(folder.path().join("mine.yaml"), text.replacen(spec.0, spec.1, 1)).unwrap();
+    folder
+}
+
+#[test]
+fn a_key_that_nobody_reads_is_a_warning() {
+    let folder = edited("\"new_kind_of_norm\": true,\n\"a_dropout\": 0.5,\n\"other\": null,", ("", ""));
+    let (spec, dir) = (folder.path().join("mine.yaml"), folder.path().to_str().unwrap());
+    let arguments = ["check", spec.to_str().unwrap(), "--json", "--model", dir];
+    let (code, list) = smelt(&arguments);
+    assert_eq!((code, list.as_array().unwrap().len()), (Some(0), 1), "{list}");
+    assert_eq!(list[0]["severity"], "warning");
+    assert!(list[0]["message"].as_str().unwrap().starts_with("`new_kind_of_norm` is `true`"));
+    assert!(list[0]["file"].as_str().unwrap().ends_with("config.json"));
+    assert_eq!((&list[0]["line"], &list[0]["column"]), (&Value::from(2), &Value::from(1)));
+    assert_eq!(smelt(&[&arguments[..], &["--deny-warnings"]].concat()).0, Some(1));
+    let text = std::fs::read_to_string(&spec).unwrap();
+    std::fs::write(&spec, text.replacen("\nconfig:", "\nirrelevant: [new_*]\nconfig:", 1)).unwrap();
+    assert_eq!(smelt(&[&arguments[..], &["--deny-warnings"]].concat()), (Some(0), Value::Array(vec![])));
+    // What is read cannot be irrelevant.
+    std::fs::write(&spec, text.replacen("\nconfig:", "\nirrelevant: [hidden_size]\nconfig:", 1)).unwrap();
+    let (code, list) = smelt(&arguments);
+    assert_eq!(code, Some(1));
+    assert!(list[0]["message"].as_str().unwrap().contains("listed as irrelevant"), "{list}");
+}
+
+#[test]
+fn tensors_are_checked_with_a_model() {
+    let folder = edited("", ("layer_norm: emb", "layer_norm: nonesuch.emb"));
+    let (spec, dir) = (folder.path().join("mine.yaml"), folder.path().to_str().unwrap());
+    let config = folder.path().join("config.json");
+    let (spec, config) = (spec.to_str().unwrap(), config.to_str().unwrap());
+    assert_eq!(smelt(&["check", spec, "--json", "--config", config]), (Some(0), Value::Array(vec![])));
+    let (code, list) = smelt(&["check", spec, "--json", "--model", dir]);
+    assert_eq!(code, Some(1));
+    let text = list.to_string();
+    assert!(text.contains("missing tensor `nonesuch") && text.contains("not used by"), "{text}");
+    assert_eq!(smelt(&["check", "--config", config, "--model", dir]).0, Some(2));
+    let (code, list) = smelt(&["check", spec, "--json", "--model", "no/such/directory"]);
+    assert_eq!((code, &list[0]["severity"]), (Some(1), &Value::from("error")));
+}
