@@ -50,13 +50,7 @@ impl Network {
         let tensor = |id: TensorId| &declared.tensors[id.0];
         match call.site {
             Site::Linear(id) => {
-                // A bias that is stored elsewhere may be added outside of the module.
-                let owner = |id: TensorId| tensor(id).name.rsplit_once('.').map(|(module, _)| module);
-                let uses = &declared.linears[id.0].parts;
-                if uses.iter().any(|part| part.bias.is_some_and(|bias| owner(bias) != owner(part.weight))) {
-                    return Vec::new();
-                }
-                let parts = parts(uses, &call.output);
+                let parts = parts(&declared.linears[id.0].parts, &call.output);
                 let input = &call.input;
                 parts
                     .into_iter()
