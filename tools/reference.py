@@ -17,7 +17,8 @@ one batch, padded on the right. The file holds
     module.NAME.input      the first tensor that it took
     module.NAME.calls      [when, how often]: number of its first call among all, and count of calls
 
-of every module with parameters, under the name that `named_modules` gives it. A module that is called
+of every module with parameters, under the name that its weight is stored by, or else the one that
+`named_modules` gives it: some models are loaded under other names than they are stored. A module that is called
 more than once is recorded the first time. Recorded are tensors of [batch, n, cols] or [batch, cols], and
 what is one of these in another shape: [1, seq, cols], [batch * seq, cols] and [batch, seq, heads, cols]. Nothing is downloaded. Made for transformers 5.
 """
@@ -35,8 +36,10 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 import torch
 import transformers
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+EAGER = dict(attn_implementation="eager", experts_implementation="eager")
 TEXTS = ["The cat sat on the mat and looked at the dog.", "Hello world!"]
 SKIP = {"past_key_values", "attentions", "cross_attentions", "encoder_attentions", "decoder_attentions", "loss", "router_logits"}
 
@@ -70,16 +73,40 @@ def as_rows(t: torch.Tensor | None, sizes: list[tuple[int, int]]) -> torch.Tenso
     return t if t.ndim == 2 and t.shape[0] == batch else None
 
 
+def stored_names(model: torch.nn.Module, directory: str) -> dict[str, str]:
+    """For modules whose weight is stored under another name: the stored name, found by what the weight holds."""
+    stored: dict[Any, list[str]] = {}
+    names: set[str] = set()
+    key = lambda t: (tuple(t.shape), t.flatten()[:64].float().numpy().tobytes())
+    for file in sorted(Path(directory).glob("*.safetensors")):
+        with safe_open(file, "pt") as tensors:
+            for name in tensors.keys():
+                if name.endswith(".weight"):
+                    names.add(name.removesuffix(".weight"))
+                    stored.setdefault(key(tensors.get_tensor(name)), []).append(name.removesuffix(".weight"))
+    found = {}
+    for name, module in model.named_modules():
+        weight = getattr(module, "weight", None)
+        known = any(name == other or name.endswith(f".{other}") or other.endswith(f".{name}") for other in names)
+        if torch.is_tensor(weight) and not known and len(stored.get(key(weight), [])) == 1:
+            found[name] = stored[key(weight)][0]
+    return found
+
+
 class Recorder:
     """Hooks on every module with parameters."""
 
-    def __init__(self, model: torch.nn.Module, sizes: list[tuple[int, int]], only: list[str]):
+    def __init__(self, model: torch.nn.Module, sizes: list[tuple[int, int]], only: list[str], names: dict[str, str]):
         self.sizes, self.tensors, self.calls, self.now = sizes, {}, {}, 0
         self.hooks = []
         for name, module in model.named_modules():
             chosen = not only or any(fnmatch.fnmatchcase(name, pattern) for pattern in only)
             if name and chosen and any(True for _ in module.parameters()):
+<<<<<<< HEAD
                 hook = lambda of, args, kwargs, out, name=name: self.record(name, of, [args, kwargs], out)
+=======
+                hook = lambda _, args, kwargs, out, name=names.get(name, name): self.record(name, [args, kwargs], out)
+>>>>>>> 37884d2 (verify: pass over modules that torch only draws otherwise)
                 self.hooks.append(module.register_forward_hook(hook, with_kwargs=True))
 
     def record(self, name: str, module: torch.nn.Module, given: Any, out: Any) -> None:
@@ -93,7 +120,11 @@ class Recorder:
         for what, value in (("input", given), ("output", out)):
             rows = as_rows(first_tensor(value), self.sizes)
             if rows is not None:
+<<<<<<< HEAD
                 self.tensors[f"module.{name}.{what}"] = rows.float().clone()  # what follows may change it in place
+=======
+                self.tensors[f"module.{name}.{what}"] = rows.float().clone()  # some are changed in place later
+>>>>>>> 37884d2 (verify: pass over modules that torch only draws otherwise)
 
     def finish(self) -> dict[str, torch.Tensor]:
         for hook in self.hooks:
@@ -130,16 +161,21 @@ def make_inputs(a: argparse.Namespace, model: Any) -> dict[str, torch.Tensor]:
     id = getattr(config, "pad_token_id", None) or 0
     if a.inputs:
         stored = load_file(a.inputs)
-        inputs = {k.removeprefix("input."): v for k, v in stored.items() if k.startswith("input.") or "." not in k}
-    elif a.ids:
+        return {k.removeprefix("input."): v for k, v in stored.items() if k.startswith("input.") or "." not in k}
+    if a.ids:
         inputs = pad([[int(i) for i in row.replace(",", " ").split()] for row in a.ids], id)
     else:
         tokenizer = transformers.AutoTokenizer.from_pretrained(a.model)
         encoded = [tokenizer(text) for text in a.text or TEXTS]
         inputs = pad([list(e["input_ids"]) for e in encoded], id)
     if a.tokens:
+<<<<<<< HEAD
         inputs = {k: v[:, : a.tokens].contiguous() if "decoder" not in k else v for k, v in inputs.items()}
     if getattr(config, "is_encoder_decoder", False) and "input_ids" in inputs and "decoder_input_ids" not in inputs:
+=======
+        inputs = {k: v[:, : a.tokens].contiguous() for k, v in inputs.items()}
+    if getattr(config, "is_encoder_decoder", False):
+>>>>>>> 37884d2 (verify: pass over modules that torch only draws otherwise)
         keys = [(c, key) for key in ("decoder_start_token_id", "bos_token_id") for c in (getattr(model, "generation_config", None), config)]
         start = next((x for x in (getattr(c, key, None) for c, key in keys) if x is not None), 0)
         ids = inputs["input_ids"][:, :6].clone()  # any tokens do; masked ones of the input too
@@ -152,7 +188,7 @@ def generate(model: Any, inputs: dict[str, torch.Tensor], steps: int) -> dict[st
     out: dict[str, torch.Tensor] = {}
     model.generation_config.eos_token_id = None
     decoder = inputs.get("decoder_input_ids")
-    for i, (ids, mask) in enumerate(zip(inputs["input_ids"], inputs["attention_mask"])):
+    for i, (ids, mask) in enumerate(zip(inputs["input_ids"], inputs.get("attention_mask", torch.ones_like(inputs["input_ids"])))):
         prompt = ids[mask == 1][None]
         start = {} if decoder is None else {"decoder_input_ids": decoder[i : i + 1, :1]}
         result = model.generate(
@@ -174,26 +210,38 @@ def main() -> None:
     source.add_argument("--ids", action="append", help='one row as token ids, "1 2 3"; repeatable')
     source.add_argument("--inputs", help="safetensors with the inputs, as another reference has them")
     parser.add_argument("--class", dest="cls", help="transformers class; what config.json says by default")
-    parser.add_argument("--tokens", type=int, help="cut the rows to so many tokens")
+    parser.add_argument("--tokens", type=int, help="cut the rows of --text or --ids to so many tokens")
     parser.add_argument("--only", action="append", default=[], help="record modules of this pattern only; repeatable")
     parser.add_argument("--no-modules", action="store_true", help="record outputs only")
+<<<<<<< HEAD
     parser.add_argument("--attention", default="eager", help="implementation of attention; eager by default")
+=======
+    parser.add_argument("--no-hidden-states", action="store_true", help="leave out what enters each layer")
+>>>>>>> 37884d2 (verify: pass over modules that torch only draws otherwise)
     parser.add_argument("--generate", type=int, default=0, metavar="N", help="greedy steps for each row")
     a = parser.parse_args()
 
     torch.set_grad_enabled(False)
     config = transformers.AutoConfig.from_pretrained(a.model)
     cls = getattr(transformers, a.cls or (config.architectures or ["AutoModel"])[0])
+<<<<<<< HEAD
     model = cls.from_pretrained(a.model, dtype=torch.float32, attn_implementation=a.attention, experts_implementation="eager").eval()
+=======
+    model = cls.from_pretrained(a.model, dtype=torch.float32, **EAGER).eval()
+>>>>>>> 37884d2 (verify: pass over modules that torch only draws otherwise)
     inputs = make_inputs(a, model)
-    if "input_ids" in inputs:
-        inputs.setdefault("attention_mask", torch.ones_like(inputs["input_ids"]))
     tokens = [inputs[k] for k in ("input_ids", "decoder_input_ids") if k in inputs]
+<<<<<<< HEAD
     sizes = [tuple(t.shape) for t in tokens]
     sizes += [(len(inputs[k]), 0) for k in ("pixel_values", "input_features") if k in inputs]
     recorder = None if a.no_modules else Recorder(model, sizes, a.only)
     cache = {"use_cache": False} if hasattr(config, "use_cache") else {}
     outputs = model(**inputs, output_hidden_states=True, **cache)
+=======
+    sizes = [tuple(t.shape) for t in tokens] or [(next(iter(inputs.values())).shape[0], 0)]
+    recorder = None if a.no_modules else Recorder(model, sizes, a.only, stored_names(model, a.model))
+    outputs = model(**inputs, output_hidden_states=not a.no_hidden_states)
+>>>>>>> 37884d2 (verify: pass over modules that torch only draws otherwise)
     tensors = {f"input.{name}": value for name, value in inputs.items()}
     flatten(outputs, "output", tensors)
     if recorder:

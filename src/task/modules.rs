@@ -302,12 +302,12 @@ impl ModuleTrace {
     /// That is not always the first module beyond the tolerance: a small mistake may grow over some layers until it is seen. So
     /// it is, up to there, the point where the difference rises most sharply.
     pub fn culprit(&self, outputs: &[Comparison], tolerance: f32) -> Option<Culprit> {
-        let events = self.events();
+        let events = self.events(outputs, tolerance);
         if let Some(end) = events.iter().position(|event| event.difference.relative() > tolerance) {
             return Some(self.blame(sharpest(&events[..=end])?));
         }
         let wrong = outputs.iter().find(|output| output.largest > tolerance)?;
-        if let Some(suspect) = self.suspect() {
+        if let Some(suspect) = self.suspect(outputs, tolerance) {
             return Some(suspect);
         }
         Some(Culprit {
@@ -322,17 +322,33 @@ impl ModuleTrace {
 
     /// The point where the difference rises more sharply than rounding does, below any tolerance: a slightly wrong number,
     /// or nothing.
-    pub fn suspect(&self) -> Option<Culprit> {
-        let events = self.events();
+    pub fn suspect(&self, outputs: &[Comparison], tolerance: f32) -> Option<Culprit> {
+        let events = self.events(outputs, tolerance);
         sharpest(&events).filter(|event| event.rise() > SHARP).map(|event| self.blame(event))
     }
 
-    fn events(&self) -> Vec<Event<'_>> {
+    /// What modules take and give, in order, less what heals: where torch and the description draw the line around a module
+    /// differently, such as an embedding with its scale or a head with its bias, only its output differs.
+    fn events(&self, outputs: &[Comparison], tolerance: f32) -> Vec<Event<'_>> {
+        let all_right = outputs.iter().all(|output| output.largest <= tolerance);
+        let last = self.compared.iter().rposition(|module| !module.agrees(tolerance));
+        let heals = |i: usize| match self.compared[i].input {
+            _ if self.compared[i].agrees(tolerance) => false,
+            // What is looked up is soon taken.
+            None => {
+                let next = self.compared[i + 1..].iter().find_map(|module| module.input);
+                next.map_or(all_right, |input| input.relative() <= tolerance)
+            }
+            Some(input) => {
+                all_right && !outputs.is_empty() && last == Some(i) && input.relative() <= tolerance
+            }
+        };
         let mut before = 0f32;
         let mut events = Vec::new();
         for (module, comparison) in self.compared.iter().enumerate() {
             let input = comparison.input.iter().map(|difference| (true, difference));
-            for (is_input, difference) in input.chain([(false, &comparison.output)]) {
+            let output = Some((false, &comparison.output)).filter(|_| !heals(module));
+            for (is_input, difference) in input.chain(output) {
                 events.push(Event { module, is_input, difference, before });
                 before = before.max(difference.relative());
             }

@@ -55,7 +55,7 @@ pub fn run(arguments: &Arguments) -> Result<bool> {
     let culprit = trace.as_ref().and_then(|trace| trace.culprit(&outputs, tolerance));
     let agrees = culprit.is_none() && outputs.iter().all(|output| output.largest <= tolerance);
     if arguments.json {
-        println!("{}", to_json(&outputs, trace.as_ref(), culprit.as_ref(), agrees));
+        println!("{}", to_json(&outputs, trace.as_ref(), culprit.as_ref(), agrees, tolerance));
         return Ok(agrees);
     }
     if arguments.all
@@ -71,7 +71,7 @@ pub fn run(arguments: &Arguments) -> Result<bool> {
                 "each of {} modules agrees within {tolerance:e} of its largest value",
                 trace.compared.len()
             );
-            if let Some(suspect) = trace.suspect() {
+            if let Some(suspect) = trace.suspect(&outputs, tolerance) {
                 println!("\nmore than rounding: {}", suspect.problem());
             }
         }
@@ -121,9 +121,11 @@ fn to_json(
     trace: Option<&ModuleTrace>,
     culprit: Option<&Culprit>,
     agrees: bool,
+    tolerance: f32,
 ) -> Value {
     let output =
         |c: &Comparison| json!({"name": c.name, "largest": number(c.largest), "magnitude": c.magnitude});
+    let suspect = trace.filter(|_| culprit.is_none()).and_then(|trace| trace.suspect(outputs, tolerance));
     let modules = trace.map(|trace| trace.compared.iter().map(module).collect::<Vec<_>>());
     json!({
         "agrees": agrees,
@@ -132,7 +134,7 @@ fn to_json(
         "only_recorded": trace.map(|trace| &trace.only_recorded),
         "only_computed": trace.map(|trace| &trace.only_computed),
         "culprit": culprit.map(blamed),
-        "suspect": trace.filter(|_| culprit.is_none()).and_then(ModuleTrace::suspect).as_ref().map(blamed),
+        "suspect": suspect.as_ref().map(blamed),
     })
 }
 
