@@ -200,7 +200,7 @@ fn a_mistake_is_shown_where_it_stands() {
         let message = stderr(&output, 1);
         assert!(message.starts_with("error: unknown block `layernorm`\n"), "{message}");
         assert!(
-            message.contains("mine.yaml:24:7") && message.contains("did you mean `layer_norm`?"),
+            message.contains("mine.yaml:26:7") && message.contains("did you mean `layer_norm`?"),
             "{message}"
         );
     }

@@ -102,11 +102,7 @@ class Recorder:
         for name, module in model.named_modules():
             chosen = not only or any(fnmatch.fnmatchcase(name, pattern) for pattern in only)
             if name and chosen and any(True for _ in module.parameters()):
-<<<<<<< HEAD
-                hook = lambda of, args, kwargs, out, name=name: self.record(name, of, [args, kwargs], out)
-=======
-                hook = lambda _, args, kwargs, out, name=names.get(name, name): self.record(name, [args, kwargs], out)
->>>>>>> 37884d2 (verify: pass over modules that torch only draws otherwise)
+                hook = lambda of, args, kwargs, out, name=names.get(name, name): self.record(name, of, [args, kwargs], out)
                 self.hooks.append(module.register_forward_hook(hook, with_kwargs=True))
 
     def record(self, name: str, module: torch.nn.Module, given: Any, out: Any) -> None:
@@ -120,11 +116,7 @@ class Recorder:
         for what, value in (("input", given), ("output", out)):
             rows = as_rows(first_tensor(value), self.sizes)
             if rows is not None:
-<<<<<<< HEAD
-                self.tensors[f"module.{name}.{what}"] = rows.float().clone()  # what follows may change it in place
-=======
                 self.tensors[f"module.{name}.{what}"] = rows.float().clone()  # some are changed in place later
->>>>>>> 37884d2 (verify: pass over modules that torch only draws otherwise)
 
     def finish(self) -> dict[str, torch.Tensor]:
         for hook in self.hooks:
@@ -169,13 +161,8 @@ def make_inputs(a: argparse.Namespace, model: Any) -> dict[str, torch.Tensor]:
         encoded = [tokenizer(text) for text in a.text or TEXTS]
         inputs = pad([list(e["input_ids"]) for e in encoded], id)
     if a.tokens:
-<<<<<<< HEAD
-        inputs = {k: v[:, : a.tokens].contiguous() if "decoder" not in k else v for k, v in inputs.items()}
-    if getattr(config, "is_encoder_decoder", False) and "input_ids" in inputs and "decoder_input_ids" not in inputs:
-=======
         inputs = {k: v[:, : a.tokens].contiguous() for k, v in inputs.items()}
-    if getattr(config, "is_encoder_decoder", False):
->>>>>>> 37884d2 (verify: pass over modules that torch only draws otherwise)
+    if getattr(config, "is_encoder_decoder", False) and "input_ids" in inputs and "decoder_input_ids" not in inputs:
         keys = [(c, key) for key in ("decoder_start_token_id", "bos_token_id") for c in (getattr(model, "generation_config", None), config)]
         start = next((x for x in (getattr(c, key, None) for c, key in keys) if x is not None), 0)
         ids = inputs["input_ids"][:, :6].clone()  # any tokens do; masked ones of the input too
@@ -213,35 +200,21 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, help="cut the rows of --text or --ids to so many tokens")
     parser.add_argument("--only", action="append", default=[], help="record modules of this pattern only; repeatable")
     parser.add_argument("--no-modules", action="store_true", help="record outputs only")
-<<<<<<< HEAD
     parser.add_argument("--attention", default="eager", help="implementation of attention; eager by default")
-=======
     parser.add_argument("--no-hidden-states", action="store_true", help="leave out what enters each layer")
->>>>>>> 37884d2 (verify: pass over modules that torch only draws otherwise)
     parser.add_argument("--generate", type=int, default=0, metavar="N", help="greedy steps for each row")
     a = parser.parse_args()
 
     torch.set_grad_enabled(False)
     config = transformers.AutoConfig.from_pretrained(a.model)
     cls = getattr(transformers, a.cls or (config.architectures or ["AutoModel"])[0])
-<<<<<<< HEAD
-    model = cls.from_pretrained(a.model, dtype=torch.float32, attn_implementation=a.attention, experts_implementation="eager").eval()
-=======
-    model = cls.from_pretrained(a.model, dtype=torch.float32, **EAGER).eval()
->>>>>>> 37884d2 (verify: pass over modules that torch only draws otherwise)
+    model = cls.from_pretrained(a.model, dtype=torch.float32, **EAGER | {"attn_implementation": a.attention}).eval()
     inputs = make_inputs(a, model)
     tokens = [inputs[k] for k in ("input_ids", "decoder_input_ids") if k in inputs]
-<<<<<<< HEAD
     sizes = [tuple(t.shape) for t in tokens]
     sizes += [(len(inputs[k]), 0) for k in ("pixel_values", "input_features") if k in inputs]
-    recorder = None if a.no_modules else Recorder(model, sizes, a.only)
-    cache = {"use_cache": False} if hasattr(config, "use_cache") else {}
-    outputs = model(**inputs, output_hidden_states=True, **cache)
-=======
-    sizes = [tuple(t.shape) for t in tokens] or [(next(iter(inputs.values())).shape[0], 0)]
     recorder = None if a.no_modules else Recorder(model, sizes, a.only, stored_names(model, a.model))
     outputs = model(**inputs, output_hidden_states=not a.no_hidden_states)
->>>>>>> 37884d2 (verify: pass over modules that torch only draws otherwise)
     tensors = {f"input.{name}": value for name, value in inputs.items()}
     flatten(outputs, "output", tensors)
     if recorder:
