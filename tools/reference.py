@@ -90,7 +90,9 @@ def stored_names(model: torch.nn.Module, directory: str) -> dict[str, str]:
         known = any(name == other or name.endswith(f".{other}") or other.endswith(f".{name}") for other in names)
         if torch.is_tensor(weight) and not known and len(stored.get(key(weight), [])) == 1:
             found[name] = stored[key(weight)][0]
-    return found
+    # A tied weight is stored once, under the name of another module that is recorded too: both keep their own names.
+    modules = [f".{name}" for name, _ in model.named_modules()]
+    return {name: other for name, other in found.items() if not any(m.endswith(f".{other}") for m in modules)}
 
 
 class Recorder:
