@@ -20,7 +20,7 @@ type Fixture = (&'static str, &'static str, &'static str);
 /// An encoder with a classifier.
 const ENCODER: Fixture = ("sequence-classification", "type_vocab_size", "embedding_size");
 /// A decoder with rotary positions and grouped heads.
-const ROTARY: Fixture = ("causal", "mlp_bias", "no_rope_layers");
+const ROTARY: Fixture = ("causal", "mlp_bias", "embedding_multiplier");
 /// A decoder with learned positions.
 const LEARNED: Fixture = ("causal", "scale_attn_by_inverse_layer_idx", "multi_query");
 /// An encoder-decoder.
@@ -368,4 +368,53 @@ fn ids_beyond_the_vocabulary_are_refused() {
         });
     }
     assert_little_memory();
+}
+
+#[test]
+#[ignore = "takes minutes: every number of every family's config"]
+fn absurd_numbers_in_any_config_do_no_harm() {
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
+    let mut seen = 0;
+    for family in fs::read_dir(golden).unwrap().map(|entry| entry.unwrap().path()) {
+        // One case of each family has the keys of all.
+        let mut cases: Vec<PathBuf> = match fs::read_dir(&family) {
+            Ok(entries) => entries.map(|entry| entry.unwrap().path()).collect(),
+            Err(_) => continue,
+        };
+        cases.sort();
+        let Some(dir) = cases.into_iter().find(|case| case.join("model.safetensors").exists()) else {
+            continue;
+        };
+        let json = json_of(&dir.join("config.json"));
+        let index = Index::open(&Repository::open(&dir).unwrap()).unwrap();
+        let keys: Vec<&String> = json
+            .as_object()
+            .unwrap()
+            .iter()
+            .filter(|(_, value)| value.is_number())
+            .map(|(key, _)| key)
+            .collect();
+        for key in keys {
+            for number in
+                [json!(0), json!(-1), json!(3), json!(65_536), json!(4_294_967_296u64), json!(1e300)]
+            {
+                let mut edited = json.clone();
+                edited[key] = number.clone();
+                let config = Config::parse("config.json", edited.to_string()).unwrap();
+                let start = Instant::now();
+                let source = builtin::find(&config).unwrap();
+                // Whether it is refused depends on the key; it may not panic, hang or take memory.
+                let _ = Plan::new(source, &config, &index, &Target::Config);
+                assert!(
+                    start.elapsed() < SOON,
+                    "{}: {key} = {number} took {:?}",
+                    dir.display(),
+                    start.elapsed()
+                );
+                seen += 1;
+            }
+        }
+        assert_little_memory();
+    }
+    assert!(seen > 500, "{seen} configs");
 }

@@ -273,6 +273,7 @@ impl Attention {
             b.wrong_fields(at, &["qkv_groups"], message);
             return None;
         }
+        b.order(q_cols.saturating_add(kv_cols.saturating_mul(2)), at)?;
         let order = fused_rows(q_cols, kv_cols, groups, self.qkv_order);
         let part: PartUse = b.linear_part("qkv", qkv, q_cols + 2 * kv_cols, cols, order)?;
         Some(b.linear_of(vec![part], cols))

@@ -259,9 +259,18 @@ pub struct Builder<'a> {
     /// Linear maps in the order in which blocks asked for them, for reports.
     pub used: Vec<LinearId>,
     tensors: HashMap<String, TensorId>,
+    /// Rows of weights that are named one by one so far.
+    ordered: usize,
     /// The linear maps of each list of weights.
     maps: HashMap<Vec<TensorId>, Vec<LinearId>>,
 }
+
+/// Most tensors of a model; the largest known have some tens of thousands.
+const MAX_TENSORS: usize = 1 << 20;
+
+/// Most rows of weights that are taken in another order than they are stored, all together: each is a number in memory before
+/// any shape is compared with a file.
+const MAX_ORDERED: usize = 1 << 26;
 
 impl<'a> Builder<'a> {
     /// A context in which nothing is declared.
@@ -288,6 +297,7 @@ impl<'a> Builder<'a> {
             wanted: None,
             used: Vec::new(),
             tensors: HashMap::new(),
+            ordered: 0,
             maps: HashMap::new(),
         }
     }
@@ -426,6 +436,10 @@ impl<'a> Builder<'a> {
             return Some(id);
         }
         let id = TensorId(self.declared.tensors.len());
+        if id.0 >= MAX_TENSORS {
+            self.problem(at, format!("more than {MAX_TENSORS} tensors"));
+            return None;
+        }
         let label = match self.field {
             "" | "at" => format!("`{}`", self.block),
             field => format!("`{field}` of `{}`", self.block),
@@ -448,6 +462,16 @@ impl<'a> Builder<'a> {
             uses.push(self.linear_part(field, projection, *outputs, inputs, None)?);
         }
         Some(self.linear_of(uses, inputs))
+    }
+
+    /// Asks for room to name `rows` rows of a weight one by one.
+    pub fn order(&mut self, rows: usize, at: &Address) -> Option<()> {
+        self.ordered = self.ordered.saturating_add(rows);
+        if self.ordered <= MAX_ORDERED {
+            return Some(());
+        }
+        self.problem(at, format!("more than {MAX_ORDERED} rows of weights in an order of their own"));
+        None
     }
 
     /// Declares one weight of a linear map; `order` says which of its `outputs` are taken.

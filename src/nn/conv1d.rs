@@ -67,7 +67,7 @@ impl Plan for Conv1d {
         };
         let shape = vec![self.out, cols, kernel];
         let linear = b.filter(&self.at, &self.bias, shape)?;
-        b.note_width(cols * kernel);
+        b.note_width(cols.saturating_mul(kernel));
         let block = Planned { linear, rows, kernel, stride, padding, fixed };
         Some((Box::new(block), Shape::Matrix { rows: out_rows, cols: self.out }))
     }

@@ -100,7 +100,7 @@ impl Plan for DisentangledAttention {
                     None => Some(None),
                 };
                 let (pos_k, pos_q) = (map("pos_k", &self.pos_k)?, map("pos_q", &self.pos_q)?);
-                b.note_width(heads * rows);
+                b.note_width(heads.saturating_mul(rows));
                 Some(Distances { value, rows, pos_k, pos_q, max_distance: self.max_distance })
             }
         };

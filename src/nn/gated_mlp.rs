@@ -54,6 +54,7 @@ impl Plan for GatedMlp {
                 (b.linear(&[("gate", gate, inner)], cols)?, b.linear(&[("up", up, inner)], cols)?)
             }
             (None, None, Some(fused)) => {
+                b.order(inner.saturating_mul(2), at)?;
                 let half = |b: &mut Builder<'_>, rows: std::ops::Range<usize>| {
                     let rows = Some(rows.map(|row| row as u32).collect());
                     let part = b.linear_part("gate_up", fused, 2 * inner, cols, rows)?;

@@ -91,6 +91,7 @@ impl Plan for LatentAttention {
             b.wrong_fields(at, &["heads", "nope_dim", "rope_dim", "v_dim"], message);
             return None;
         }
+        b.order(heads.saturating_mul(k_dim + nope + v_dim), at)?;
         // The columns that turn come first in each head; the order matters to nobody but the scores' sum.
         let order = |b: &mut Builder<'_>, field, of: &Projection, inputs| {
             let head = |h: usize| (nope..k_dim).chain(0..nope).map(move |i| (h * k_dim + i) as u32);

@@ -135,6 +135,7 @@ impl Plan for Moe {
                     (part(b, "gate", gate, inner, cols, None)?, part(b, "up", up, inner, cols, None)?)
                 }
                 (None, None, Some(fused)) => {
+                    b.order(inner.saturating_mul(2), at)?;
                     let (step, second) = if self.interleaved { (2, 1) } else { (1, inner) };
                     let rows = |first: usize| Some((0..inner).map(|i| (first + i * step) as u32).collect());
                     (

@@ -78,6 +78,7 @@ impl Plan for StateSpace {
             b.wrong_fields(at, &["inner", "state", "kernel"], message);
             return None;
         }
+        b.order(2 * inner, at)?;
         let half = |b: &mut Builder<'_>, rows: std::ops::Range<usize>| {
             let rows = Some(rows.map(|row| row as u32).collect());
             let part = b.linear_part("in_proj", &self.in_proj, 2 * inner, cols, rows)?;

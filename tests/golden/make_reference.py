@@ -561,6 +561,11 @@ def register_more() -> None:
     common = dict(tok="bpe-llama", **lm)
     case("cohere/causal", "CohereForCausalLM", "CohereConfig", with_(llama, logit_scale=0.25, use_qk_norm=True), note="norm of each head with its own weights", tok="bpe-llama", **lm, emb_std=0.3, gain=2.0)
     case("smollm3/causal", "SmolLM3ForCausalLM", "SmolLM3Config", with_(llama, num_hidden_layers=4, no_rope_layer_interval=2), note="every second layer without rotary embedding", **common)
+    case("granite/causal", "GraniteForCausalLM", "GraniteConfig", with_(llama, embedding_multiplier=3.0, residual_multiplier=0.7, attention_multiplier=0.4, logits_scaling=2.0), **common)
+    normed = {k: v for k, v in llama.items() if k != "rms_norm_eps"}
+    case("starcoder2/causal", "Starcoder2ForCausalLM", "Starcoder2Config", with_(normed, sliding_window=5, norm_epsilon=1e-5), tok="bpe-llama", **lm, emb_std=0.3, gain=2.0)
+    case("stablelm/causal", "StableLmForCausalLM", "StableLmConfig", with_(normed, hidden_size=64, qk_layernorm=True, use_qkv_bias=True, partial_rotary_factor=0.25), note="a norm of its own for each head, rotary over a quarter of each head", **common)
+    case("stablelm/causal-parallel", "StableLmForCausalLM", "StableLmConfig", with_(normed, hidden_size=64, use_parallel_residual=True), note="parallel residual with one norm", **common)
     gpt_oss = with_(llama, head_dim=14, num_local_experts=5, num_experts_per_tok=2, sliding_window=4, rope_parameters=dict(rope_type="yarn", rope_theta=150000.0, factor=4.0, original_max_position_embeddings=16, beta_fast=32.0, beta_slow=1.0, truncate=False))
     case("gpt_oss/causal", "GptOssForCausalLM", "GptOssConfig", gpt_oss, note="sinks, window of 4 on even layers, stacked experts", **common)
     deepseek = dict(
