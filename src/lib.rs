@@ -37,12 +37,15 @@
 //! | [`task`] | text in, answer out |
 //! | [`tensor`], [`error`] | what the others share |
 //! | [`docs`], [`schema`] | the block reference and a JSON Schema, made from the definitions of the blocks |
+//! | [`draft`] | a first description of a model that none describes |
+//! | [`docs`] | the block reference, made from the definitions of the blocks |
 
 #![warn(missing_docs)]
 
 pub mod backend;
 pub mod cpu;
 pub mod docs;
+pub mod draft;
 pub mod error;
 pub mod generate;
 pub mod model;

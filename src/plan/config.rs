@@ -51,6 +51,11 @@ impl Config {
         }
     }
 
+    /// Its keys with their values.
+    pub fn entries(&self) -> &[(String, Tree)] {
+        self.source.tree.entries()
+    }
+
     /// The file and line of a place: `models/mine/config.json:14`.
     fn whereabouts(&self, at: &Address) -> String {
         match self.source.line(at) {

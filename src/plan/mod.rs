@@ -257,6 +257,32 @@ fn choose_head<'s>(
     }
 }
 
+/// The tensors that a description asks for under a config, first those of the head of that task, then those of the rest, and
+/// what is wrong with the description and the config; nothing that is stored is looked at.
+pub(crate) fn declare(
+    spec: &Spec,
+    config: &Config,
+    task: Option<&str>,
+) -> (Vec<TensorUse>, usize, Vec<String>) {
+    let mut problems = Problems::default();
+    let bound = config::bind(spec, config, &mut problems);
+    let head = spec.heads.iter().find(|head| Some(head.task.as_str()) == task);
+    let builder = Builder::new(&spec.source, &spec.defaults, bound.scope.clone(), &mut problems);
+    let mut expander = Expander::new(spec, head, builder);
+    for (name, at) in targets(spec, head) {
+        expander.value(name, &at);
+    }
+    let mut tensors = expander.finish().1.tensors;
+    let of_head = tensors.len();
+    let known: std::collections::HashSet<String> = tensors.iter().map(|t| t.name.clone()).collect();
+    tensors.extend(elsewhere(spec, head, &bound).into_iter().filter(|t| !known.contains(&t.name)));
+    let messages = match problems.finish(ErrorKind::Config) {
+        Ok(()) => Vec::new(),
+        Err(error) => error.problems().iter().map(|p| p.message.clone()).collect(),
+    };
+    (tensors, of_head, messages)
+}
+
 /// The names of the values that have to be built, each with the place that asks for it.
 fn targets<'s>(spec: &'s Spec, head: Option<&'s Head>) -> Vec<(&'s str, Address)> {
     let Some(head) = head else {

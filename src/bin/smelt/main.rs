@@ -6,6 +6,7 @@
 mod bench;
 mod check;
 mod explain;
+mod new;
 mod verify;
 
 use std::process::ExitCode;
@@ -36,6 +37,8 @@ enum Command {
     Check(check::Arguments),
     /// Show what a model is made of, what it costs, and which tensor is whose
     Explain(explain::Arguments),
+    /// Draft a description from config.json and the names and shapes of the tensors
+    New(new::Arguments),
     /// Time a model on made-up tokens
     Bench(bench::Arguments),
     /// Print a JSON Schema of the language, for editors
@@ -56,6 +59,7 @@ fn main() -> ExitCode {
         Command::Verify(arguments) => verify::run(&arguments),
         Command::Check(arguments) => check::run(&arguments),
         Command::Explain(arguments) => explain::run(&arguments).map(|()| true),
+        Command::New(arguments) => new::run(&arguments),
         Command::Bench(arguments) => bench::run(&arguments, started).map(|()| true),
         Command::Schema => {
             println!("{:#}", smelt::schema::schema());

@@ -1,0 +1,47 @@
+//! `smelt new`: drafts a description.
+
+use std::path::PathBuf;
+
+use smelt::plan::Config;
+use smelt::weights::{Index, Repository};
+use smelt::{Error, ErrorKind, Result};
+
+/// What `smelt new` takes.
+#[derive(clap::Args)]
+pub struct Arguments {
+    /// Directory with config.json and *.safetensors, of which only the headers are read
+    #[arg(long, short, value_name = "DIR")]
+    model: PathBuf,
+    /// Where to write the draft, instead of standard output
+    #[arg(long, short, value_name = "FILE")]
+    out: Option<PathBuf>,
+    /// A built-in architecture not to begin with; may be repeated
+    #[arg(long, value_name = "NAME")]
+    without: Vec<String>,
+}
+
+/// Writes the draft; says whether `smelt check` accepts it.
+pub fn run(arguments: &Arguments) -> Result<bool> {
+    let known = smelt::plan::builtin::names();
+    if let Some(name) = arguments.without.iter().find(|name| !known.contains(&name.as_str())) {
+        return Err(Error::new(ErrorKind::Input, format!("no built-in architecture `{name}`")));
+    }
+    let repository = Repository::open(&arguments.model)?;
+    let label = repository.label("config.json");
+    let Some(text) = repository.text("config.json")? else {
+        return Err(
+            Error::new(ErrorKind::Config, format!("no `{label}`")).help("is this the directory of a model?")
+        );
+    };
+    let without: Vec<&str> = arguments.without.iter().map(String::as_str).collect();
+    let draft = smelt::draft::draft(&Config::parse(label, text)?, &Index::open(&repository)?, &without)?;
+    match &arguments.out {
+        Some(path) => std::fs::write(path, &draft.text).map_err(|e| Error::io(path, &e))?,
+        None => print!("{}", draft.text),
+    }
+    eprintln!("made from {}; {} things not explained", draft.skeleton, draft.unexplained.len());
+    if let Some(error) = &draft.refused {
+        eprintln!("`smelt check` refuses the draft: {error}");
+    }
+    Ok(draft.refused.is_none())
+}
