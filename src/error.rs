@@ -42,6 +42,8 @@ pub struct Place {
     pub column: usize,
     /// The text of that line and how many characters of it to underline; none shows no excerpt.
     pub excerpt: Option<(String, usize)>,
+    /// Where it is among the file's entries, such as `model.hidden[2].repeat`; empty where that is not known.
+    pub path: String,
     /// Said behind the underline (with an excerpt) or behind the position (without one).
     pub label: String,
 }
@@ -243,6 +245,7 @@ mod tests {
                 line: 35,
                 column: 7,
                 excerpt: Some(("    - layernorm: embeddings.LayerNorm".into(), 9)),
+                path: "model.hidden[2]".into(),
                 label: "not a block".into(),
             }))
             .help("did you mean `layer_norm`?");

@@ -164,7 +164,7 @@ fn field_value(field: &FieldDef) -> Value {
         FieldShape::PathOrFields(of) => vec![json!({"type": "string"}), group(of())],
         FieldShape::Reference => vec![json!({"type": "string"})],
         FieldShape::References => vec![json!({"type": "array", "items": {"type": "string"}})],
-        FieldShape::Plain => any_of(plain(&(field.kind)())),
+        FieldShape::Plain | FieldShape::Path => any_of(plain(&(field.kind)())),
     };
     if !field.required {
         choices.push(json!({"type": "null"}));

@@ -69,7 +69,7 @@ fn every_stored_tensor_is_told_and_counted_once() {
         assert_eq!(plan::totals(&costs).parameters, elements, "{}", dir.display());
         // Rows stand for all blocks.
         let rows = plan::rows(network.plan(), &costs, false);
-        assert_eq!(rows.iter().map(|row| row.count).sum::<usize>(), network.plan().blocks.len());
+        assert_eq!(rows.iter().map(plan::Row::count).sum::<usize>(), network.plan().blocks.len());
         assert!(plan::rows(network.plan(), &costs, true).len() >= rows.len());
     }
 }
@@ -100,4 +100,78 @@ fn it_is_printed() {
         (&Value::from(7), index.len())
     );
     assert!(value["total"]["peak_bytes"].as_u64() > value["total"]["weight_bytes"].as_u64());
+}
+
+#[test]
+fn two_descriptions_are_compared_on_one_checkpoint() {
+    let model = "examples/models/prose";
+    let explained: Value = serde_json::from_str(&smelt(&["explain", "-m", model, "--json"])).unwrap();
+    let file = format!("architectures/{}", explained["architecture"].as_str().unwrap());
+    let name = file.trim_start_matches("architectures/").trim_end_matches(".yaml");
+    let same = smelt(&["explain", "--diff", name, &file, "-m", model]);
+    assert!(same.contains("the same blocks, with the same settings and tensors"), "{same}");
+
+    let built_in = std::fs::read_to_string(&file).unwrap();
+    let changed = built_in
+        .replace("causal: true", "causal: false")
+        .replace("- layer_norm: ln_f", "- layer_norm: ln_f\n    - activation: relu");
+    assert_ne!(changed, built_in);
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("other.yaml");
+    std::fs::write(&file, changed).unwrap();
+    let file = file.to_str().unwrap();
+    let text = smelt(&["explain", "--diff", name, file, "-m", model]);
+    assert!(text.contains("causal true → false"), "{text}");
+    assert!(text.lines().any(|line| line.starts_with("+ activation") && line.contains("act relu")), "{text}");
+    let value: Value =
+        serde_json::from_str(&smelt(&["explain", "--diff", name, file, "-m", model, "--json"])).unwrap();
+    let kinds: Vec<&str> =
+        value["blocks"].as_array().unwrap().iter().map(|b| b["change"].as_str().unwrap()).collect();
+    assert_eq!(kinds, ["changed", "added"]);
+    assert!(value["before"]["flops"].as_u64() < value["after"]["flops"].as_u64());
+}
+
+#[test]
+fn the_picture_in_the_docs_is_what_is_drawn() {
+    let drawn = smelt(&["explain", "-m", "examples/models/language-id", "--svg"]);
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/language-id.svg");
+    if std::env::var_os("SMELT_BLESS").is_some() {
+        std::fs::write(&path, &drawn).unwrap();
+    }
+    let kept = std::fs::read_to_string(path).unwrap();
+    assert_eq!(drawn, kept, "SMELT_BLESS=1 cargo test --test explain writes docs/language-id.svg");
+}
+
+/// Every case can be drawn: as many boxes as there are rows, nothing left of or above the picture.
+#[test]
+fn every_model_can_be_drawn() {
+    for dir in common::cases() {
+        let dir = dir.to_str().unwrap();
+        let explained: Value = serde_json::from_str(&smelt(&["explain", "-m", dir, "--json"])).unwrap();
+        let picture = smelt(&["explain", "-m", dir, "--svg"]);
+        let boxes = picture.matches("class=\"block\"").count();
+        assert_eq!(boxes, explained["blocks"].as_array().unwrap().len(), "{dir}");
+        assert!(!picture.contains("=\"-") && !picture.contains("NaN"), "{dir}: {picture}");
+    }
+}
+
+#[test]
+fn headers_alone_will_do() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path();
+    let model = Path::new("examples/models/language-id");
+    for file in ["config.json", "model.safetensors"] {
+        std::fs::copy(model.join(file), dir.join(file)).unwrap();
+    }
+    let whole = smelt(&["explain", "-m", dir.to_str().unwrap()]);
+    let file = dir.join("model.safetensors");
+    let bytes = std::fs::read(&file).unwrap();
+    let header = 8 + u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+    for len in [header, header + 100] {
+        std::fs::write(&file, &bytes[..len]).unwrap();
+        assert_eq!(smelt(&["explain", "-m", dir.to_str().unwrap()]), whole);
+        assert!(smelt(&["check", "-m", dir.to_str().unwrap()]).contains("nothing wrong"));
+        let refused = smelt::Model::open(dir).unwrap_err().to_string();
+        assert!(refused.contains("is cut off"), "{refused}");
+    }
 }

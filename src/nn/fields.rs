@@ -31,6 +31,8 @@ pub struct FieldDef {
 pub enum FieldShape {
     /// A plain value.
     Plain,
+    /// The path of a module or parameter.
+    Path,
     /// The name of another value of the model.
     Reference,
     /// A list of names of other values.
@@ -329,6 +331,8 @@ pub struct Path {
 }
 
 impl FieldType for Path {
+    const SHAPE: FieldShape = FieldShape::Path;
+
     fn kind() -> String {
         "a path".into()
     }

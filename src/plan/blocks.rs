@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use super::expand::Expander;
-use crate::nn::{Declared, Definition, FieldShape, LinearId, Shape};
+use crate::nn::{Declared, Definition, FieldDef, FieldShape, LinearId, Shape};
 use crate::spec::{Address, Tree};
 
 /// A block of a plan.
@@ -21,8 +21,8 @@ pub struct PlannedBlock {
     pub loops: Vec<(usize, usize)>,
     /// The combinators around it, from the outermost on.
     pub within: Vec<Within>,
-    /// Its fields that are plain values, defaults included.
-    pub settings: Vec<(&'static str, Tree)>,
+    /// Its fields that are numbers, flags or words, defaults included; `rope.theta` for one that is inside of another.
+    pub settings: Vec<(String, Tree)>,
     /// What it takes.
     pub input: Option<Shape>,
     /// What it gives.
@@ -88,14 +88,14 @@ impl PlannedBlock {
     /// A whole number that a field has.
     pub fn number(&self, field: &str) -> Option<u64> {
         self.settings.iter().find_map(|(name, value)| match value {
-            Tree::Int(n) if *name == field => u64::try_from(*n).ok(),
+            Tree::Int(n) if name == field => u64::try_from(*n).ok(),
             _ => None,
         })
     }
 
     /// Whether a field is true.
     pub fn is(&self, field: &str) -> bool {
-        self.settings.iter().any(|(name, value)| *name == field && *value == Tree::Bool(true))
+        self.settings.iter().any(|(name, value)| name == field && *value == Tree::Bool(true))
     }
 
     /// The indices of what it declared in one of the lists.
@@ -145,35 +145,16 @@ impl Expander<'_, '_> {
         (fields, at): (&Tree, &Address),
         (input, output): (Option<Shape>, Shape),
     ) {
-        let mut settings = Vec::new();
-        let mut reads = None;
-        for (i, field) in (definition.fields)().iter().enumerate() {
-            let given = match fields {
-                Tree::Map(_) => fields.get(field.name).cloned(),
-                Tree::Null => None,
-                value => (i == 0).then(|| value.clone()),
-            };
-            let given = given.or_else(|| Some(self.builder.default_of(definition.name, field.name)?.0));
-            let value = match given {
-                // It has been evaluated before, or there would be no block.
-                Some(value @ Tree::Text(_)) => self.builder.evaluate(&value, at),
-                Some(value) => Some(value),
-                None => field.default.and_then(|text| Tree::from_yaml(text).ok()),
-            };
-            match value {
-                Some(Tree::Text(name)) if matches!(field.shape, FieldShape::Reference) => {
-                    if let Some((_, shape)) = self.builder.values.get(&name)
-                        && matches!(shape, Shape::Matrix { .. })
-                    {
-                        reads = Some((name, *shape));
-                    }
-                }
-                Some(value @ (Tree::Bool(_) | Tree::Int(_) | Tree::Float(_))) => {
-                    settings.push((field.name, value));
-                }
-                _ => {}
-            }
-        }
+        let settings = self.settings(definition.name, (definition.fields)(), fields, at);
+        let is_reference = |name: &str| {
+            let field = (definition.fields)().iter().find(|field| field.name == name);
+            field.is_some_and(|field| matches!(field.shape, FieldShape::Reference))
+        };
+        let reads = settings.iter().find_map(|(field, value)| {
+            let name = value.as_text().filter(|_| is_reference(field))?;
+            let (_, shape) = self.builder.values.get(name)?;
+            matches!(shape, Shape::Matrix { .. }).then(|| (name.to_owned(), *shape))
+        });
         let block = PlannedBlock {
             name: definition.name,
             at: at.clone(),
@@ -189,5 +170,39 @@ impl Expander<'_, '_> {
             linears: self.builder.used[attempts.used..].to_vec(),
         };
         self.recorded.push(block);
+    }
+    /// The values of a block's fields, or of those of a group of fields, but for what is the path of a weight.
+    fn settings(
+        &mut self,
+        owner: &str,
+        fields: &'static [FieldDef],
+        given: &Tree,
+        at: &Address,
+    ) -> Vec<(String, Tree)> {
+        let mut settings = Vec::new();
+        for (i, field) in fields.iter().enumerate() {
+            let value = match given {
+                Tree::Map(_) => given.get(field.name).cloned(),
+                Tree::Null => None,
+                value => (i == 0).then(|| value.clone()),
+            };
+            let value = value.or_else(|| Some(self.builder.default_of(owner, field.name)?.0));
+            let value = match value {
+                // It has been evaluated before, or there would be no block.
+                Some(value @ Tree::Text(_)) => self.builder.evaluate(&value, at),
+                Some(value) => Some(value),
+                None => field.default.and_then(|text| Tree::from_yaml(text).ok()),
+            };
+            match (value, field.shape) {
+                (Some(value @ Tree::Map(_)), FieldShape::Fields(inner)) => {
+                    let inner = self.settings(field.name, inner(), &value, at);
+                    settings.extend(inner.into_iter().map(|(name, x)| (format!("{}.{name}", field.name), x)));
+                }
+                (None | Some(Tree::Null), _) => {}
+                (Some(_), FieldShape::Path | FieldShape::PathOrFields(_)) => {}
+                (Some(value), _) => settings.push((field.name.to_owned(), value)),
+            }
+        }
+        settings
     }
 }

@@ -52,6 +52,16 @@ impl<'s, 'b> Expander<'s, 'b> {
         }
     }
 
+    /// Goes on with the values of another head, with the values of the model that are there already.
+    pub fn turn_to(&mut self, head: &'s Head) {
+        for value in self.head.iter().flat_map(|head| &head.values) {
+            self.builder.values.remove(&value.name);
+        }
+        self.head = Some(head);
+        self.failed.clear();
+        self.blocks = 0;
+    }
+
     /// The values that were built, what they declared, and their blocks.
     pub fn finish(self) -> (Vec<PlannedValue>, nn::Declared, Vec<PlannedBlock>) {
         (self.values.into_iter().flatten().collect(), self.builder.declared, self.done)

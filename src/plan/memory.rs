@@ -28,7 +28,7 @@ impl Memory {
     ) -> Memory {
         let mut memory = Memory::default();
         for linear in &declared.linears {
-            memory.weights += linear_bytes(linear, backend, stored, asked);
+            memory.weights = memory.weights.saturating_add(linear_bytes(linear, backend, stored, asked));
         }
         let elements = |tensor: usize| -> u64 {
             let shape = &declared.tensors[tensor].shape;

@@ -24,7 +24,7 @@ pub use check::TASKS;
 pub use config::Config;
 pub use inspect::{Finding, Severity, inspect};
 pub use memory::{Memory, linear_type, shown, token_limit};
-pub use report::{Cost, Row, Stored, Tokens, Use, costs, peak, rows, stored, stored_type, totals};
+pub use report::{Cost, Row, Stored, Tokens, Use, costs, peak, ranges, rows, stored, stored_type, totals};
 pub use tensors::Tensors;
 
 use expand::Expander;
@@ -296,24 +296,22 @@ fn targets<'s>(spec: &'s Spec, head: Option<&'s Head>) -> Vec<(&'s str, Address)
     outputs.chain(head.values.iter().map(|v| (v.name.as_str(), v.at.clone()))).collect()
 }
 
-/// The tensors of all values and heads but the ones that were asked for: a checkpoint may hold them.
+/// The tensors of all values and heads but the one that was asked for: a checkpoint may hold them.
 fn elsewhere(spec: &Spec, chosen: Option<&Head>, bound: &config::Bound) -> Vec<TensorUse> {
-    let mut tensors = Vec::new();
-    let others = spec.heads.iter().filter(|head| chosen.is_none_or(|c| c.task != head.task)).map(Some);
-    for head in others.chain([None]) {
-        // Whatever keeps one of them from being built is of no concern here.
-        let mut ignored = Problems::default();
-        let builder = Builder::new(&spec.source, &spec.defaults, bound.scope.clone(), &mut ignored);
-        let mut expander = Expander::new(spec, head, builder);
-        for (name, at) in targets(spec, head) {
+    // Whatever keeps one of them from being built is of no concern here.
+    let mut ignored = Problems::default();
+    let builder = Builder::new(&spec.source, &spec.defaults, bound.scope.clone(), &mut ignored);
+    let mut expander = Expander::new(spec, None, builder);
+    for value in &spec.values {
+        expander.value(&value.name, &value.at);
+    }
+    for head in spec.heads.iter().filter(|head| chosen.is_none_or(|c| c.task != head.task)) {
+        expander.turn_to(head);
+        for (name, at) in targets(spec, Some(head)) {
             expander.value(name, &at);
         }
-        for value in &spec.values {
-            expander.value(&value.name, &value.at);
-        }
-        tensors.extend(expander.finish().1.tensors);
     }
-    tensors
+    expander.finish().1.tensors
 }
 
 /// Reads a description from a file, or a built-in one by its name.

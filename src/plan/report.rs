@@ -6,7 +6,6 @@ use super::memory::linear_bytes;
 use super::{Memory, Plan, PlannedBlock};
 use crate::backend::{Backend, Reach, WeightType};
 use crate::nn::{LinearId, Rows, Shape, Stream};
-use crate::spec::Tree;
 use crate::tensor::DType;
 use crate::weights::Index;
 
@@ -32,9 +31,9 @@ pub struct Cost {
 
 impl std::ops::AddAssign for Cost {
     fn add_assign(&mut self, other: Cost) {
-        self.parameters += other.parameters;
-        self.flops += other.flops;
-        self.weight_bytes += other.weight_bytes;
+        self.parameters = self.parameters.saturating_add(other.parameters);
+        self.flops = self.flops.saturating_add(other.flops);
+        self.weight_bytes = self.weight_bytes.saturating_add(other.weight_bytes);
     }
 }
 
@@ -92,6 +91,11 @@ pub fn totals(costs: &[Cost]) -> Cost {
     let mut sum = Cost::default();
     costs.iter().for_each(|cost| sum += *cost);
     sum
+}
+
+/// The product of numbers, or the largest there is.
+fn product(factors: &[u64]) -> u64 {
+    factors.iter().fold(1, |n, factor| n.saturating_mul(*factor))
 }
 
 fn elements(plan: &Plan, tensor: usize) -> u64 {
@@ -152,7 +156,8 @@ fn flops(plan: &Plan, block: &PlannedBlock, tokens: Tokens) -> u64 {
     let rows = row_count(plan, block.input.unwrap_or(block.output), tokens);
     let of = |id: &LinearId, rows: u64| {
         let linear = &plan.declared.linears[id.0];
-        2 * rows * (linear.inputs * linear.outputs) as u64
+        // A checkpoint of which only the headers are there may claim any size.
+        rows.saturating_mul((linear.inputs as u64).saturating_mul(2 * linear.outputs as u64))
     };
     let read_rows = block.reads.as_ref().map_or(0, |(_, shape)| row_count(plan, *shape, tokens));
     let number = |field: &str| block.number(field).unwrap_or(0);
@@ -162,23 +167,27 @@ fn flops(plan: &Plan, block: &PlannedBlock, tokens: Tokens) -> u64 {
         _ => false,
     };
     let linears = block.linears.iter().enumerate();
-    let mut flops: u64 = linears.map(|(i, id)| of(id, if is_read(i) { read_rows } else { rows })).sum();
+    let mut flops =
+        linears.map(|(i, id)| of(id, if is_read(i) { read_rows } else { rows })).fold(0, u64::saturating_add);
     match block.name {
         "moe" => {
             let router = block.linears.first().map_or(0, |id| of(id, rows));
             let experts = number("experts").max(1);
-            flops = router + (flops - router) / experts * number("chosen");
+            let chosen = ((flops - router) / experts).saturating_mul(number("chosen"));
+            flops = router.saturating_add(chosen);
         }
         "patches" | "frames" | "conv1d" => {
             let out = row_count(plan, block.output, tokens);
-            flops = block.linears.iter().map(|id| of(id, out)).sum();
+            flops = block.linears.iter().map(|id| of(id, out)).fold(0, u64::saturating_add);
         }
-        "state_space" => flops += 6 * rows * number("inner") * number("state"),
+        "state_space" => {
+            flops = flops.saturating_add(product(&[6, rows, number("inner"), number("state")]));
+        }
         "disentangled_attention" => {
             // Scores and sums of values; the products with the vectors of distances, both ways.
             let cols = block.linears.get(1).map_or(0, |id| plan.declared.linears[id.0].outputs as u64);
-            let distances = (block.linears.len() as u64).saturating_sub(2) * read_rows;
-            flops += 2 * rows * cols * (2 * rows + distances);
+            let distances = product(&[(block.linears.len() as u64).saturating_sub(2), read_rows]);
+            flops = flops.saturating_add(product(&[2, rows, cols, distances.saturating_add(2 * rows)]));
         }
         _ => {}
     }
@@ -191,7 +200,8 @@ fn flops(plan: &Plan, block: &PlannedBlock, tokens: Tokens) -> u64 {
             _ => rows,
         };
         let scores = scores(block, rows, keys, tokens.past);
-        flops += 2 * scores * heads * (cache.k_dim + cache.v_dim) as u64;
+        let dims = (cache.k_dim + cache.v_dim) as u64;
+        flops = flops.saturating_add(product(&[2, scores, heads, dims]));
     }
     flops
 }
@@ -213,19 +223,31 @@ fn scores(block: &PlannedBlock, queries: u64, keys: u64, past: u64) -> u64 {
 pub struct Row {
     /// The first of the blocks it stands for, as an index of [`Plan::blocks`].
     pub block: usize,
-    /// How many blocks it stands for.
-    pub count: usize,
+    /// The layers, rounds of the outermost loop, whose blocks it stands for; none outside of loops.
+    pub layers: Vec<usize>,
     /// Path with the numbers of the layers: `encoder.layer.0-11.attention`.
     pub path: String,
     /// What all of them together need.
     pub cost: Cost,
 }
 
+impl Row {
+    /// How many blocks it stands for.
+    pub fn count(&self) -> usize {
+        self.layers.len().max(1)
+    }
+}
+
 /// Rows for all blocks; layers that do not differ share theirs unless `all` is set.
 pub fn rows(plan: &Plan, costs: &[Cost], all: bool) -> Vec<Row> {
     let mut rows = Vec::new();
-    let single =
-        |i: usize| Row { block: i, count: 1, path: plan.blocks[i].path(&plan.declared), cost: costs[i] };
+    let layer = |i: usize| plan.blocks[i].loops.first().map(|(index, _)| *index);
+    let single = |i: usize| Row {
+        block: i,
+        layers: layer(i).into_iter().collect(),
+        path: plan.blocks[i].path(&plan.declared),
+        cost: costs[i],
+    };
     let mut i = 0;
     while i < plan.blocks.len() {
         let Some(repeat) = outermost(&plan.blocks[i]).filter(|_| !all) else {
@@ -264,7 +286,7 @@ pub fn rows(plan: &Plan, costs: &[Cost], all: bool) -> Vec<Row> {
                 let mut row = single(*first);
                 let paths = kind.iter().map(|layer| plan.blocks[layer[j]].path(&plan.declared));
                 row.path = merged(&paths.collect::<Vec<_>>());
-                row.count = kind.len();
+                row.layers = kind.iter().filter_map(|blocks| layer(blocks[j])).collect();
                 kind[1..].iter().for_each(|layer| row.cost += costs[layer[j]]);
                 rows.push(row);
             }
@@ -284,12 +306,13 @@ fn merged(paths: &[String]) -> String {
     let segment = |i: usize| {
         let mut numbers: Vec<usize> = split.iter().filter_map(|path| path.get(i)?.parse().ok()).collect();
         numbers.dedup();
-        if numbers.len() > 1 { runs(&numbers) } else { split[0][i].to_owned() }
+        if numbers.len() > 1 { ranges(&numbers) } else { split[0][i].to_owned() }
     };
     (0..split.first().map_or(0, Vec::len)).map(segment).collect::<Vec<_>>().join(".")
 }
 
-fn runs(numbers: &[usize]) -> String {
+/// Ascending numbers, those that follow each other as `first-last`.
+pub fn ranges(numbers: &[usize]) -> String {
     let runs: Vec<&[usize]> = numbers.chunk_by(|a, b| *b == a + 1).collect();
     let shown = runs.iter().map(|run| match run {
         [one] => one.to_string(),
@@ -349,14 +372,6 @@ pub fn stored(plan: &Plan, index: &Index) -> Vec<Stored> {
         }
     }
     found
-}
-
-impl PlannedBlock {
-    /// The fields worth telling: those that are neither false nor at the value that they have by default.
-    pub fn told(&self) -> impl Iterator<Item = (&'static str, &Tree)> {
-        let settings = self.settings.iter().filter(|(_, value)| *value != Tree::Bool(false));
-        settings.map(|(name, value)| (*name, value))
-    }
 }
 
 #[cfg(test)]

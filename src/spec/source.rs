@@ -55,7 +55,8 @@ impl Source {
     /// Where `at` stands, with its line as an excerpt. The file is read again for it, which only errors pay.
     pub fn place(&self, at: &Address) -> Option<Place> {
         let (line, column) = locate(&self.text, at)?;
-        Some(place(&self.name, &self.text, line, column, self.spelling(at)))
+        let path = at.path(&self.tree);
+        Some(Place { path, ..place(&self.name, &self.text, line, column, self.spelling(at)) })
     }
 
     /// The line on which the value of the entry at `at` begins.
@@ -92,7 +93,7 @@ fn place(file: &str, text: &str, line: usize, column: usize, spelling: Option<&s
         _ => rest.chars().take_while(|c| !c.is_whitespace() && !",]}:".contains(*c)).count(),
     };
     let excerpt = (column <= excerpt.chars().count().max(1)).then_some((excerpt, width));
-    Place { file: file.into(), line, column, excerpt, label: String::new() }
+    Place { file: file.into(), line, column, excerpt, path: String::new(), label: String::new() }
 }
 
 /// The parsers append where it happened; the place says so already.

@@ -95,7 +95,7 @@ pub fn read_bundle(path: &Path) -> Result<BTreeMap<String, Array>> {
     let Some(blob) = Blob::open(path)? else {
         return Err(Error::io(path, &std::io::ErrorKind::NotFound.into()));
     };
-    let tensors = read(&label, &blob)?;
+    let tensors = read(&label, &blob, false)?;
     let bytes = blob.bytes()?;
     let array = |t: super::header::Stored| {
         let array = view(&label, &t.name, &t.dtype, &t.shape, &bytes, t.range)?;

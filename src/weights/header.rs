@@ -20,6 +20,9 @@ use crate::tensor::DType;
 /// Most bytes of a header: the limit of the reference implementation (safetensors 0.8, `MAX_HEADER_SIZE`).
 const MAX_HEADER: u64 = 100_000_000;
 
+/// Most bytes of a file whose end need not be there: nothing else bounds what its header claims.
+const MAX_CLAIMED: u128 = 1 << 40;
+
 /// Bytes that give the length of the header.
 const PREFIX: u64 = 8;
 
@@ -75,11 +78,12 @@ pub(super) struct Stored {
 }
 
 /// Reads and checks the header of a file that messages call `label`: the tensors in the order in which they
-/// are stored. Their ranges follow each other without gaps and fill the file to its end.
+/// are stored. Their ranges follow each other without gaps and fill the file to its end; with `cut_off` the file may
+/// end anywhere behind the header.
 ///
 /// # Errors
 /// `Checkpoint` if anything is wrong with the header or it does not fit the file; `Io` if that cannot be read.
-pub(super) fn read(label: &str, blob: &Blob) -> Result<Vec<Stored>> {
+pub(super) fn read(label: &str, blob: &Blob, cut_off: bool) -> Result<Vec<Stored>> {
     let len = blob.len();
     let start = blob.start(512)?;
     // No header begins like this, but lengths that do are conceivable: then a `{` follows.
@@ -114,11 +118,18 @@ pub(super) fn read(label: &str, blob: &Blob) -> Result<Vec<Stored>> {
         broken(message, AGAIN)
     })?;
     let tensors = parse(text).map_err(|what| broken(format!("`{label}`: {what}"), WRITER))?;
-    place(label, tensors, PREFIX + header_len, len)
+    place(label, tensors, PREFIX + header_len, len, cut_off)
 }
 
-/// Checks that the tensors fill the file, and finds where in it they are. `base` is where data begins.
-fn place(label: &str, mut infos: Vec<(String, Info)>, base: u64, len: u64) -> Result<Vec<Stored>> {
+/// Checks that the tensors fill the file, which with `cut_off` may lack its end, and finds where in it they are. `base` is
+/// where data begins.
+fn place(
+    label: &str,
+    mut infos: Vec<(String, Info)>,
+    base: u64,
+    len: u64,
+    cut_off: bool,
+) -> Result<Vec<Stored>> {
     infos.sort_by_key(|(_, info)| info.data_offsets);
     let wrong = |what: String| broken(format!("`{label}`: {what}"), WRITER);
     let mut tensors: Vec<Stored> = Vec::with_capacity(infos.len());
@@ -164,8 +175,9 @@ fn place(label: &str, mut infos: Vec<(String, Info)>, base: u64, len: u64) -> Re
         tensors.push(Stored { name, dtype, shape, range: at(from)..at(to) });
     }
     let expected = u128::from(base) + u128::from(end);
-    if expected != u128::from(len) {
-        let what = if u128::from(len) < expected { "cut off" } else { "too long" };
+    let is_short = u128::from(len) < expected;
+    if expected != u128::from(len) && !(cut_off && is_short && expected <= MAX_CLAIMED) {
+        let what = if is_short { "cut off" } else { "too long" };
         let message = format!("`{label}` is {what}: expected {expected} bytes, found {len}");
         return Err(broken(message, AGAIN));
     }

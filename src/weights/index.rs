@@ -24,7 +24,8 @@ pub struct Entry {
     pub shape: Vec<usize>,
     /// Which file of the index it is in.
     pub(super) file: usize,
-    /// Its bytes in that file; they fit shape and type, and lay in the file when it was indexed.
+    /// Its bytes in that file; they fit shape and type, and lay in the file when it was indexed, unless only its header
+    /// had to be there.
     pub(super) range: Range<usize>,
 }
 
@@ -55,7 +56,16 @@ impl Index {
     /// outside of the repository, a tensor is not where it is listed, or two files have the same. `Io` if
     /// a file cannot be read.
     pub fn open(repository: &Repository) -> Result<Index> {
-        Index::open_in(repository, "")
+        Index::read(repository, "", false)
+    }
+
+    /// The same for a checkpoint of which only the headers need to be there: its files may end anywhere behind them. It
+    /// serves to plan a model; [`Checkpoint::array`](super::Checkpoint::array) refuses tensors that are not there.
+    ///
+    /// # Errors
+    /// As [`Index::open`], but for files that are cut off.
+    pub fn open_headers(repository: &Repository) -> Result<Index> {
+        Index::read(repository, "", true)
     }
 
     /// The same for the files of a folder inside the repository, such as `2_Dense`; it is the repository
@@ -64,12 +74,16 @@ impl Index {
     /// # Errors
     /// As [`Index::open`]; `Config` if the folder is outside of the repository.
     pub fn open_in(repository: &Repository, folder: &str) -> Result<Index> {
+        Index::read(repository, folder, false)
+    }
+
+    fn read(repository: &Repository, folder: &str, cut_off: bool) -> Result<Index> {
         let path = |file: &str| match folder {
             "" => file.to_owned(),
             folder => format!("{folder}/{file}"),
         };
         let mut index = Index { entries: BTreeMap::new(), files: Vec::new() };
-        if index.add(repository, path(ONE))? {
+        if index.add(repository, path(ONE), cut_off)? {
             return Ok(index);
         }
         let Some(text) = repository.text(&path(MANY)).map_err(as_checkpoint)? else {
@@ -81,7 +95,7 @@ impl Index {
         let mut missing = Vec::new();
         for shards in map.chunk_by(|(_, a), (_, b)| a == b) {
             let shard = &shards[0].1;
-            if !index.add(repository, path(shard))? {
+            if !index.add(repository, path(shard), cut_off)? {
                 missing.push(format!("`{}`", shown(shard)));
             }
         }
@@ -93,13 +107,13 @@ impl Index {
         Ok(index)
     }
 
-    /// Adds the tensors of a file; false if there is no such file.
-    fn add(&mut self, repository: &Repository, file: String) -> Result<bool> {
+    /// Adds the tensors of a file, which with `cut_off` may lack its end; false if there is no such file.
+    fn add(&mut self, repository: &Repository, file: String, cut_off: bool) -> Result<bool> {
         let Some(blob) = repository.blob(&file)? else { return Ok(false) };
         let label = repository.label(&file);
         let number = self.files.len();
         self.files.push(Shard { file, len: blob.len() });
-        for tensor in header::read(&label, &blob)? {
+        for tensor in header::read(&label, &blob, cut_off)? {
             let entry = Entry { dtype: tensor.dtype, shape: tensor.shape, file: number, range: tensor.range };
             if let Some(before) = self.entries.get(&tensor.name) {
                 let other = repository.label(&self.files[before.file].file);

@@ -52,7 +52,7 @@ fn findings(arguments: &Arguments, name: &mut String) -> Result<Vec<Finding>> {
             let repository = Repository::open(dir)?;
             // A repository with a pipeline for sentences is there for their vectors.
             let target = if repository.has("modules.json") { Target::Features } else { Target::Config };
-            (Some(model_config(&repository)?), Some(Index::open(&repository)?), target)
+            (Some(model_config(&repository)?), Some(Index::open_headers(&repository)?), target)
         }
         (None, Some(file)) => (Some(read_config(file)?), None, Target::Config),
         (None, None) => (None, None, Target::Config),
@@ -101,6 +101,7 @@ fn json(finding: &Finding) -> Value {
         "file": place.map(|place| &place.file),
         "line": place.map(|place| place.line),
         "column": place.map(|place| place.column),
+        "path": place.map(|place| &place.path),
         "remarks": remarks,
     })
 }

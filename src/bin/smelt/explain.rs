@@ -10,6 +10,8 @@ use smelt::plan::{self, Cost, Memory, Plan, Row, Stored, Target, Tokens, Use, bu
 use smelt::weights::{Index, Repository};
 use smelt::{Result, WeightType};
 
+use crate::diff::Difference;
+
 #[derive(clap::Args)]
 pub struct Arguments {
     /// A YAML file, or the name of a built-in architecture; the one for the config by default
@@ -41,6 +43,12 @@ pub struct Arguments {
     /// What each stored tensor is used as
     #[arg(long)]
     tensors: bool,
+    /// In what two descriptions differ on the checkpoint: blocks, settings, tensors, totals
+    #[arg(long, num_args = 2, value_names = ["A", "B"], conflicts_with_all = ["spec", "tensors", "svg"])]
+    diff: Option<Vec<String>>,
+    /// A picture of the blocks, as SVG
+    #[arg(long, conflicts_with_all = ["json", "tensors"])]
+    svg: bool,
     /// As JSON
     #[arg(long)]
     json: bool,
@@ -57,8 +65,20 @@ pub struct Explained {
 }
 
 pub fn run(arguments: &Arguments) -> Result<()> {
+    if let Some([before, after]) = arguments.diff.as_deref() {
+        let (before, after) = (explain(arguments, Some(before))?, explain(arguments, Some(after))?);
+        let difference = Difference::between(&before, &after);
+        if arguments.json {
+            println!("{:#}", difference.json());
+        } else {
+            print!("{}", difference.text());
+        }
+        return Ok(());
+    }
     let explained = explain(arguments, arguments.spec.as_deref())?;
-    if arguments.json {
+    if arguments.svg {
+        print!("{}", crate::picture::svg(&explained.plan, &explained.rows));
+    } else if arguments.json {
         println!("{:#}", json(arguments, &explained));
     } else if arguments.tensors {
         print!("{}", table(&tensor_lines(&explained), &[]));
@@ -81,7 +101,7 @@ fn explain(arguments: &Arguments, spec: Option<&str>) -> Result<Explained> {
         Some("embed") => Target::Features,
         Some(task) => Target::Task(task.to_owned()),
     };
-    let index = Index::open(&repository)?;
+    let index = Index::open_headers(&repository)?;
     let plan = Plan::new(source, &config, &index, &target)?;
     let cpu = Cpu::new(arguments.threads);
     let tokens = Tokens { new: arguments.tokens, past: arguments.past };
@@ -116,7 +136,7 @@ pub fn shape(shape: Shape) -> String {
 }
 
 /// A count for people: `85.1 M`.
-fn short(n: u64) -> String {
+pub fn short(n: u64) -> String {
     let x = n as f64;
     match n {
         0 => "-".to_owned(),
@@ -127,7 +147,7 @@ fn short(n: u64) -> String {
     }
 }
 
-fn bytes(n: u64) -> String {
+pub fn bytes(n: u64) -> String {
     if n == 0 { "-".to_owned() } else { plan::shown(n) }
 }
 
@@ -142,7 +162,7 @@ fn text(arguments: &Arguments, explained: &Explained) -> String {
             value = &block.value;
             lines.push(vec![format!("{value}:")]);
         }
-        let times = if row.count > 1 { format!(" ×{}", row.count) } else { String::new() };
+        let times = if row.count() > 1 { format!(" ×{}", row.count()) } else { String::new() };
         lines.push(vec![
             format!("  {}{times}", block.name),
             row.path.clone(),
@@ -175,7 +195,7 @@ fn text(arguments: &Arguments, explained: &Explained) -> String {
 }
 
 /// Lines with their columns aligned, those of `right` to the right.
-fn table(lines: &[Vec<String>], right: &[usize]) -> String {
+pub fn table(lines: &[Vec<String>], right: &[usize]) -> String {
     let columns = lines.iter().map(Vec::len).max().unwrap_or(0);
     let width = |i: usize| {
         // A line of one column is a heading.
@@ -217,12 +237,12 @@ fn json(arguments: &Arguments, explained: &Explained) -> Value {
     let Explained { plan, rows, total, memory, tensors, .. } = explained;
     let rows = rows.iter().map(|row| {
         let block = &plan.blocks[row.block];
-        let settings = block.settings.iter().map(|(name, value)| ((*name).to_owned(), plain(value)));
+        let settings = block.settings.iter().map(|(name, value)| (name.clone(), plain(value)));
         json!({
             "value": block.value,
             "block": block.name,
             "path": row.path,
-            "count": row.count,
+            "count": row.count(),
             "output": shape(block.output),
             "line": plan.spec.source.line(&block.at),
             "settings": settings.collect::<serde_json::Map<_, _>>(),
@@ -261,7 +281,7 @@ fn json(arguments: &Arguments, explained: &Explained) -> Value {
     whole
 }
 
-fn plain(tree: &smelt::spec::Tree) -> Value {
+pub fn plain(tree: &smelt::spec::Tree) -> Value {
     use smelt::spec::Tree;
     match tree {
         Tree::Bool(x) => json!(x),

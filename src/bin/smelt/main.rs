@@ -5,8 +5,10 @@
 
 mod bench;
 mod check;
+mod diff;
 mod explain;
 mod new;
+mod picture;
 mod verify;
 
 use std::process::ExitCode;
