@@ -1,5 +1,5 @@
 use super::builder::{
-    BiasId, Builder, CacheId, CacheUse, LinearId, PartUse, RopeId, Rows, Shape, Stream, ValueId, VectorId,
+    BiasId, Builder, CacheId, CacheUse, LinearId, RopeId, Rows, Shape, Stream, ValueId, VectorId,
 };
 use super::fields::{FieldType, Path, Projection, Reference, fields, read_choice};
 use super::head_norm::{HeadNorm, PlannedHeadNorm};
@@ -7,7 +7,7 @@ use super::rope::RopeFields;
 use super::run::Run;
 use super::{Block, Built, Plan};
 use crate::backend::{AttentionParams, KvCache, Reach};
-use crate::error::Result;
+use crate::error::{Error, ErrorKind, Result};
 use crate::spec::{Address, Tree, listed};
 use crate::tensor::Tensor;
 
@@ -15,7 +15,7 @@ fields! {
     /// Multi-head softmax attention: `o(concat_h(softmax(scale · q_h k_hᵀ + bias_h) v_h))`.
     ///
     /// `[tokens, cols] -> [tokens, cols]`. Each token attends to tokens of its own sequence, or, with `memory`, to those of
-    /// the same sequence in another stream. Vaswani et al., “Attention Is All You Need”, 2017; grouped heads as in
+    /// the same sequence in another value; then a row per sequence or item will do as well. Vaswani et al., “Attention Is All You Need”, 2017; grouped heads as in
     /// Ainslie et al., “GQA”, 2023.
     pub struct Attention("attention") {
         /// Queries, `heads * head_dim` columns.
@@ -133,7 +133,12 @@ struct Planned {
 
 impl Plan for Attention {
     fn plan(self, b: &mut Builder<'_>, input: Option<Shape>, at: &Address) -> Built {
-        let (rows, stream, cols) = b.positions(input, at)?;
+        let (rows, stream, cols) = match input {
+            Some(Shape::Matrix { rows: rows @ Rows::Sequences(stream), cols }) if self.memory.is_some() => {
+                (rows, stream, cols)
+            }
+            _ => b.positions(input, at)?,
+        };
         let (heads, kv_heads) = (self.heads, self.kv_heads.unwrap_or(self.heads));
         if heads % kv_heads != 0 {
             let message = format!("expected `kv_heads` to divide `heads`, found {kv_heads} and {heads}");
@@ -150,7 +155,11 @@ impl Plan for Attention {
         let memory = match &self.memory {
             Some(reference) => {
                 let (value, shape) = b.refer(reference)?;
-                let (memory_rows, _, memory_cols) = b.positions(Some(shape), &reference.at)?;
+                let (memory_rows, memory_stream, memory_cols) = b.positions(Some(shape), &reference.at)?;
+                if !matches!(rows, Rows::Tokens(_)) && memory_stream != stream {
+                    b.problem(&reference.at, "`memory` belongs to other sequences or items than the input");
+                    return None;
+                }
                 Some((value, memory_rows, memory_cols))
             }
             None => None,
@@ -181,12 +190,27 @@ impl Plan for Attention {
                 rows,
             },
             (None, None, None, Some(qkv), None) => {
-                Source::Own { qkv: self.fused(b, qkv, q_cols, kv_cols, cols, at)? }
+                let order = self.fused_rows(b, q_cols, kv_cols, at)?;
+                let part = b.linear_part("qkv", qkv, q_cols + 2 * kv_cols, cols, order)?;
+                Source::Own { qkv: b.linear_of(vec![part], cols) }
             }
-            (.., memory) => {
-                let expected =
-                    if memory.is_some() { "`q`, `k` and `v`" } else { "`q`, `k` and `v`, or `qkv` alone" };
-                b.problem(&at.key(), format!("`attention` needs {expected}"));
+            (None, None, None, Some(qkv), Some((value, rows, memory_cols))) => {
+                if memory_cols != cols {
+                    let message =
+                        format!("`qkv` takes {cols} columns, and those of `memory` are {memory_cols}");
+                    b.wrong_fields(at, &["qkv", "memory"], message);
+                    return None;
+                }
+                let all = q_cols + 2 * kv_cols;
+                let order = self.fused_rows(b, q_cols, kv_cols, at)?;
+                let mut q: Vec<u32> = order.unwrap_or_else(|| (0..all as u32).collect());
+                let kv = q.split_off(q_cols);
+                let q = b.linear_part("qkv", qkv, all, cols, Some(q))?;
+                let kv = b.linear_part("qkv", qkv, all, cols, Some(kv))?;
+                Source::Memory { q: b.linear_of(vec![q], cols), kv: b.linear_of(vec![kv], cols), value, rows }
+            }
+            _ => {
+                b.problem(&at.key(), "`attention` needs `q`, `k` and `v`, or `qkv` alone");
                 return None;
             }
         };
@@ -222,7 +246,8 @@ impl Plan for Attention {
             }
             None => None,
         };
-        let kept = self.causal || memory.is_some();
+        // What a decoder reads stays the same from token to token.
+        let kept = self.causal || (memory.is_some() && matches!(rows, Rows::Tokens(_)));
         let cache_rows = memory.map_or(rows, |(_, rows, _)| rows);
         let cache = b.cache(CacheUse { kv_heads, k_dim: head_dim, v_dim: head_dim, rows: cache_rows, kept });
         let reach = match (self.causal, self.window) {
@@ -256,16 +281,14 @@ impl Plan for Attention {
 }
 
 impl Attention {
-    /// Declares a fused weight.
-    fn fused(
+    /// The rows of the fused weight, as [`fused_rows`], if they can be told apart.
+    fn fused_rows(
         &self,
         b: &mut Builder<'_>,
-        qkv: &Projection,
         q_cols: usize,
         kv_cols: usize,
-        cols: usize,
         at: &Address,
-    ) -> Option<LinearId> {
+    ) -> Option<Option<Vec<u32>>> {
         let groups = self.qkv_groups;
         let kv_heads = self.kv_heads.unwrap_or(self.heads);
         if !self.heads.is_multiple_of(groups) || !kv_heads.is_multiple_of(groups) {
@@ -274,9 +297,7 @@ impl Attention {
             return None;
         }
         b.order(q_cols.saturating_add(kv_cols.saturating_mul(2)), at)?;
-        let order = fused_rows(q_cols, kv_cols, groups, self.qkv_order);
-        let part: PartUse = b.linear_part("qkv", qkv, q_cols + 2 * kv_cols, cols, order)?;
-        Some(b.linear_of(vec![part], cols))
+        Some(fused_rows(q_cols, kv_cols, groups, self.qkv_order))
     }
 }
 
@@ -344,25 +365,44 @@ impl Planned {
                 }
             }
             Source::Memory { q, kv, value, rows } => {
-                if run.states.iter().any(|state| state.caches[self.cache.0].is_empty()) {
+                let memory_spans = run.spans(*rows);
+                let mut own: Vec<KvCache> = Vec::new();
+                if !self.kept {
+                    own = memory_spans.iter().map(|s| self.short_lived_cache(run, s.rows.len())).collect();
+                }
+                if !self.kept || run.states.iter().any(|state| state.caches[self.cache.0].is_empty()) {
+                    let (items, sequences) = (memory_spans.len(), spans.len());
+                    if items != sequences {
+                        let message = format!(
+                            "expected one item to attend to for each of {sequences} sequences, found {items}"
+                        );
+                        return Err(Error::new(ErrorKind::Input, message));
+                    }
                     let memory = run.value(*value)?;
                     let mut kv = run.linear(*kv, &memory, None, None); // [memory tokens, 2 kv_cols]
                     if let Some(norm) = &self.k_norm {
                         norm.apply(run, &mut kv, 0);
                     }
-                    let spans = run.spans(*rows);
-                    let mut caches = Run::caches(run.states, self.cache);
-                    run.backend.append_kv(&kv, 0, kv_cols, &spans, &mut caches);
+                    let mut caches = match self.kept {
+                        true => Run::caches(run.states, self.cache),
+                        false => own.iter_mut().collect(),
+                    };
+                    run.backend.append_kv(&kv, 0, kv_cols, &memory_spans, &mut caches);
                     run.buffers.give(kv);
                 }
                 let mut q = run.linear(*q, x, None, None); // [tokens, q_cols]
                 if let Some(norm) = &self.q_norm {
                     norm.apply(run, &mut q, 0);
                 }
-                let caches: Vec<&KvCache> =
-                    run.states.iter().map(|state| &state.caches[self.cache.0]).collect();
+                let caches: Vec<&KvCache> = match self.kept {
+                    true => run.states.iter().map(|state| &state.caches[self.cache.0]).collect(),
+                    false => own.iter().collect(),
+                };
                 run.backend.attention(&q, 0, spans, &caches, &params, &mut out);
                 run.buffers.give(q);
+                for cache in own {
+                    run.buffers.give_memory(cache.into_pages());
+                }
             }
         }
         Ok(out)

@@ -28,6 +28,12 @@ const ROUNDING: f32 = 5e-7;
 /// From one module to the next rounding grows less than this.
 const SHARP: f32 = 8.0;
 
+/// Relative difference up to which two modules are said to take the same.
+const ALIKE: f32 = 1e-4;
+
+/// Of how many modules that take something wrong it is searched who takes that in the reference.
+const SEARCHED: usize = 16;
+
 impl Difference {
     /// The largest difference, relative to the largest value.
     pub fn relative(&self) -> f32 {
@@ -56,6 +62,10 @@ pub struct ModuleComparison {
     is_round: bool,
     /// When the reference called it, and how often.
     calls: Option<(i64, i64)>,
+    /// Its place in the order in which smelt calls modules.
+    position: usize,
+    /// Other modules, of both, that take in the reference what it takes here, where that is not what it takes there.
+    alike: Vec<String>,
 }
 
 impl ModuleComparison {
@@ -64,6 +74,16 @@ impl ModuleComparison {
         let all = self.input.iter().chain([&self.output]);
         all.into_iter().all(|difference| difference.relative() <= tolerance)
     }
+}
+
+/// A module that smelt calls and the reference does not, such as one of a weight that it takes apart.
+#[derive(Clone, Debug)]
+struct Unmatched {
+    name: String,
+    block: Option<Place>,
+    position: usize,
+    /// Modules of the reference that take the same.
+    alike: Vec<String>,
 }
 
 /// All modules of a reference and of a network, side by side.
@@ -77,8 +97,9 @@ pub struct ModuleTrace {
     pub only_computed: Vec<String>,
     /// When the reference called each.
     recorded_calls: HashMap<String, i64>,
-    /// The last step of each output.
+    /// The last step of each output, in the order in which they are computed.
     ends: Vec<(String, Place)>,
+    unmatched: Vec<Unmatched>,
 }
 
 /// What is wrong with the first module that differs.
@@ -90,6 +111,10 @@ pub enum Fault {
     Block,
     /// Its input is wrong, though all modules before it agree: what the step before it gives is wrong.
     StepBefore,
+    /// What it takes is right in itself, but another module takes it in the reference.
+    Input,
+    /// What a layer gives is wrong, though all modules in it agree.
+    Layer,
     /// All modules agree, and an output does not.
     End,
 }
@@ -121,7 +146,11 @@ impl Culprit {
             }
             (Fault::Module, None) => format!("`{name}` by {difference:.1e}"),
             (Fault::End, _) => format!("output `{name}` by {difference:.1e} (all modules agree)"),
-            (Fault::Block | Fault::StepBefore, before) => {
+            (Fault::Layer, before) => {
+                let before = before.unwrap_or_default();
+                format!("output of `{name}` by {difference:.1e} (modules in it differ by {before:.1e})")
+            }
+            (Fault::Block | Fault::StepBefore | Fault::Input, before) => {
                 let before = before.unwrap_or_default();
                 format!("input of `{name}` by {difference:.1e} (modules before differ by {before:.1e})")
             }
@@ -157,44 +186,48 @@ impl Bundle {
             }
         }
         let mut places = Places { source: &plan.spec.source, known: BTreeMap::new() };
-        let mut best: BTreeMap<&str, (usize, ModuleComparison)> = BTreeMap::new();
-        let mut only_computed: Vec<String> = Vec::new();
+        let names = Names { recorded: &recorded, by_name };
+        let mut best: BTreeMap<&str, ModuleComparison> = BTreeMap::new();
+        let mut unmatched: Vec<(usize, &ModuleCall)> = Vec::new();
         for (i, call) in calls.iter().enumerate() {
-            let candidates = match by_name.get(&call.name) {
-                Some(candidates) => candidates.clone(),
-                // A prefix that the description does not know, as long as it is clear which module is meant.
-                None => {
-                    let suffix = format!(".{}", call.name);
-                    let found: Vec<&str> =
-                        recorded.iter().copied().filter(|r| r.ends_with(&suffix)).collect();
-                    found.into_iter().take(2).collect()
-                }
+            let is_last = calls[i + 1..].iter().all(|later| later.step.at != call.step.at);
+            let found = names.of(call, is_last).into_iter();
+            let found = found.filter_map(|name| Some((name, self.compared(i, call, name, &mut places)?)));
+            let nearer = |a: &ModuleComparison, b: &ModuleComparison| {
+                a.output.relative().total_cmp(&b.output.relative())
             };
-            let known = by_name.contains_key(&call.name);
-            let mut found = candidates
-                .iter()
-                .filter(|_| known || candidates.len() == 1)
-                .filter_map(|recorded| Some((*recorded, self.compared(call, recorded, &mut places)?)))
-                .collect::<Vec<_>>();
-            found.sort_by(|(_, a), (_, b)| a.output.relative().total_cmp(&b.output.relative()));
-            let Some((recorded, comparison)) = found.into_iter().next() else {
-                only_computed.push(call.name.clone());
+            let Some((name, comparison)) = found.min_by(|(_, a), (_, b)| nearer(a, b)) else {
+                unmatched.push((i, call));
                 continue;
             };
-            let better =
-                |(_, old): &(usize, ModuleComparison)| comparison.output.relative() < old.output.relative();
-            if best.get(recorded).is_none_or(better) {
-                best.insert(recorded, (i, comparison));
+            if best.get(name).is_none_or(|old| nearer(&comparison, old).is_lt()) {
+                best.insert(name, comparison);
             }
         }
         let only_recorded = recorded.iter().filter(|name| !best.contains_key(*name));
-        let only_recorded = only_recorded.map(|name| (*name).to_owned()).collect();
-        let mut compared: Vec<(usize, ModuleComparison)> = best.into_values().collect();
-        compared.sort_by_key(|(i, _)| *i);
-        let compared: Vec<ModuleComparison> = compared.into_iter().map(|(_, c)| c).collect();
-        let names: HashSet<&String> = compared.iter().map(|c| &c.name).collect();
-        only_computed.retain(|name| !names.contains(name));
+        let only_recorded: Vec<String> = only_recorded.map(|name| (*name).to_owned()).collect();
+        let mut compared: Vec<ModuleComparison> = best.into_values().collect();
+        compared.sort_by_key(|comparison| comparison.position);
+        let is_leaf = |name: &&str| !recorded.iter().any(|other| is_part(other, name));
+        let leaves: Vec<&str> = recorded.iter().copied().filter(is_leaf).collect();
+        // Whoever takes what these take tells what is wrong with them: of the first ones, the rest only follows from them.
+        let is_off =
+            |module: &&mut ModuleComparison| module.input.is_some_and(|input| input.relative() > ALIKE);
+        for module in compared.iter_mut().filter(is_off).take(SEARCHED) {
+            module.alike = self.takers(&calls[module.position], &leaves);
+            module.alike.retain(|name| *name != module.recorded && !only_recorded.contains(name));
+        }
+        let known: HashSet<&String> = compared.iter().map(|c| &c.name).collect();
+        let mut only_computed: Vec<String> = unmatched.iter().map(|(_, call)| call.name.clone()).collect();
+        only_computed.retain(|name| !known.contains(name));
         only_computed.dedup();
+        let unmatched = unmatched.into_iter().map(|(position, call)| Unmatched {
+            name: call.name.clone(),
+            block: places.block(call),
+            position,
+            alike: self.takers(call, &leaves),
+        });
+        let unmatched = unmatched.collect();
         let calls_of = |name: &&str| Some(((*name).to_owned(), self.calls(name)?.0));
         Ok(ModuleTrace {
             recorded_calls: recorded.iter().filter_map(calls_of).collect(),
@@ -202,31 +235,42 @@ impl Bundle {
             compared,
             only_recorded,
             only_computed,
+            unmatched,
         })
+    }
+
+    /// The modules of the reference among `names` that take what a call takes.
+    fn takers(&self, call: &ModuleCall, names: &[&str]) -> Vec<String> {
+        let Some(input) = &call.input else { return Vec::new() };
+        let takes = |name: &&&str| {
+            let recorded = self.tensors.get(&format!("module.{name}.input"));
+            let difference = recorded.and_then(|recorded| self.matrix_difference(input, recorded));
+            difference.is_some_and(|difference| difference.relative() <= ALIKE)
+        };
+        names.iter().filter(takes).map(|name| (*name).to_owned()).collect()
     }
 
     fn compared(
         &self,
+        position: usize,
         call: &ModuleCall,
         recorded: &str,
         places: &mut Places<'_>,
     ) -> Option<ModuleComparison> {
         let tensor = |what: &str| self.tensors.get(&format!("module.{recorded}.{what}"));
-        let layer = |label: &str| match call.step.layer {
-            Some((i, n)) => format!("{label}, layer {i} of {n}"),
-            None => label.to_owned(),
-        };
         let input = call.input.as_ref().zip(tensor("input"));
         Some(ModuleComparison {
             name: call.name.clone(),
             recorded: recorded.to_owned(),
             input: input.and_then(|(found, reference)| self.matrix_difference(found, reference)),
             output: self.matrix_difference(&call.output, tensor("output")?)?,
-            place: places.find(&call.at, &layer(&call.label)),
-            block: places.find(&call.step.at.key(), &layer(&format!("`{}`", call.step.block))),
+            place: places.find(&call.at, &in_layer(call, &call.label)),
+            block: places.block(call),
             before: call.step.before.as_ref().and_then(|at| places.step(at)),
             is_round: call.is_round,
             calls: self.calls(recorded),
+            position,
+            alike: Vec::new(),
         })
     }
 
@@ -279,6 +323,42 @@ impl Difference {
     }
 }
 
+/// Modules of a reference by the names that a description may have for them.
+struct Names<'r> {
+    recorded: &'r [&'r str],
+    by_name: HashMap<String, Vec<&'r str>>,
+}
+
+impl<'r> Names<'r> {
+    /// Those that may be meant by a call, which is the last one of its step or not.
+    fn of(&self, call: &ModuleCall, is_last: bool) -> Vec<&'r str> {
+        if let Some(known) = self.by_name.get(&call.name) {
+            return known.clone();
+        }
+        // A prefix that the description does not know, as long as it is clear which module is meant.
+        let suffix = format!(".{}", call.name);
+        let ending: Vec<&str> = self.recorded.iter().copied().filter(|r| r.ends_with(&suffix)).collect();
+        if ending.len() == 1 {
+            return ending;
+        }
+        // A module that computes with its parts' weights without calling them gives what the last part gives.
+        let Some((whole, _)) = call.name.rsplit_once('.').filter(|_| is_last) else { return Vec::new() };
+        let has_parts = self.recorded.iter().any(|other| is_part(other, whole));
+        self.by_name.get(whole).filter(|_| !has_parts).cloned().unwrap_or_default()
+    }
+}
+
+fn is_part(name: &str, whole: &str) -> bool {
+    name.strip_prefix(whole).is_some_and(|rest| rest.starts_with('.'))
+}
+
+fn in_layer(call: &ModuleCall, label: &str) -> String {
+    match call.step.layer {
+        Some((i, n)) => format!("{label}, layer {i} of {n}"),
+        None => label.to_owned(),
+    }
+}
+
 /// A module's input or output, in the order of execution.
 struct Event<'t> {
     module: usize,
@@ -306,7 +386,10 @@ impl ModuleTrace {
         if let Some(end) = events.iter().position(|event| event.difference.relative() > tolerance) {
             return Some(self.blame(sharpest(&events[..=end])?));
         }
-        let wrong = outputs.iter().find(|output| output.largest > tolerance)?;
+        // Of several wrong outputs the one that is computed first.
+        let order = |name: &str| self.ends.iter().position(|(end, _)| end == name).unwrap_or(usize::MAX);
+        let wrong = outputs.iter().filter(|output| output.largest > tolerance);
+        let wrong = wrong.min_by_key(|output| order(&output.name))?;
         if let Some(suspect) = self.suspect(outputs, tolerance) {
             return Some(suspect);
         }
@@ -373,28 +456,34 @@ impl ModuleTrace {
         let previous = earlier.iter().rev().find(|other| !other.is_round);
         culprit.before = Some(event.before);
         let same_block = |other: &&ModuleComparison| !other.is_round && other.block == module.block;
-        if event.is_input
-            && let Some(other) = earlier.iter().rev().find(same_block)
-        {
+        if !event.is_input {
+            culprit.fault = Fault::Layer;
+            culprit.place = module.before.clone().or_else(|| module.block.clone());
+        } else if let Some(other) = earlier.iter().rev().find(same_block) {
             culprit.fault = Fault::Block;
             culprit.place = module.block.clone();
             culprit.notes.push(format!("between `{}`, which agrees, and `{}`", other.name, module.name));
+        } else if let Some((other, taker)) = self.entrance(previous, module) {
+            culprit.fault = Fault::Block;
+            culprit.place = module.block.clone();
+            let note = format!("between `{other}`, which takes what `{taker}` takes, and `{}`", module.name);
+            culprit.notes.push(note);
+        } else if !module.alike.is_empty() {
+            culprit.fault = Fault::Input;
+            let takers = module.alike.join("`, `");
+            culprit.notes.push(format!("what it takes here goes to `{takers}` in the reference"));
         } else {
             culprit.fault = Fault::StepBefore;
             culprit.place = module.before.clone().or_else(|| module.block.clone());
-            let taken = module.place.as_ref().filter(|_| event.is_input).map_or_else(
-                || format!("`{}` is what it gives at the end of a layer", module.name),
-                |p| {
-                    format!(
-                        "`{}` takes what it gives: {}:{}:{} ({})",
-                        module.name, p.file, p.line, p.column, p.label
-                    )
-                },
-            );
-            culprit.notes.push(taken);
-            if let Some(previous) = previous {
-                culprit.notes.push(format!("`{}` is the last module before that agrees", previous.name));
-            }
+            culprit.notes.extend(module.place.as_ref().map(|p| {
+                format!(
+                    "`{}` takes what it gives: {}:{}:{} ({})",
+                    module.name, p.file, p.line, p.column, p.label
+                )
+            }));
+        }
+        if let (Fault::StepBefore | Fault::Input | Fault::Layer, Some(previous)) = (culprit.fault, previous) {
+            culprit.notes.push(format!("`{}` is the last module before that agrees", previous.name));
         }
         let missed = self.missed(previous, module);
         if !missed.is_empty() {
@@ -403,12 +492,25 @@ impl ModuleTrace {
         culprit
     }
 
+    /// A module of the block of `module` that is called before it, with one that takes the same in the reference, where both have
+    /// other names: with `previous` in agreement the block is given the right thing.
+    fn entrance(
+        &self,
+        previous: Option<&ModuleComparison>,
+        module: &ModuleComparison,
+    ) -> Option<(&str, &str)> {
+        let between = self.missed(previous, module);
+        self.unmatched.iter().find_map(|other| {
+            let is_before = other.block == module.block && other.position < module.position;
+            let taker = between.iter().find(|name| other.alike.iter().any(|alike| alike == *name));
+            Some((other.name.as_str(), *taker.filter(|_| is_before)?))
+        })
+    }
+
     /// Modules without parts that the reference calls between two others, and smelt does not.
     fn missed(&self, from: Option<&ModuleComparison>, to: &ModuleComparison) -> Vec<&str> {
         let from = from.and_then(|module| module.calls).map_or(0, |(first, _)| first);
         let Some((to, _)) = to.calls else { return Vec::new() };
-        let is_part =
-            |name: &str, whole: &str| name.strip_prefix(whole).is_some_and(|rest| rest.starts_with('.'));
         let has_parts = |name: &str| self.recorded_calls.keys().any(|other| is_part(other, name));
         let called = |name: &&String| self.recorded_calls.get(*name).is_some_and(|n| from < *n && *n < to);
         self.only_recorded.iter().filter(called).map(String::as_str).filter(|name| !has_parts(name)).collect()
@@ -427,6 +529,11 @@ struct Places<'s> {
 }
 
 impl Places<'_> {
+    /// The block that a call belongs to.
+    fn block(&mut self, call: &ModuleCall) -> Option<Place> {
+        self.find(&call.step.at.key(), &in_layer(call, &format!("`{}`", call.step.block)))
+    }
+
     fn find(&mut self, at: &Address, label: &str) -> Option<Place> {
         let found = self.known.entry(at.clone()).or_insert_with(|| self.source.place(at));
         found.clone().map(|place| Place { excerpt: None, label: label.to_owned(), ..place })

@@ -154,6 +154,8 @@ fn blamed(culprit: &Culprit) -> Value {
         Fault::Module => "module",
         Fault::Block => "block",
         Fault::StepBefore => "step before",
+        Fault::Input => "input",
+        Fault::Layer => "layer",
         Fault::End => "end",
     };
     json!({
