@@ -422,6 +422,16 @@ def register_encoders() -> None:
     case("modernbert/sequence-classification", "ModernBertForSequenceClassification", "ModernBertConfig", with_(modern, classifier_pooling="mean", num_labels=3), hidden=False, **common)
     case("modernbert/token-classification", "ModernBertForTokenClassification", "ModernBertConfig", with_(modern, num_labels=5), hidden=False, **common)
 
+    nomic = dict(
+        hidden_size=40, num_attention_heads=5, head_dim=6, num_hidden_layers=3, intermediate_size=54,
+        max_position_embeddings=64, type_vocab_size=2, layer_norm_eps=1e-5, pad_token_id=0,
+    )
+    common = dict(tok="wordpiece", pairs=True)
+    case("nomic_bert/base", "NomicBertModel", "NomicBertConfig", nomic, note="explicit head_dim: heads * head_dim is 30, hidden_size 40", **common)
+    case("nomic_bert/masked-lm", "NomicBertForMaskedLM", "NomicBertConfig", nomic, hidden=False, **common)
+    case("nomic_bert/sequence-classification", "NomicBertForSequenceClassification", "NomicBertConfig", with_(nomic, **heads3), hidden=False, **common)
+    case("nomic_bert/token-classification", "NomicBertForTokenClassification", "NomicBertConfig", with_(nomic, **heads5), hidden=False, **common)
+
 
 def register_decoders() -> None:
     gpt2_ids = dict(bos_token_id=0, eos_token_id=0, pad_token_id=1)
