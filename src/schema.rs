@@ -54,6 +54,7 @@ pub fn schema() -> Value {
         "type": "object",
         "properties": {
             "match": described(texts, "Classes in the config's `architectures` that ask for this head."),
+            "when": described(or_expression(json!({"type": "boolean"})), "Whether the config has this head."),
             "outputs": described(outputs, "Values of the model that are outputs too."),
             "decoder_start": {"description": "The token that begins what a decoder writes."},
         },

@@ -4,6 +4,7 @@
     python reference.py --model DIR --out reference.safetensors
     python reference.py --model DIR --out FILE --text "the cat sat." --text "hello world"
     python reference.py --model DIR --out FILE --ids "1 2 3" --ids "1 5"
+    python reference.py --model DIR --out FILE --random 2 --text "a cat" --text "two dogs"   # random images or spectra
     python reference.py --model DIR --out FILE --inputs OLD.safetensors      # the inputs of another reference
     python reference.py --model DIR --out FILE --only "*.layers.0.*" --tokens 8
 
@@ -150,13 +151,28 @@ def pad(rows: list[list[int]], id: int) -> dict[str, torch.Tensor]:
     return {"input_ids": ids, "attention_mask": mask}
 
 
+def random_items(config: Any, n: int) -> dict[str, torch.Tensor]:
+    """Images or spectra of the size that the config names, the same ones every time."""
+    draw = torch.Generator().manual_seed(1)
+    seen = getattr(config, "vision_config", config)
+    if hasattr(seen, "image_size"):
+        size = seen.image_size
+        height, width = size if isinstance(size, (list, tuple)) else (size, size)
+        return {"pixel_values": torch.randn(n, getattr(seen, "num_channels", 3), height, width, generator=draw)}
+    if hasattr(seen, "num_mel_bins"):
+        return {"input_features": torch.randn(n, seen.num_mel_bins, 2 * seen.max_source_positions, generator=draw)}
+    raise SystemExit("--random: config.json names neither `image_size` nor `num_mel_bins`")
+
+
 def make_inputs(a: argparse.Namespace, model: Any) -> dict[str, torch.Tensor]:
     config = model.config
     id = getattr(config, "pad_token_id", None) or 0
     if a.inputs:
         stored = load_file(a.inputs)
         return {k.removeprefix("input."): v for k, v in stored.items() if k.startswith("input.") or "." not in k}
-    if a.ids:
+    if a.random and not (a.ids or a.text):
+        inputs = {}
+    elif a.ids:
         inputs = pad([[int(i) for i in row.replace(",", " ").split()] for row in a.ids], id)
     else:
         tokenizer = transformers.AutoTokenizer.from_pretrained(a.model)
@@ -164,10 +180,17 @@ def make_inputs(a: argparse.Namespace, model: Any) -> dict[str, torch.Tensor]:
         inputs = pad([list(e["input_ids"]) for e in encoded], id)
     if a.tokens:
         inputs = {k: v[:, : a.tokens].contiguous() for k, v in inputs.items()}
-    if getattr(config, "is_encoder_decoder", False) and "input_ids" in inputs and "decoder_input_ids" not in inputs:
+    if a.types and inputs:
+        mask = inputs["attention_mask"]
+        inputs["token_type_ids"] = mask * (2 * mask.cumsum(1) > mask.sum(1, keepdim=True)).long()
+    if a.random:
+        inputs |= random_items(config, a.random)
+    if getattr(config, "is_encoder_decoder", False) and "decoder_input_ids" not in inputs:
         keys = [(c, key) for key in ("decoder_start_token_id", "bos_token_id") for c in (getattr(model, "generation_config", None), config)]
         start = next((x for x in (getattr(c, key, None) for c, key in keys) if x is not None), 0)
-        ids = inputs["input_ids"][:, :6].clone()  # any tokens do; masked ones of the input too
+        rows = len(next(iter(inputs.values())))
+        # Any tokens do; masked ones of the input too.
+        ids = inputs["input_ids"][:, :6].clone() if "input_ids" in inputs else torch.arange(5, 11).repeat(rows, 1)
         inputs["decoder_input_ids"] = torch.cat([torch.full_like(ids[:, :1], start), ids], 1)
     return inputs
 
@@ -198,6 +221,8 @@ def main() -> None:
     source.add_argument("--text", action="append", help="one row of the batch; repeatable")
     source.add_argument("--ids", action="append", help='one row as token ids, "1 2 3"; repeatable')
     source.add_argument("--inputs", help="safetensors with the inputs, as another reference has them")
+    parser.add_argument("--random", type=int, default=0, metavar="N", help="N random images or spectra, beside --text or --ids")
+    parser.add_argument("--types", action="store_true", help="with token_type_ids: the second half of each row is of type 1")
     parser.add_argument("--class", dest="cls", help="transformers class; what config.json says by default")
     parser.add_argument("--tokens", type=int, help="cut the rows of --text or --ids to so many tokens")
     parser.add_argument("--only", action="append", default=[], help="record modules of this pattern only; repeatable")

@@ -1,6 +1,6 @@
 //! What can be known of a description by itself: every block, field and name in it exists, and every name is used.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 use crate::error::{Problem, Remark, closest};
 use crate::nn::{self, Builder, FieldDef, FieldShape};
@@ -34,6 +34,8 @@ pub fn check(spec: &Spec, problems: &mut Problems) {
         checker.binding(binding);
     }
     checker.irrelevant();
+    checker.weights();
+    checker.classes();
     let model: Vec<&str> = spec.values.iter().map(|v| v.name.as_str()).collect();
     for defaults in &spec.defaults {
         match nn::fields_of(&defaults.block) {
@@ -71,8 +73,8 @@ pub fn check(spec: &Spec, problems: &mut Problems) {
         for (output, _, at) in &head.outputs {
             checker.reference(output, at);
         }
-        if let Some((start, at)) = &head.decoder_start {
-            checker.names(start, at);
+        for (tree, at) in head.decoder_start.iter().chain(&head.when) {
+            checker.names(tree, at);
         }
     }
     let used = std::mem::take(&mut checker.used);
@@ -107,6 +109,30 @@ impl<'s> Checker<'s, '_> {
             if read.contains(&key.as_str()) {
                 let message = format!("`{key}` is read, and listed as irrelevant");
                 self.problems.at(&self.spec.source, at, message, "");
+            }
+        }
+    }
+
+    /// Checks that names of weights are names: expressions have no meaning there.
+    fn weights(&mut self) {
+        let weights = &self.spec.weights;
+        let renamed = weights.rename.iter().flat_map(|(from, to, at)| [(from, at), (to, at)]);
+        let ignored = weights.ignore.iter().map(|(pattern, at)| (pattern, at));
+        for (name, at) in renamed.chain(ignored).filter(|(name, _)| name.contains('$')) {
+            let message = format!("expected the name of a tensor, found the expression `{name}`");
+            self.problems.at(&self.spec.source, at, message, "`weights` holds no expressions");
+        }
+    }
+
+    /// Checks that each class has one head.
+    fn classes(&mut self) {
+        let mut known: HashMap<&str, &str> = HashMap::new();
+        for head in &self.spec.heads {
+            for class in &head.classes {
+                if let Some(other) = known.insert(class, &head.task) {
+                    let message = format!("`{class}` is matched by two heads, `{other}` and `{}`", head.task);
+                    self.problems.at(&self.spec.source, &head.at.key(), message, "");
+                }
             }
         }
     }

@@ -128,7 +128,7 @@ impl<'s, 'b> Expander<'s, 'b> {
         let mut shape = input;
         let mut failed = false;
         for item in items {
-            match self.included(item) {
+            match self.included(&item.when) {
                 Some(true) => {}
                 Some(false) => continue,
                 None => {
@@ -164,8 +164,9 @@ impl<'s, 'b> Expander<'s, 'b> {
         }
     }
 
-    fn included(&mut self, item: &Item) -> Option<bool> {
-        let Some((tree, at)) = &item.when else { return Some(true) };
+    /// What a `when` says.
+    pub fn included(&mut self, when: &Option<(Tree, Address)>) -> Option<bool> {
+        let Some((tree, at)) = when else { return Some(true) };
         match self.builder.evaluate(tree, at)? {
             Tree::Bool(included) => Some(included),
             other => {
@@ -201,7 +202,9 @@ impl<'s, 'b> Expander<'s, 'b> {
                     self.builder.before = before.clone();
                     let at = item.at.child(i);
                     // A branch of which nothing is included is none.
-                    if !branch.is_empty() && branch.iter().all(|item| self.included(item) == Some(false)) {
+                    if !branch.is_empty()
+                        && branch.iter().all(|item| self.included(&item.when) == Some(false))
+                    {
                         left_out += 1;
                         continue;
                     }

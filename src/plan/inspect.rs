@@ -156,6 +156,9 @@ fn declare(spec: &Spec, head: Option<&Head>, bound: &Bound, problems: &mut Probl
     let mut builder = Builder::new(&spec.source, &spec.defaults, bound.scope.clone(), problems);
     builder.origins = bound.origins.clone();
     let mut expander = Expander::new(spec, head, builder);
+    if head.is_some_and(|head| expander.included(&head.when) == Some(false)) {
+        return expander.finish().1;
+    }
     for (name, at) in targets(spec, head) {
         expander.value(name, &at);
     }

@@ -53,6 +53,8 @@ pub struct Plan {
     pub values: Vec<PlannedValue>,
     /// What is to be computed, by the names that transformers gives the outputs.
     pub outputs: Vec<(String, ValueId)>,
+    /// The values whose layers the head calls something else than usual, each with that name for what they take.
+    pub hidden_states: Vec<(ValueId, String)>,
     /// What the blocks need.
     pub declared: Declared,
     /// Where the tensors are stored.
@@ -78,6 +80,11 @@ impl Plan {
         let mut builder = Builder::new(&spec.source, &spec.defaults, bound.scope.clone(), &mut problems);
         builder.origins = bound.origins.clone();
         let mut expander = Expander::new(&spec, head, builder);
+        if let Some(head) = head
+            && expander.included(&head.when) == Some(false)
+        {
+            expander.builder.problem(&head.at.key(), format!("the config has no `{}`", head.task));
+        }
         let targets = targets(&spec, head);
         let built: Vec<Option<(ValueId, Shape)>> =
             targets.iter().map(|(name, at)| expander.value(name, at)).collect();
@@ -113,6 +120,7 @@ impl Plan {
             name: spec.source.name.clone(),
             task,
             outputs: Vec::new(),
+            hidden_states: Vec::new(),
             values,
             declared,
             tensors,
@@ -125,14 +133,28 @@ impl Plan {
             .filter(|i| !matches!(plan.values[*i].shape, Shape::Bias { .. }))
             .map(|i| (plan.output_name(ValueId(i)), ValueId(i)))
             .collect();
-        for (name, output) in named {
-            for (other, id) in &mut plan.outputs {
-                if plan.values[id.0].name == name {
-                    other.clone_from(&output);
-                }
-            }
+        let vectors = token_vectors(&plan.spec).filter(|_| plan.task.is_none());
+        let vectors = vectors.map(|value| (value.to_owned(), TOKEN_VECTORS.to_owned()));
+        for (value, output) in vectors.into_iter().chain(named) {
+            plan.name_output(&value, output);
         }
         Ok(plan)
+    }
+
+    /// Calls a value, or what its layers take, by another name.
+    fn name_output(&mut self, value: &str, output: String) {
+        let Some(id) = self.values.iter().position(|v| v.name == value).map(ValueId) else { return };
+        if output.ends_with(HIDDEN_STATES) {
+            self.hidden_states.push((id, output));
+            return;
+        }
+        for (name, other) in &mut self.outputs {
+            if *other == id {
+                name.clone_from(&output);
+            } else if *name == output {
+                name.clone_from(&self.values[other.0].name);
+            }
+        }
     }
 
     /// Whether some value is computed from what a decoder has written.
@@ -145,7 +167,7 @@ impl Plan {
         match (self.values[id.0].name.as_str(), self.has_decoder()) {
             ("encoder", true) => "encoder_last_hidden_state",
             ("encoder", false) if self.values.iter().any(|value| value.name == "hidden") => "encoder",
-            ("encoder", false) | ("hidden", _) => "last_hidden_state",
+            ("encoder", false) | ("hidden", _) => TOKEN_VECTORS,
             ("pooled", _) => "pooler_output",
             (name, _) => name,
         }
@@ -154,6 +176,9 @@ impl Plan {
 
     /// The name that transformers gives the inputs of a value's layers, if it has one.
     pub fn hidden_states_name(&self, id: ValueId) -> String {
+        if let Some((_, name)) = self.hidden_states.iter().find(|(of, _)| *of == id) {
+            return name.clone();
+        }
         match (self.values[id.0].name.as_str(), self.has_decoder()) {
             ("encoder", true) => "encoder_hidden_states".into(),
             ("hidden", true) => "decoder_hidden_states".into(),
@@ -283,13 +308,26 @@ pub(crate) fn declare(
     (tensors, of_head, messages)
 }
 
+/// The end of the names of what layers take.
+const HIDDEN_STATES: &str = "hidden_states";
+
+/// The name that transformers gives the vectors of all tokens.
+const TOKEN_VECTORS: &str = "last_hidden_state";
+
+/// The value that the head for features calls by that name.
+fn token_vectors(spec: &Spec) -> Option<&str> {
+    let head = spec.heads.iter().find(|head| head.task == "features")?;
+    let is_named = |output: &&(String, Option<String>, Address)| output.1.as_deref() == Some(TOKEN_VECTORS);
+    head.outputs.iter().find(is_named).map(|(value, ..)| value.as_str())
+}
+
 /// The names of the values that have to be built, each with the place that asks for it.
 fn targets<'s>(spec: &'s Spec, head: Option<&'s Head>) -> Vec<(&'s str, Address)> {
     let Some(head) = head else {
-        // Token vectors are those of the encoder, where there is one.
-        let encoder = spec.values.iter().find(|v| v.name == "encoder");
-        let value =
-            encoder.or_else(|| spec.values.iter().find(|v| v.name == "hidden")).or(spec.values.first());
+        // Token vectors are those of the encoder, where there is one and nothing else is said.
+        let names = token_vectors(spec).into_iter().chain(["encoder", "hidden"]);
+        let mut named = names.filter_map(|name| spec.values.iter().find(|value| value.name == name));
+        let value = named.next().or(spec.values.first());
         return value.map(|v| (v.name.as_str(), v.at.clone())).into_iter().collect();
     };
     let outputs = head.outputs.iter().map(|(name, _, at)| (name.as_str(), at.clone()));
@@ -306,6 +344,9 @@ fn elsewhere(spec: &Spec, chosen: Option<&Head>, bound: &config::Bound) -> Vec<T
         expander.value(&value.name, &value.at);
     }
     for head in spec.heads.iter().filter(|head| chosen.is_none_or(|c| c.task != head.task)) {
+        if expander.included(&head.when) == Some(false) {
+            continue;
+        }
         expander.turn_to(head);
         for (name, at) in targets(spec, Some(head)) {
             expander.value(name, &at);

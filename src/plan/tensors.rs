@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use super::config::Bound;
 use crate::error::{Place, Problem, Remark, count};
 use crate::nn::{Declared, TensorUse};
-use crate::spec::{Problems, Spec, Tree, Weights};
+use crate::spec::{Problems, Spec, Step, Tree, Weights};
 use crate::tensor::DType;
 use crate::weights::{Entry, Index, StoredType};
 
@@ -80,10 +80,18 @@ pub fn bare_names(name: &str, weights: &Weights) -> Vec<String> {
     names
 }
 
-/// Whether a name fits a pattern in which `*` stands for one segment.
+/// Whether a name fits a pattern in which `*` stands for one segment, and `**` at the end for one or more.
 fn matches(pattern: &str, name: &str) -> bool {
-    pattern.split('.').count() == name.split('.').count()
-        && pattern.split('.').zip(name.split('.')).all(|(p, n)| p == "*" || p == n)
+    let mut segments = name.split('.');
+    let mut patterns = pattern.split('.').peekable();
+    while let Some(pattern) = patterns.next() {
+        match segments.next() {
+            Some(_) if pattern == "**" && patterns.peek().is_none() => return true,
+            Some(segment) if pattern == "*" || pattern == segment => {}
+            _ => return false,
+        }
+    }
+    segments.next().is_none()
 }
 
 /// Finds every declared tensor in a checkpoint. `elsewhere` are the tensors of what the description can do but was
@@ -198,8 +206,14 @@ fn sizes(spec: &Spec, bound: &Bound, tensor: &TensorUse, entry: &Entry) -> Vec<S
     if notes.is_empty() { products(spec, bound, &wrong) } else { notes }
 }
 
-/// The same for a size that is the product of two names.
+/// The same for a size that is the product of two names, if it is that of no others.
 fn products(spec: &Spec, bound: &Bound, wrong: &[i64]) -> Vec<String> {
+    // How many layers there are is the size of nothing.
+    let counts = spec.values.iter().flat_map(|value| &value.body).filter_map(|item| match &item.step {
+        Step::Repeat { count: (Tree::Text(count), _), .. } => count.strip_prefix('$'),
+        _ => None,
+    });
+    let counts: Vec<&str> = counts.collect();
     let sizes: Vec<(&str, i64)> = spec
         .config
         .iter()
@@ -207,6 +221,7 @@ fn products(spec: &Spec, bound: &Bound, wrong: &[i64]) -> Vec<String> {
             Some(Tree::Int(n)) if *n > 1 => Some((binding.name.as_str(), *n)),
             _ => None,
         })
+        .filter(|(name, _)| !counts.iter().any(|count| count == name))
         .collect();
     let pairs = sizes.iter().enumerate().flat_map(|(i, a)| sizes[i..].iter().map(move |b| (a, b)));
     let mut notes = Vec::new();
@@ -215,8 +230,7 @@ fn products(spec: &Spec, bound: &Bound, wrong: &[i64]) -> Vec<String> {
         let origins = [a, b].map(|name| bound.origins.get(*name).cloned().unwrap_or_default());
         notes.push(format!("{size} is `{a}` * `{b}`: {}; {}", origins[0], origins[1]));
     }
-    notes.truncate(1);
-    notes
+    if notes.len() > 1 { Vec::new() } else { notes }
 }
 
 fn check_type(spec: &Spec, tensor: &TensorUse, stored: &str, entry: &Entry, problems: &mut Problems) {
@@ -379,6 +393,21 @@ mod tests {
             ("a.b", "a.b", true),
             ("a.b", "a.bc", false),
             ("h.*.attn.bias", "h.12.attn.bias", true),
+        ];
+        for (pattern, name, expected) in cases {
+            assert_eq!(matches(pattern, name), expected, "{pattern} {name}");
+        }
+    }
+
+    #[test]
+    fn patterns_stand_for_segments() {
+        let cases = [
+            ("a.*.c", "a.b.c", true),
+            ("a.*", "a.b.c", false),
+            ("a.**", "a.b.c", true),
+            ("a.**", "a", false),
+            ("a.b", "a.b.c", false),
+            ("a.**.c", "a.b.c", false),
         ];
         for (pattern, name, expected) in cases {
             assert_eq!(matches(pattern, name), expected, "{pattern} {name}");

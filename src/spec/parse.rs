@@ -109,6 +109,8 @@ pub struct Head {
     pub task: String,
     /// Names in the config's `architectures` that ask for it.
     pub classes: Vec<String>,
+    /// Whether there is this head; there is without it.
+    pub when: Option<(Tree, Address)>,
     /// Values of the model that are outputs too, each with the name that transformers gives it, if that is another.
     pub outputs: Vec<(String, Option<String>, Address)>,
     /// The token that goes before the input to make the tokens of a decoder that is not given any.
@@ -405,7 +407,8 @@ impl<'a> Reader<'a> {
     fn heads(&mut self, tree: &'a Tree, at: &Address) -> Vec<Head> {
         let mut heads = Vec::new();
         for (task, fields, at) in self.entries(tree, at) {
-            let (mut classes, mut outputs, mut decoder_start) = (Vec::new(), Vec::new(), None);
+            let (mut classes, mut outputs) = (Vec::new(), Vec::new());
+            let (mut when, mut decoder_start) = (None, None);
             for (field, value, at) in self.entries(fields, &at) {
                 match field {
                     "match" => classes = self.texts(value, &at).into_iter().map(|(t, _)| t.into()).collect(),
@@ -421,9 +424,10 @@ impl<'a> Reader<'a> {
                         let texts = self.texts(value, &at).into_iter();
                         outputs = texts.map(|(text, at)| (text.into(), None, at)).collect();
                     }
-                    "decoder_start" => {
+                    "decoder_start" | "when" => {
                         self.templates(value, &at);
-                        decoder_start = Some((value.clone(), at));
+                        let given = if field == "when" { &mut when } else { &mut decoder_start };
+                        *given = Some((value.clone(), at));
                     }
                     _ => {}
                 }
@@ -431,8 +435,8 @@ impl<'a> Reader<'a> {
             if fields.get("match").is_none() {
                 self.wrong(&at.key(), format!("head `{task}` has no `match`"), "");
             }
-            let values = self.values(fields, &at, &["match", "outputs", "decoder_start"]);
-            heads.push(Head { task: task.into(), classes, outputs, decoder_start, values, at });
+            let values = self.values(fields, &at, &["match", "when", "outputs", "decoder_start"]);
+            heads.push(Head { task: task.into(), classes, when, outputs, decoder_start, values, at });
         }
         heads
     }

@@ -191,8 +191,19 @@ impl Bundle {
         let mut unmatched: Vec<(usize, &ModuleCall)> = Vec::new();
         for (i, call) in calls.iter().enumerate() {
             let is_last = calls[i + 1..].iter().all(|later| later.step.at != call.step.at);
-            let found = names.of(call, is_last).into_iter();
-            let found = found.filter_map(|name| Some((name, self.compared(i, call, name, &mut places)?)));
+            let whole = names.whole(call).filter(|_| is_last);
+            let found =
+                names.of(call).into_iter().map(|name| (name, false)).chain(whole.map(|name| (name, true)));
+            let found = found.filter_map(|(name, is_whole)| {
+                let comparison = self.compared(i, call, name, &mut places)?;
+                let block = comparison.block.clone();
+                // What the whole takes is not what its last part takes.
+                let comparison = match is_whole {
+                    true => ModuleComparison { input: None, place: block, ..comparison },
+                    false => comparison,
+                };
+                Some((name, comparison))
+            });
             let nearer = |a: &ModuleComparison, b: &ModuleComparison| {
                 a.output.relative().total_cmp(&b.output.relative())
             };
@@ -330,21 +341,23 @@ struct Names<'r> {
 }
 
 impl<'r> Names<'r> {
-    /// Those that may be meant by a call, which is the last one of its step or not.
-    fn of(&self, call: &ModuleCall, is_last: bool) -> Vec<&'r str> {
+    /// Those that may be meant by a call.
+    fn of(&self, call: &ModuleCall) -> Vec<&'r str> {
         if let Some(known) = self.by_name.get(&call.name) {
             return known.clone();
         }
         // A prefix that the description does not know, as long as it is clear which module is meant.
         let suffix = format!(".{}", call.name);
         let ending: Vec<&str> = self.recorded.iter().copied().filter(|r| r.ends_with(&suffix)).collect();
-        if ending.len() == 1 {
-            return ending;
-        }
-        // A module that computes with its parts' weights without calling them gives what the last part gives.
-        let Some((whole, _)) = call.name.rsplit_once('.').filter(|_| is_last) else { return Vec::new() };
-        let has_parts = self.recorded.iter().any(|other| is_part(other, whole));
-        self.by_name.get(whole).filter(|_| !has_parts).cloned().unwrap_or_default()
+        if ending.len() == 1 { ending } else { Vec::new() }
+    }
+
+    /// The module that gives what the last of its parts gives, as it computes with their weights and does not call them.
+    fn whole(&self, call: &ModuleCall) -> Option<&'r str> {
+        let (whole, _) = call.name.rsplit_once('.')?;
+        let [recorded] = self.by_name.get(whole)?[..] else { return None };
+        let has_parts = self.recorded.iter().any(|other| is_part(other, recorded));
+        (!has_parts).then_some(recorded)
     }
 }
 

@@ -488,6 +488,11 @@ def register_decoders() -> None:
     case("mamba/causal", "MambaForCausalLM", "MambaConfig", dict(hidden_size=36, state_size=6, num_hidden_layers=2, expand=2, conv_kernel=4, time_step_rank=3, **gpt2_ids), tok="bytebpe-gpt2", **lm, **tied)
 
 
+def _unmasked(c: Case, model: Any, tok: Tokenizer | None) -> dict[str, torch.Tensor]:
+    """Without a mask: padding counts as text, as in training."""
+    return {k: v for k, v in default_inputs(c, model, tok).items() if k != "attention_mask"}
+
+
 def _t5_hub_style(model: Any) -> None:
     """Give the output head its own weights, as the T5 v1.1 checkpoints have."""
     new = torch.nn.Parameter(torch.empty_like(model.shared.weight))
@@ -529,8 +534,8 @@ def register_others() -> None:
     text = dict(hidden_size=40, intermediate_size=74, num_hidden_layers=2, num_attention_heads=5, max_position_embeddings=37, projection_dim=26)
     vision = dict(hidden_size=36, intermediate_size=70, num_hidden_layers=2, num_attention_heads=3, image_size=30, patch_size=6, projection_dim=26)
     case("clip/model", "CLIPModel", "CLIPConfig", dict(text_config=text, vision_config=vision, projection_dim=26), tok="bpe-clip", kind="clip")
-    case("clip/text-projection", "CLIPTextModelWithProjection", "CLIPTextConfig", text, tok="bpe-clip", hidden=False)
-    case("clip/vision-projection", "CLIPVisionModelWithProjection", "CLIPVisionConfig", vision, kind="vision", hidden=False)
+    case("clip/text-projection", "CLIPTextModelWithProjection", "CLIPTextConfig", text, tok="bpe-clip")
+    case("clip/vision-projection", "CLIPVisionModelWithProjection", "CLIPVisionConfig", vision, kind="vision")
 
 
 def register_more() -> None:
@@ -598,6 +603,12 @@ def register_more() -> None:
     case("deit/image-classification", "DeiTForImageClassification", "DeiTConfig", dict(vision, intermediate_size=74, num_labels=7), kind="vision")
     case("dinov2/base", "Dinov2Model", "Dinov2Config", dict(vision, mlp_ratio=2), kind="vision")
     case("dinov2/image-classification", "Dinov2ForImageClassification", "Dinov2Config", dict(vision, use_swiglu_ffn=True, num_labels=7), kind="vision", hidden=False, note="gated MLP with a fused weight, as in the giant model")
+    text = dict(hidden_size=40, num_hidden_layers=2, num_attention_heads=5, intermediate_size=74, max_position_embeddings=37, projection_size=36, bos_token_id=0, pad_token_id=1, eos_token_id=1)
+    vision = dict(hidden_size=36, num_hidden_layers=3, num_attention_heads=3, intermediate_size=70, image_size=30, patch_size=6)
+    case("siglip/text", "SiglipTextModel", "SiglipTextConfig", text, tok="unigram-t5", inputs=_unmasked, note="padding is attended to, and the last row pooled, whatever it is")
+    case("siglip/vision", "SiglipVisionModel", "SiglipVisionConfig", vision, kind="vision")
+    case("siglip/image-classification", "SiglipForImageClassification", "SiglipConfig", dict(text_config=text, vision_config=vision, num_labels=7), kind="clip", note="the mean of the patches; the pooling head is stored, but not used")
+    case("siglip/model", "SiglipModel", "SiglipConfig", dict(text_config=text, vision_config=vision), tok="unigram-t5", kind="clip", inputs=_unmasked)
 
 
 register_encoders()

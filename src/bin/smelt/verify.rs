@@ -22,6 +22,9 @@ pub struct Arguments {
     /// A head of the architecture, instead of the one that config.json asks for
     #[arg(long)]
     task: Option<String>,
+    /// An output of the reference that is not compared, such as `hidden_states`; repeatable
+    #[arg(long, value_name = "NAME")]
+    skip: Vec<String>,
     /// Largest difference that is accepted: of outputs absolute, of modules relative to their largest value
     #[arg(long, default_value_t = 1e-4)]
     tolerance: f32,
@@ -42,8 +45,14 @@ pub fn run(arguments: &Arguments) -> Result<bool> {
     let (arch, task) = (arguments.arch.clone(), arguments.task.clone());
     let model =
         Model::open_with(&arguments.model, &OpenOptions { arch, task, backend, ..OpenOptions::default() })?;
-    let bundle = Bundle::new(read_bundle(&arguments.bundle)?)?;
-    let outputs = bundle.compare(model.network())?;
+    let mut tensors = read_bundle(&arguments.bundle)?;
+    tensors.retain(|name, _| !arguments.skip.iter().any(|skipped| is_of(name, skipped)));
+    let bundle = Bundle::new(tensors)?;
+    let compared = bundle.compare(model.network());
+    let outputs = compared.map_err(|error| match error.kind() {
+        ErrorKind::Input => error.help("`--skip NAME` leaves an output of the reference out"),
+        _ => error,
+    })?;
     let trace = if bundle.has_modules() { Some(bundle.trace(model.network())?) } else { None };
     if outputs.is_empty() && trace.as_ref().is_none_or(|trace| trace.compared.is_empty()) {
         let message = format!("`{}` has no reference outputs", arguments.bundle.display());
@@ -136,6 +145,12 @@ fn to_json(
         "culprit": culprit.map(blamed),
         "suspect": suspect.as_ref().map(blamed),
     })
+}
+
+/// Whether a tensor of the reference is the output `name` or a part of it.
+fn is_of(tensor: &str, name: &str) -> bool {
+    let rest = tensor.strip_prefix("output.").and_then(|output| output.strip_prefix(name));
+    rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
 }
 
 fn module(c: &ModuleComparison) -> Value {
