@@ -71,6 +71,11 @@ const CASES: &[Case] = &[
         tensors: QKV,
     },
     Case {
+        block: "attention",
+        steps: "[{attention: {qkv: a, qkv_groups: 5, o: o, heads: 5, memory: tokens}}]",
+        tensors: &[("a.weight", &[60, 20]), ("a.bias", &[60]), ("o.weight", &[20, 20]), ("o.bias", &[20])],
+    },
+    Case {
         block: "relative_bias",
         steps: "[{attention: {q: q, k: k, v: v, o: o, heads: 4, kv_heads: 2, bias: distances}}]",
         tensors: QKV,

@@ -88,10 +88,10 @@ impl<'b, 'a> Given<'b, 'a> {
     pub fn field<T: FieldType>(&mut self, name: &'static str, default: Option<&str>) -> Option<T> {
         let (value, at) = match self.find(name) {
             Some((value, at)) => (self.builder.evaluate(&value, &at)?, at),
-            None => match default.map(Tree::from_yaml) {
-                Some(Ok(value)) => (value, self.at.clone()),
-                Some(Err(_)) | None if T::OPTIONAL => (Tree::Null, self.at.clone()),
-                Some(Err(_)) | None => {
+            None => match default.and_then(Tree::constant) {
+                Some(value) => (value, self.at.clone()),
+                None if T::OPTIONAL => (Tree::Null, self.at.clone()),
+                None => {
                     let message = format!("`{}` needs `{name}`", self.block);
                     self.builder
                         .problem(&self.at.key(), message)

@@ -191,7 +191,7 @@ impl Expander<'_, '_> {
                 // It has been evaluated before, or there would be no block.
                 Some(value @ Tree::Text(_)) => self.builder.evaluate(&value, at),
                 Some(value) => Some(value),
-                None => field.default.and_then(|text| Tree::from_yaml(text).ok()),
+                None => field.default.and_then(Tree::constant),
             };
             match (value, field.shape) {
                 (Some(value @ Tree::Map(_)), FieldShape::Fields(inner)) => {

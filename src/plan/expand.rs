@@ -58,6 +58,7 @@ impl<'s, 'b> Expander<'s, 'b> {
             self.builder.values.remove(&value.name);
         }
         self.head = Some(head);
+        // What the model's values lack, another head may have.
         self.failed.clear();
         self.blocks = 0;
     }

@@ -132,10 +132,11 @@ pub fn inspect(
     let chosen = index.map(|index| (index, choose_head(&spec, config, target, &mut problems)));
     let mut found = findings(&mut problems, ErrorKind::Config);
     if found.is_empty() {
-        for head in &spec.heads {
-            declare(&spec, Some(head), &bound, &mut problems);
-        }
-        let asked = chosen.map(|(index, head)| (index, head, declare(&spec, head, &bound, &mut problems)));
+        declare(&spec, &spec.heads.iter().collect::<Vec<_>>(), &bound, &mut problems);
+        let asked = chosen.map(|(index, head)| {
+            let heads: Vec<&Head> = head.into_iter().collect();
+            (index, head, declare(&spec, &heads, &bound, &mut problems))
+        });
         found = findings(&mut problems, ErrorKind::Config);
         if let Some((index, head, declared)) = asked.filter(|_| found.is_empty()) {
             let elsewhere = super::elsewhere(&spec, head, &bound);
@@ -151,19 +152,27 @@ fn findings(problems: &mut Problems, kind: ErrorKind) -> Vec<Finding> {
     problems.finish(kind).err().map(|error| Finding::all_of(&error)).unwrap_or_default()
 }
 
-/// What the values of a head declare.
-fn declare(spec: &Spec, head: Option<&Head>, bound: &Bound, problems: &mut Problems) -> Declared {
+/// What the values of heads declare; without a head, those of the model.
+fn declare(spec: &Spec, heads: &[&Head], bound: &Bound, problems: &mut Problems) -> Declared {
     let mut builder = Builder::new(&spec.source, &spec.defaults, bound.scope.clone(), problems);
     builder.origins = bound.origins.clone();
-    let mut expander = Expander::new(spec, head, builder);
-    if head.is_some_and(|head| expander.included(&head.when) == Some(false)) {
-        return expander.finish().1;
+    let mut expander = Expander::new(spec, None, builder);
+    if heads.is_empty() {
+        for (name, at) in targets(spec, None) {
+            expander.value(name, &at);
+        }
     }
-    for (name, at) in targets(spec, head) {
-        expander.value(name, &at);
-    }
-    if let Some((tree, at)) = head.and_then(|head| head.decoder_start.as_ref()) {
-        expander.builder.evaluate(tree, at);
+    for head in heads {
+        if expander.included(&head.when) == Some(false) {
+            continue;
+        }
+        expander.turn_to(head);
+        for (name, at) in targets(spec, Some(head)) {
+            expander.value(name, &at);
+        }
+        if let Some((tree, at)) = &head.decoder_start {
+            expander.builder.evaluate(tree, at);
+        }
     }
     expander.finish().1
 }

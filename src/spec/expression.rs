@@ -1,6 +1,7 @@
 //! `$name` and `${ expression }` in the strings of a description.
 
 use std::collections::BTreeMap;
+use std::sync::LazyLock;
 
 use minijinja::value::ValueKind;
 use minijinja::{Environment, UndefinedBehavior, Value};
@@ -149,7 +150,7 @@ fn names_in(text: &str) -> Vec<&str> {
     names
 }
 
-fn environment() -> Environment<'static> {
+static ENVIRONMENT: LazyLock<Environment<'static>> = LazyLock::new(|| {
     let mut env = Environment::empty();
     env.set_undefined_behavior(UndefinedBehavior::Strict);
     env.set_fuel(Some(FUEL));
@@ -158,6 +159,14 @@ fn environment() -> Environment<'static> {
     env.add_filter("ln", |x: f64| x.ln());
     env.add_filter("unrolled", unrolled);
     env
+});
+
+/// Whether an expression is nothing but a name.
+fn is_name(text: &str) -> bool {
+    let is_word = |c: char| c.is_ascii_alphanumeric() || c == '_';
+    text.chars().all(is_word)
+        && text.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_')
+        && !KEYWORDS.contains(&text)
 }
 
 /// The longest list that [`unrolled`] gives.
@@ -183,12 +192,18 @@ fn check(text: &str) -> Result<(), String> {
     if text.len() > MAX_LENGTH {
         return Err(format!("an expression of {} bytes; at most {MAX_LENGTH} are accepted", text.len()));
     }
-    environment().compile_expression(text).map(|_| ()).map_err(|e| explain(text, &e))
+    if is_name(text) {
+        return Ok(());
+    }
+    ENVIRONMENT.compile_expression(text).map(|_| ()).map_err(|e| explain(text, &e))
 }
 
 fn evaluate(text: &str, scope: &Scope) -> Result<Tree, String> {
-    let env = environment();
-    let expression = env.compile_expression(text).map_err(|e| explain(text, &e))?;
+    // Most expressions are names.
+    if let Some(value) = scope.get(text).filter(|_| is_name(text)) {
+        return Ok(value.clone());
+    }
+    let expression = ENVIRONMENT.compile_expression(text).map_err(|e| explain(text, &e))?;
     // Only what is used is handed over: a config may hold long lists.
     let used: BTreeMap<&str, Value> =
         names_in(text).into_iter().filter_map(|n| Some((n, to_jinja(scope.get(n)?)))).collect();

@@ -57,6 +57,15 @@ impl Tree {
         }
     }
 
+    /// A value that a field has by default, written as YAML: mostly a number or a flag, read many times.
+    pub fn constant(text: &str) -> Option<Tree> {
+        match text {
+            "true" => Some(Tree::Bool(true)),
+            "false" => Some(Tree::Bool(false)),
+            text => text.parse().map(Tree::Int).ok().or_else(|| Tree::from_yaml(text).ok()),
+        }
+    }
+
     /// Reads a JSON file; the error names line and column.
     pub fn from_json(text: &str) -> Result<Tree, serde_json::Error> {
         serde_json::from_str(text)
