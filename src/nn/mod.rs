@@ -17,6 +17,7 @@ mod activation;
 mod alibi;
 mod attention;
 mod builder;
+mod causal_conv;
 mod columns;
 pub(crate) mod combinators;
 mod concat;

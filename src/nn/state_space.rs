@@ -1,4 +1,5 @@
 use super::builder::{Builder, LinearId, Rows, Shape, StateId, VectorId};
+use super::causal_conv::{CausalConv, MAX_KERNEL};
 use super::fields::{Path, Projection, fields};
 use super::run::Run;
 use super::{Block, Built, Plan};
@@ -48,8 +49,7 @@ struct Planned {
     rows: Rows,
     x: LinearId,
     z: LinearId,
-    conv: VectorId,
-    conv_bias: Option<VectorId>,
+    conv: CausalConv,
     x_proj: LinearId,
     dt_proj: LinearId,
     a_log: VectorId,
@@ -57,15 +57,13 @@ struct Planned {
     out: LinearId,
     inner: usize,
     state: usize,
-    kernel: usize,
     dt_rank: usize,
     act: Activation,
-    /// The last inputs of the convolution, `[kernel - 1, inner]`, and then the state, `[inner, state]`.
+    /// The state, `[inner, state]`.
     kept: StateId,
 }
 
-/// Sizes beyond these are a mistake.
-const MAX_KERNEL: usize = 1 << 10;
+/// A state beyond this is a mistake.
 const MAX_STATE: usize = 1 << 16;
 
 impl Plan for StateSpace {
@@ -85,9 +83,7 @@ impl Plan for StateSpace {
             Some(b.linear_of(vec![part], cols))
         };
         let (x, z) = (half(b, 0..inner)?, half(b, inner..2 * inner)?);
-        b.field = "conv";
-        let conv = b.parameter(&self.conv, "weight", vec![inner, kernel], 0.0)?;
-        let conv_bias = if self.conv_bias { Some(b.vector(&self.conv, "bias", inner)?) } else { None };
+        let conv = CausalConv::plan(b, &self.conv, self.conv_bias, inner, kernel)?;
         let x_proj = b.linear(&[("x_proj", &self.x_proj, self.dt_rank + 2 * state)], inner)?;
         let dt_proj = b.linear(&[("dt_proj", &self.dt_proj, inner)], self.dt_rank)?;
         b.field = "a_log";
@@ -95,14 +91,13 @@ impl Plan for StateSpace {
         b.field = "d";
         let d = b.vector(&self.d, "", inner)?;
         let out = b.linear(&[("out_proj", &self.out_proj, cols)], inner)?;
-        let kept = b.state((kernel - 1) * inner + inner * state);
+        let kept = b.state(inner * state);
         let rows = Rows::Tokens(stream);
         let block = Planned {
             rows,
             x,
             z,
             conv,
-            conv_bias,
             x_proj,
             dt_proj,
             a_log,
@@ -110,47 +105,11 @@ impl Plan for StateSpace {
             out,
             inner,
             state,
-            kernel,
             dt_rank: self.dt_rank,
             act: self.act,
             kept,
         };
         Some((Box::new(block), Shape::Matrix { rows, cols }))
-    }
-}
-
-impl Planned {
-    /// Each channel's sum over the last `kernel` rows of its sequence.
-    fn convolve(&self, run: &mut Run<'_>, x: &Tensor) -> Tensor {
-        let (inner, kernel) = (self.inner, self.kernel);
-        let weight = run.vector(self.conv); // [inner, kernel]
-        let bias = self.conv_bias.map(|id| run.vector(id));
-        let mut out = run.take(x.rows(), inner);
-        for (span, sequence) in run.spans(self.rows).iter().zip(run.states.iter_mut()) {
-            let past = &mut sequence.recurrent[self.kept.0][..(kernel - 1) * inner];
-            for row in span.rows.clone() {
-                let out = out.row_mut(row);
-                match bias {
-                    Some(bias) => out.copy_from_slice(bias),
-                    None => out.fill(0.0),
-                }
-                for k in 0..kernel {
-                    // Row `k` of the window: the oldest come first.
-                    let from = match (row + k + 1).checked_sub(kernel).filter(|r| *r >= span.rows.start) {
-                        Some(earlier) => x.row(earlier),
-                        None => &past[(row - span.rows.start + k) * inner..][..inner],
-                    };
-                    for (c, (out, x)) in out.iter_mut().zip(from).enumerate() {
-                        *out += weight[c * kernel + k] * x;
-                    }
-                }
-            }
-            let new = span.rows.len().min(kernel - 1);
-            past.copy_within(new * inner.., 0);
-            let last = x.data()[(span.rows.end - new) * inner..span.rows.end * inner].iter();
-            past[(kernel - 1 - new) * inner..].iter_mut().zip(last).for_each(|(to, x)| *to = *x);
-        }
-        out
     }
 }
 
@@ -161,7 +120,7 @@ impl Block for Planned {
 
     fn forward(&self, run: &mut Run<'_>, input: &Tensor) -> Result<Tensor> {
         let x = run.linear(self.x, input, None, None); // [tokens, inner]
-        let mut u = self.convolve(run, &x);
+        let mut u = self.conv.apply(run, self.rows, &x, 0);
         run.give(x);
         run.backend.activate(self.act, &mut u);
         let tbc = run.linear(self.x_proj, &u, None, None); // [tokens, dt_rank + 2 state]
@@ -174,11 +133,11 @@ impl Block for Planned {
         dt.data_mut().iter_mut().for_each(|x| *x = softplus(*x));
         let a: Vec<f32> = run.vector(self.a_log).iter().map(|x| -x.exp()).collect();
         let mut y = run.take(u.rows(), self.inner);
-        let (spans, scanned) = (run.spans(self.rows), (self.kernel - 1) * self.inner);
+        let spans = run.spans(self.rows);
         let scan = Scan { x: &u, dt: &dt, bc: &tbc, start: self.dt_rank, a: &a, d: run.vector(self.d) };
         debug_assert_eq!(a.len(), self.inner * self.state);
         let mut states: Vec<&mut [f32]> =
-            run.states.iter_mut().map(|s| &mut s.recurrent[self.kept.0][scanned..]).collect();
+            run.states.iter_mut().map(|s| &mut *s.recurrent[self.kept.0]).collect();
         run.backend.scan(&scan, &spans, &mut states, &mut y);
         let gated = run.linear(self.z, input, Some(self.act), Some(&y));
         let out = run.linear(self.out, &gated, None, None);
