@@ -123,6 +123,7 @@ pub fn flow(tree: &Tree) -> String {
         Tree::Null => "null".into(),
         Tree::Bool(x) => x.to_string(),
         Tree::Int(x) => x.to_string(),
+        Tree::Float(x) if x.is_infinite() => if *x > 0.0 { ".inf" } else { "-.inf" }.into(),
         Tree::Float(x) => format!("{x:?}"),
         Tree::Text(text) => scalar(text),
         Tree::List(items) => format!("[{}]", items.iter().map(flow).collect::<Vec<_>>().join(", ")),

@@ -44,6 +44,35 @@ fn brackets(text: &str) -> usize {
     most
 }
 
+/// The key of a map that stands for a number.
+const SPECIAL_FLOAT: &str = "__float__";
+
+/// Numbers that JSON has no words for. What is not a number is not among them: no config can mean it.
+const SPECIAL_FLOATS: [(&str, f64); 2] = [("-Infinity", f64::NEG_INFINITY), ("Infinity", f64::INFINITY)];
+
+/// JSON in which such words, outside of strings, are maps that stand for them.
+fn with_special_floats(text: &str) -> String {
+    let mut out = String::with_capacity(text.len() + 64);
+    let (mut rest, mut quoted) = (text, false);
+    while let Some(c) = rest.chars().next() {
+        let found = SPECIAL_FLOATS.iter().find(|(word, _)| !quoted && rest.starts_with(word));
+        let taken = match (found, c) {
+            (Some((word, _)), _) => {
+                out += &format!("{{\"{SPECIAL_FLOAT}\":\"{word}\"}}");
+                rest = &rest[word.len()..];
+                continue;
+            }
+            // What is escaped ends no string.
+            (None, '\\') => 1 + rest[1..].chars().next().map_or(0, char::len_utf8),
+            (None, c) => c.len_utf8(),
+        };
+        quoted ^= c == '"';
+        out += &rest[..taken];
+        rest = &rest[taken..];
+    }
+    out
+}
+
 impl Tree {
     /// Reads a YAML file; the error names line and column.
     pub fn from_yaml(text: &str) -> Result<Tree, serde_yaml::Error> {
@@ -66,9 +95,34 @@ impl Tree {
         }
     }
 
-    /// Reads a JSON file; the error names line and column.
+    /// Reads a JSON file; the error names line and column. Infinite numbers, which JSON cannot write, are read as Python writes them
+    /// (`Infinity`), and as transformers does since version 5 (`{"__float__": "Infinity"}`).
     pub fn from_json(text: &str) -> Result<Tree, serde_json::Error> {
-        serde_json::from_str(text)
+        let strict: Result<Tree, serde_json::Error> = serde_json::from_str(text);
+        let tree = strict.or_else(|first| {
+            // Columns are those of the text on lines behind the first that has such a word.
+            let second = serde_json::from_str(&with_special_floats(text));
+            second.map_err(|e: serde_json::Error| if e.line() > first.line() { e } else { first })
+        })?;
+        Ok(tree.special_floats())
+    }
+
+    /// Maps that stand for numbers become numbers.
+    fn special_floats(self) -> Tree {
+        match self {
+            Tree::List(items) => Tree::List(items.into_iter().map(Tree::special_floats).collect()),
+            Tree::Map(entries) => {
+                if let [(key, Tree::Text(word))] = &entries[..]
+                    && key == SPECIAL_FLOAT
+                    && let Some((_, x)) = SPECIAL_FLOATS.iter().find(|(known, _)| known == word)
+                {
+                    return Tree::Float(*x);
+                }
+                let entries = entries.into_iter().map(|(key, value)| (key, value.special_floats()));
+                Tree::Map(entries.collect())
+            }
+            plain => plain,
+        }
     }
 
     /// Number of nodes, or none if there are more than `limit`.
@@ -303,6 +357,22 @@ mod tests {
             text += &format!("a{i}: &a{i} [{refs}]\n");
         }
         assert!(Tree::from_yaml(&text).is_err());
+    }
+
+    #[test]
+    fn numbers_that_json_cannot_write_are_read() {
+        let read = |text: &str| Tree::from_json(text);
+        let bare = read(r#"{"a": [0.0, Infinity], "b": "Infinity \" NaN", "c": -Infinity}"#).unwrap();
+        let text = Tree::Text("Infinity \" NaN".into());
+        let limit = Tree::List(vec![Tree::Float(0.0), Tree::Float(f64::INFINITY)]);
+        assert_eq!((bare.get("a"), bare.get("b")), (Some(&limit), Some(&text)));
+        assert_eq!(bare.get("c"), Some(&Tree::Float(f64::NEG_INFINITY)));
+        assert_eq!(read(r#"[0.0, {"__float__": "Infinity"}]"#).unwrap(), limit);
+        let error = read("{\"a\": Infinity,\n\"b\": x}").unwrap_err();
+        assert_eq!((error.line(), error.column()), (2, 6));
+        for text in ["NaN", "Infinit", "[Infinity", "{\"a\": x, \"b\": Infinity}", "\"\\", "--Infinity"] {
+            assert!(read(text).is_err(), "{text}");
+        }
     }
 
     #[test]
