@@ -144,7 +144,7 @@ impl Network {
             return Err(Error::new(ErrorKind::Input, message));
         }
         let tokens = (batch.input.ids.len() + batch.decoder.ids.len()) as u64;
-        self.memory.check_batch(tokens, tokens, self.memory_limit)?;
+        self.memory.check_batch(batch.len() as u64, tokens, tokens, self.memory_limit)?;
         let mut states = self.new_states(batch.len());
         self.pass(batch, &mut states, |run| compute(run, &ids))
     }
@@ -244,6 +244,7 @@ impl Network {
         let lock = || self.buffers.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         let mut buffers = lock().pop().unwrap_or_default();
         let plan = &self.plan;
+        states.iter_mut().for_each(|state| state.begin(&plan.declared));
         let mut run = Run::new(
             &*self.backend,
             &self.parameters,

@@ -174,7 +174,7 @@ impl Inputs {
 pub struct SequenceState {
     /// One per declared cache.
     pub caches: Vec<KvCache>,
-    /// One per declared recurrent state.
+    /// One per declared recurrent state, once the first tokens come.
     pub recurrent: Vec<Vec<f32>>,
 }
 
@@ -182,9 +182,14 @@ impl SequenceState {
     /// The state of a sequence without tokens.
     pub fn new(declared: &Declared) -> Self {
         let cache = |c: &CacheUse| KvCache::new(c.kv_heads, c.k_dim, c.v_dim);
-        SequenceState {
-            caches: declared.caches.iter().map(cache).collect(),
-            recurrent: declared.recurrent.iter().map(|n| vec![0.0; *n]).collect(),
+        SequenceState { caches: declared.caches.iter().map(cache).collect(), recurrent: Vec::new() }
+    }
+
+    /// Takes the memory of the recurrent states if that has not happened. Whether there is enough is known only when the tokens
+    /// are.
+    pub fn begin(&mut self, declared: &Declared) {
+        if self.recurrent.is_empty() {
+            self.recurrent = declared.recurrent.iter().map(|n| vec![0.0; *n]).collect();
         }
     }
 

@@ -14,6 +14,8 @@ pub struct Memory {
     pub mapped: u64,
     /// Keys and values of one token, all layers together.
     pub cache_per_token: u64,
+    /// What a sequence remembers beside keys and values, all layers together.
+    pub state_per_sequence: u64,
     /// Activations of one token, at most.
     pub activations_per_token: u64,
 }
@@ -52,6 +54,9 @@ impl Memory {
                 memory.activations_per_token = memory.activations_per_token.max(bytes);
             }
         }
+        for elements in &declared.recurrent {
+            memory.state_per_sequence = memory.state_per_sequence.saturating_add(4 * *elements as u64);
+        }
         // At most five matrices are alive in a layer: the sum, its normed copy, and the block's own three. The logits come
         // when the layers are done, and once more when they are handed out.
         let layer = 5 * 4 * declared.widest_in_layers as u64;
@@ -69,12 +74,13 @@ impl Memory {
         Err(Error::new(ErrorKind::Limit, message).help("set a higher limit, or keep them in half precision"))
     }
 
-    /// An error if a batch of `tokens` tokens, `cached` of which leave keys and values behind, does not fit beside the
-    /// weights into `limit` bytes.
-    pub fn check_batch(&self, tokens: u64, cached: u64, limit: u64) -> Result<()> {
+    /// An error if a batch of `sequences` with `tokens` tokens, of which `cached` leave keys and values behind, does not fit
+    /// beside the weights into `limit` bytes.
+    pub fn check_batch(&self, sequences: u64, tokens: u64, cached: u64, limit: u64) -> Result<()> {
         let batch = tokens
             .saturating_mul(self.activations_per_token)
-            .saturating_add(cached.saturating_mul(self.cache_per_token));
+            .saturating_add(cached.saturating_mul(self.cache_per_token))
+            .saturating_add(sequences.saturating_mul(self.state_per_sequence));
         if self.weights.saturating_add(batch) <= limit {
             return Ok(());
         }

@@ -82,8 +82,8 @@ pub fn peak(plan: &Plan, index: &Index, memory: &Memory, tokens: Tokens, sequenc
     let passing = plan.declared.caches.iter().filter(|cache| !cache.kept);
     let passing = passing.map(|cache| 4 * (cache.kv_heads * (cache.k_dim + cache.v_dim)) as u64).max();
     let activations = layer.max(2 * 4 * plan.declared.widest as u64) + passing.unwrap_or(0);
-    let kept = (tokens.new + tokens.past) * sequences * memory.cache_per_token;
-    PROGRAM_BYTES + memory.weights + lingering + read + rows * activations + kept
+    let kept = (tokens.new + tokens.past) * memory.cache_per_token + memory.state_per_sequence;
+    PROGRAM_BYTES + memory.weights + lingering + read + rows * activations + sequences.saturating_mul(kept)
 }
 
 /// The sum of all costs.
