@@ -209,6 +209,9 @@ fn plain(kind: &str) -> Value {
             {"type": "integer", "minimum": 1},
             {"type": "array", "items": or_expression(json!({"type": "integer", "minimum": 1}))},
         ]}),
+        "two numbers, the smaller one first" => json!({
+            "type": "array", "items": or_expression(json!({"type": "number"})), "minItems": 2, "maxItems": 2,
+        }),
         kind if kind.starts_with('`') => {
             let words: Vec<&str> = kind.split('`').skip(1).step_by(2).collect();
             json!({"enum": words})

@@ -2,11 +2,11 @@
 
 use std::sync::Arc;
 
-use smelt::backend::Backend;
+use smelt::backend::{Backend, Counting};
 use smelt::cpu::{Cpu, SimdLevel};
 use smelt::model::{Batch, LoadOptions, Network, Output};
 use smelt::nn::BLOCKS;
-use smelt::plan::{Config, Plan, Target};
+use smelt::plan::{self, Config, Plan, Target};
 use smelt::reference::Reference;
 use smelt::spec::Source;
 use smelt::tensor::Array;
@@ -285,6 +285,52 @@ const CASES: &[Case] = &[
             ("o.bias", &[20]),
         ],
     },
+    Case {
+        block: "multi_head_state_space",
+        steps: "[{multi_head_state_space: {in_proj: i, conv: c, dt_bias: t, dt_limit: [0.5, 0.8], a_log: a, d: d, norm: n,
+                  out_proj: o, heads: 6, head_dim: 5, groups: 3, state: 19, kernel: 4}}]",
+        tensors: &[
+            ("i.weight", &[180, 20]),
+            ("i.bias", &[180]),
+            ("c.weight", &[144, 1, 4]),
+            ("c.bias", &[144]),
+            ("t", &[6]),
+            ("a", &[6]),
+            ("d", &[6]),
+            ("n.weight", &[30]),
+            ("o.weight", &[20, 30]),
+            ("o.bias", &[20]),
+        ],
+    },
+    Case {
+        block: "multi_head_state_space",
+        steps: "[{residual: {multi_head_state_space: {in_proj: {at: i, bias: false}, conv: c, conv_bias: false, dt_bias: t, a_log: a,
+                  d: d, out_proj: {at: o, bias: false}, heads: 2, head_dim: 35, state: 3, kernel: 1, act: gelu}}}]",
+        tensors: &[
+            ("i.weight", &[148, 20]),
+            ("c.weight", &[76, 1, 1]),
+            ("t", &[2]),
+            ("a", &[2]),
+            ("d", &[2]),
+            ("o.weight", &[20, 70]),
+        ],
+    },
+    Case {
+        block: "multi_head_state_space",
+        steps: "[{multi_head_state_space: {in_proj: {at: i, bias: false}, conv: c, dt_bias: t, dt_limit: [0.1, .inf], a_log: a, d: d,
+                  norm: {at: n, eps: 1e-3, groups: 1, before_gate: true}, out_proj: {at: o, bias: false}, heads: 4, head_dim: 3,
+                  groups: 2, state: 16, kernel: 7}}]",
+        tensors: &[
+            ("i.weight", &[92, 20]),
+            ("c.weight", &[76, 1, 7]),
+            ("c.bias", &[76]),
+            ("t", &[4]),
+            ("a", &[4]),
+            ("d", &[4]),
+            ("n.weight", &[12]),
+            ("o.weight", &[20, 12]),
+        ],
+    },
     Case { block: "scale", steps: "[{scale: {at: s}}]", tensors: &[("s", &[20])] },
     Case { block: "pool", steps: "[{pool: {rows: last, of: 3, ids_of: token_ids}}]", tensors: &[] },
     Case { block: "pool", steps: "[{pool: {rows: mean, start: 1}}]", tensors: &[] },
@@ -302,6 +348,15 @@ const CASES: &[Case] = &[
 const SOURCES: [&str; 6] = ["{sum: [{from", "{concat", "{parameter", "{sinusoidal", "{patches", "{frames"];
 
 fn network(case: &Case, dir: &std::path::Path, backend: Arc<dyn Backend>) -> Network {
+    network_with(case, dir, backend, &LoadOptions::default())
+}
+
+fn network_with(
+    case: &Case,
+    dir: &std::path::Path,
+    backend: Arc<dyn Backend>,
+    options: &LoadOptions,
+) -> Network {
     // Steps that do not begin by themselves go on from the token vectors.
     let steps = match &case.steps[1..case.steps.len() - 1] {
         "" => "[{from: tokens}]".into(),
@@ -329,8 +384,7 @@ heads:
     let source = Source::yaml("test.yaml", yaml).unwrap();
     let plan =
         Plan::new(source, &config, &index, &Target::Config).unwrap_or_else(|e| panic!("{}: {e}", case.block));
-    Network::load(plan, &Checkpoint::map(&repository, &index).unwrap(), backend, &LoadOptions::default())
-        .unwrap()
+    Network::load(plan, &Checkpoint::map(&repository, &index).unwrap(), backend, options).unwrap()
 }
 
 fn write(case: &Case, dir: &std::path::Path) {
@@ -389,4 +443,135 @@ fn every_block_agrees_with_the_reference_on_a_ragged_batch() {
             }
         }
     }
+}
+
+#[test]
+fn what_remembers_gives_the_same_bits_in_any_batch_and_token_by_token() {
+    let ids: [&[u32]; 3] = [&[1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11], &[3], &[9, 3, 3, 7, 12]];
+    let bits = |row: &[f32]| row.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
+    for case in CASES.iter().filter(|case| case.block.ends_with("state_space")) {
+        let dir = tempfile::tempdir().unwrap();
+        write(case, dir.path());
+        for level in SimdLevel::ALL {
+            let Some(one) = Cpu::with_level(level, Some(1)) else { continue };
+            let one = network(case, dir.path(), Arc::new(one));
+            let three = Cpu::with_level(level, Some(3)).unwrap();
+            let batch = network(case, dir.path(), Arc::new(three))
+                .forward(&Batch::of(ids), &["result"], false)
+                .unwrap()
+                .remove(0)
+                .value;
+            let mut row = 0;
+            for sequence in ids {
+                let mut session = one.session(1);
+                for id in sequence {
+                    let last = session.step(&[&[*id]], "result").unwrap();
+                    assert_eq!(
+                        bits(last.row(0)),
+                        bits(batch.row(row)),
+                        "{} {level:?}: row {row}",
+                        case.steps
+                    );
+                    row += 1;
+                }
+                // Some tokens at once, then the others.
+                let (first, rest) = sequence.split_at(sequence.len() / 2);
+                let mut session = one.session(1);
+                if !first.is_empty() {
+                    session.step(&[first], "result").unwrap();
+                }
+                let last = session.step(&[rest], "result").unwrap();
+                assert_eq!(bits(last.row(0)), bits(batch.row(row - 1)), "{} {level:?}", case.steps);
+            }
+        }
+    }
+}
+
+#[test]
+fn sizes_that_a_state_space_cannot_have_are_errors() {
+    let fields = |more: &str| {
+        format!(
+            "{{multi_head_state_space: {{in_proj: i, conv: c, dt_bias: t, a_log: a, d: d, norm: n, out_proj: o, {more}}}}}"
+        )
+    };
+    let cases = [
+        (
+            "heads: 6, head_dim: 4, groups: 4, state: 3, kernel: 2",
+            "expected a number of heads that 4 groups can share",
+        ),
+        ("heads: 4294967296, head_dim: 4294967296, state: 3, kernel: 2", "are too many"),
+        ("heads: 4, head_dim: 4, groups: 4, state: 4294967296, kernel: 2", "are too many"),
+        ("heads: 4, head_dim: 4, state: 3, kernel: 4294967296", "are too many"),
+        (
+            "heads: 4, head_dim: 4, state: 3, kernel: 2, norm: {at: n, groups: 3}",
+            "can be cut into 3 parts, found 16",
+        ),
+        (
+            "heads: 4, head_dim: 4, state: 3, kernel: 2, dt_limit: [2, 1]",
+            "expected two numbers, the smaller one first",
+        ),
+        ("heads: 4, head_dim: 4, state: 3, kernel: 2, dt_limit: [0, .nan]", "expected two numbers"),
+        ("heads: 4, head_dim: 4, state: 3, kernel: 2, dt_limit: 1", "expected two numbers"),
+    ];
+    for (more, expected) in cases {
+        let more =
+            if more.contains("norm") { fields(more).replacen("norm: n, ", "", 1) } else { fields(more) };
+        let yaml = format!(
+            "smelt: 1\nmatch: {{model_type: test}}\nheads:\n  features: {{match: Test, result: [{{embedding: {{at: e, \
+             of: token_ids, rows: 50, width: 20}}}}, {more}]}}\nmodel: {{}}\n"
+        );
+        let dir = tempfile::tempdir().unwrap();
+        write(&CASES[0], dir.path());
+        let index = Index::open(&Repository::open(dir.path()).unwrap()).unwrap();
+        let config =
+            Config::parse("config.json", "{\"model_type\": \"test\", \"architectures\": [\"Test\"]}")
+                .unwrap();
+        let source = Source::yaml("test.yaml", yaml).unwrap();
+        let error = Plan::new(source, &config, &index, &Target::Config).unwrap_err().to_string();
+        assert!(error.contains(expected), "{more}: {error}");
+    }
+}
+
+#[test]
+fn the_work_of_a_state_space_is_what_is_explained() {
+    for case in CASES.iter().filter(|case| case.block.ends_with("state_space")) {
+        let dir = tempfile::tempdir().unwrap();
+        write(case, dir.path());
+        let counting = Arc::new(Counting::new(Arc::new(Reference)));
+        let network = network(case, dir.path(), counting.clone());
+        network.forward(&Batch::of([&[1, 2, 3, 4, 5, 6, 7][..]]), &["result"], false).unwrap();
+        let index = Index::open(&Repository::open(dir.path()).unwrap()).unwrap();
+        let tokens = plan::Tokens { new: 7, past: 0 };
+        let costs = plan::costs(network.plan(), &index, &Reference, None, tokens);
+        assert_eq!(plan::totals(&costs).flops, counting.take().flops, "{}", case.steps);
+    }
+}
+
+#[test]
+fn what_sequences_remember_counts_in_the_limit_of_memory() {
+    // 0.9 MB of weights and 4 MB for each sequence.
+    let case = Case {
+        block: "multi_head_state_space",
+        steps: "[{multi_head_state_space: {in_proj: {at: i, bias: false}, conv: c, conv_bias: false, dt_bias: t, a_log: a, d: d,
+                  out_proj: {at: o, bias: false}, heads: 1, head_dim: 200, state: 5000, kernel: 1}}]",
+        tensors: &[
+            ("i.weight", &[10401, 20]),
+            ("c.weight", &[10200, 1, 1]),
+            ("t", &[1]),
+            ("a", &[1]),
+            ("d", &[1]),
+            ("o.weight", &[20, 200]),
+        ],
+    };
+    let dir = tempfile::tempdir().unwrap();
+    write(&case, dir.path());
+    let options = LoadOptions { memory_limit: Some(16 << 20), ..LoadOptions::default() };
+    let network = network_with(&case, dir.path(), Arc::new(Reference), &options);
+    assert!(network.forward(&Batch::of([&[1][..]]), &["result"], false).is_ok());
+    let error = network.forward(&Batch::of([&[1][..]; 4]), &["result"], false).unwrap_err().to_string();
+    assert!(error.contains("more than the limit"), "{error}");
+    // Far more than any machine has: asked for when the first tokens come, and refused then.
+    let mut session = network.session(1 << 20);
+    let error = session.step(&vec![&[1][..]; 1 << 20], "result").unwrap_err().to_string();
+    assert!(error.contains("more than the limit"), "{error}");
 }

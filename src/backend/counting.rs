@@ -2,8 +2,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::{
-    Activation, AttentionParams, Backend, Epilogue, KvCache, Linear, LinearPart, Norm, Rotation, Scan, Span,
-    WeightType,
+    Activation, AttentionParams, Backend, Epilogue, HeadScan, KvCache, Linear, LinearPart, Norm, Rotation,
+    Scan, Span, WeightType,
 };
 use crate::tensor::{Array, Tensor};
 
@@ -161,6 +161,11 @@ impl Backend for Counting {
     fn scan(&self, scan: &Scan<'_>, spans: &[Span], states: &mut [&mut [f32]], out: &mut Tensor) {
         self.counts.add(6 * (scan.x.rows() * scan.a.len()) as u64, 0);
         self.inner.scan(scan, spans, states, out);
+    }
+
+    fn scan_heads(&self, scan: &HeadScan<'_>, spans: &[Span], states: &mut [&mut [f32]], out: &mut Tensor) {
+        self.counts.add(5 * (out.rows() * out.cols() * scan.state) as u64, 0);
+        self.inner.scan_heads(scan, spans, states, out);
     }
 }
 

@@ -100,6 +100,10 @@ pub trait Backend: Send + Sync + fmt::Debug {
 
     /// Runs a selective state space over the rows of each span; `states[i]`, `[inner, state]`, is that of `spans[i]`.
     fn scan(&self, scan: &Scan<'_>, spans: &[Span], states: &mut [&mut [f32]], out: &mut Tensor);
+
+    /// Runs a selective state space of heads over the rows of each span; `states[i]`, `[heads, head_dim, state]`, is that of
+    /// `spans[i]`. `out` is `[rows, heads * head_dim]`.
+    fn scan_heads(&self, scan: &HeadScan<'_>, spans: &[Span], states: &mut [&mut [f32]], out: &mut Tensor);
 }
 
 /// A linear map whose weights a backend has laid out for itself.
@@ -253,6 +257,27 @@ pub struct Scan<'a> {
     pub a: &'a [f32],
     /// One per channel.
     pub d: &'a [f32],
+}
+
+/// A selective state space of heads, without the maps before and after it: for each head and each of its `head_dim` channels
+/// `x`, `s = exp(dt · a) · s + dt · x · b` and `y = Σ c · s + d · x`, token by token, where `b` and `c`, of `state` numbers, are those of
+/// the head's group. Head `h` is in group `h / (heads / groups)`. Dao and Gu, arXiv:2405.21060, 2024.
+#[derive(Debug)]
+pub struct HeadScan<'a> {
+    /// Per row `x`, `[heads, head_dim]`, then `b` and `c`, both `[groups, state]`.
+    pub xbc: &'a Tensor,
+    /// Step sizes, `[rows, heads]`.
+    pub dt: &'a Tensor,
+    /// One per head.
+    pub a: &'a [f32],
+    /// One per head.
+    pub d: &'a [f32],
+    /// Channels of a head.
+    pub head_dim: usize,
+    /// Groups of heads; divides their number.
+    pub groups: usize,
+    /// Numbers that a channel remembers.
+    pub state: usize,
 }
 
 /// Which keys a query at position `i` sees: those at `i - back ..= i + ahead`.

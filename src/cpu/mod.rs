@@ -16,8 +16,8 @@ mod pool;
 use std::sync::Arc;
 
 use crate::backend::{
-    Activation, AttentionParams, Backend, KvCache, Linear, LinearPart, Norm, PAGE_KEYS, Rotation, Scan, Span,
-    WeightType,
+    Activation, AttentionParams, Backend, HeadScan, KvCache, Linear, LinearPart, Norm, PAGE_KEYS, Rotation,
+    Scan, Span, WeightType,
 };
 use crate::tensor::{Array, Tensor};
 pub use dispatch::SimdLevel;
@@ -25,6 +25,7 @@ use dispatch::{Simds, with_simd};
 use kernels::attention::Attend;
 use kernels::matmul::panel_width;
 use kernels::rows::{Activate, Normalise, rotate};
+use kernels::scan::ScanHeads;
 use kernels::simd::{Kernel, Simd};
 use linear::{Packed, packed_bytes};
 pub use peaks::{Meter, Peaks};
@@ -235,5 +236,9 @@ impl Backend for Cpu {
 
     fn scan(&self, scan: &Scan<'_>, spans: &[Span], states: &mut [&mut [f32]], out: &mut Tensor) {
         kernels::scan::scan(&self.engine.pool, scan, spans, states, out);
+    }
+
+    fn scan_heads(&self, scan: &HeadScan<'_>, spans: &[Span], states: &mut [&mut [f32]], out: &mut Tensor) {
+        self.engine.run(ScanHeads { pool: &self.engine.pool, scan, spans, states, out });
     }
 }

@@ -34,6 +34,7 @@ mod layer_norm;
 mod linear;
 mod mlp;
 mod moe;
+mod multi_head_state_space;
 mod parameter;
 mod patches;
 mod pool;
@@ -132,7 +133,7 @@ const fn define<T: Plan>() -> Definition {
 }
 
 /// All blocks, in the order of the reference.
-pub static BLOCKS: [Definition; 28] = [
+pub static BLOCKS: [Definition; 29] = [
     define::<embedding::Embedding>(),
     define::<from::From>(),
     define::<concat::Concat>(),
@@ -152,6 +153,7 @@ pub static BLOCKS: [Definition; 28] = [
     define::<gated_mlp::GatedMlp>(),
     define::<moe::Moe>(),
     define::<state_space::StateSpace>(),
+    define::<multi_head_state_space::MultiHeadStateSpace>(),
     define::<conv1d::Conv1d>(),
     define::<layer_norm::LayerNorm>(),
     define::<rms_norm::RmsNorm>(),
@@ -167,10 +169,15 @@ pub static BLOCKS: [Definition; 28] = [
 pub type Group = (&'static str, &'static [&'static str], fn() -> &'static [FieldDef]);
 
 /// The groups of fields that blocks share, for the reference.
-pub static GROUPS: [Group; 3] = [
+pub static GROUPS: [Group; 4] = [
     (fields::Projection::NAME, fields::Projection::DOC, fields::Projection::fields),
     (rope::RopeFields::NAME, rope::RopeFields::DOC, rope::RopeFields::fields),
     (head_norm::HeadNorm::NAME, head_norm::HeadNorm::DOC, head_norm::HeadNorm::fields),
+    (
+        multi_head_state_space::GatedNorm::NAME,
+        multi_head_state_space::GatedNorm::DOC,
+        multi_head_state_space::GatedNorm::fields,
+    ),
 ];
 
 /// The fields of the block or group of that name.

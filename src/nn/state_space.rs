@@ -147,6 +147,6 @@ impl Block for Planned {
 }
 
 /// `ln(1 + exp(x))`.
-fn softplus(x: f32) -> f32 {
+pub fn softplus(x: f32) -> f32 {
     if x > 20.0 { x } else { x.exp().ln_1p() }
 }

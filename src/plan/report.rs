@@ -183,6 +183,10 @@ fn flops(plan: &Plan, block: &PlannedBlock, tokens: Tokens) -> u64 {
         "state_space" => {
             flops = flops.saturating_add(product(&[6, rows, number("inner"), number("state")]));
         }
+        "multi_head_state_space" => {
+            let channels = [5, rows, number("heads"), number("head_dim"), number("state")];
+            flops = flops.saturating_add(product(&channels));
+        }
         "disentangled_attention" => {
             // Scores and sums of values; the products with the vectors of distances, both ways.
             let cols = block.linears.get(1).map_or(0, |id| plan.declared.linears[id.0].outputs as u64);

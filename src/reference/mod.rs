@@ -4,8 +4,8 @@
 #![forbid(unsafe_code)]
 
 use crate::backend::{
-    Activation, AttentionParams, Backend, Epilogue, KvCache, Layout, Linear, LinearPart, Norm, QUANT_BLOCK,
-    QuantBlock, Rotation, Scan, Span, WeightType,
+    Activation, AttentionParams, Backend, Epilogue, HeadScan, KvCache, Layout, Linear, LinearPart, Norm,
+    QUANT_BLOCK, QuantBlock, Rotation, Scan, Span, WeightType,
 };
 use crate::tensor::{Array, Tensor};
 
@@ -220,6 +220,31 @@ impl Backend for Reference {
                         y += f64::from(c[i]) * f64::from(*s);
                     }
                     out.row_mut(row)[ch] = y as f32;
+                }
+            }
+        }
+    }
+
+    fn scan_heads(&self, scan: &HeadScan<'_>, spans: &[Span], states: &mut [&mut [f32]], out: &mut Tensor) {
+        let (heads, head_dim, groups, n) = (scan.a.len(), scan.head_dim, scan.groups, scan.state);
+        for (span, state) in spans.iter().zip(states) {
+            for row in span.rows.clone() {
+                let (x, bc) = scan.xbc.row(row).split_at(heads * head_dim);
+                let (b, c) = bc.split_at(groups * n);
+                for h in 0..heads {
+                    let group = h / (heads / groups);
+                    let (dt, d) = (f64::from(scan.dt.row(row)[h]), f64::from(scan.d[h]));
+                    let decay = (dt * f64::from(scan.a[h])).exp();
+                    for ch in h * head_dim..(h + 1) * head_dim {
+                        let x = f64::from(x[ch]);
+                        let mut y = d * x;
+                        for i in 0..n {
+                            let s = &mut state[ch * n + i];
+                            *s = (decay * f64::from(*s) + dt * x * f64::from(b[group * n + i])) as f32;
+                            y += f64::from(c[group * n + i]) * f64::from(*s);
+                        }
+                        out.row_mut(row)[ch] = y as f32;
+                    }
                 }
             }
         }

@@ -1,7 +1,8 @@
-//! Selective state spaces: a recurrence over the rows of a sequence, for each channel by itself.
+//! Selective state spaces: a recurrence over the rows of a sequence, for each channel or each head by itself.
 
 use super::matmul::Shared;
-use crate::backend::{Scan, Span};
+use super::simd::{Kernel, Simd, load, store};
+use crate::backend::{HeadScan, Scan, Span};
 use crate::cpu::pool::Pool;
 use crate::tensor::Tensor;
 
@@ -39,4 +40,95 @@ pub fn scan(pool: &Pool, scan: &Scan<'_>, spans: &[Span], states: &mut [&mut [f3
             }
         }
     });
+}
+
+/// See [`Backend::scan_heads`](crate::backend::Backend::scan_heads).
+pub struct ScanHeads<'a, 's> {
+    pub pool: &'a Pool,
+    pub scan: &'a HeadScan<'a>,
+    pub spans: &'a [Span],
+    pub states: &'a mut [&'s mut [f32]],
+    pub out: &'a mut Tensor,
+}
+
+impl Kernel for ScanHeads<'_, '_> {
+    type Output = ();
+
+    /// # Safety
+    /// Lengths are checked here.
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self, s: S) {
+        let ScanHeads { pool, scan, spans, states, out } = self;
+        let (heads, size) = (scan.a.len(), scan.head_dim * scan.state);
+        let inner = heads * scan.head_dim;
+        assert!(size > 0 && heads > 0, "a state for each head");
+        assert!(scan.groups > 0 && heads % scan.groups == 0, "heads of a group");
+        assert_eq!((scan.d.len(), scan.dt.cols()), (heads, heads), "heads of a scan");
+        assert_eq!(scan.xbc.cols(), inner + 2 * scan.groups * scan.state, "columns of a scan");
+        assert_eq!(out.cols(), inner, "columns of what a scan gives");
+        assert_eq!(spans.len(), states.len(), "a state for each sequence");
+        let rows = out.rows().min(scan.xbc.rows()).min(scan.dt.rows());
+        assert!(spans.iter().all(|span| span.rows.end <= rows), "rows of a sequence");
+        let shared = Shared::new(out);
+        let mut tasks = Vec::new();
+        for (span, state) in spans.iter().zip(states) {
+            assert_eq!(state.len(), heads * size, "the state of a sequence");
+            for (head, state) in state.chunks_exact_mut(size).enumerate() {
+                tasks.push((span.rows.clone(), head, state));
+            }
+        }
+        pool.run_each(tasks.into_iter(), |(rows, head, state)| {
+            // SAFETY: the token turns its features on; lengths are checked above; tasks have different rows or heads.
+            unsafe { s.run(ScanHead { scan, rows, head, state, out: shared }) }
+        });
+    }
+}
+
+/// One head of one sequence.
+struct ScanHead<'a> {
+    scan: &'a HeadScan<'a>,
+    rows: std::ops::Range<usize>,
+    head: usize,
+    /// `[head_dim, state]`.
+    state: &'a mut [f32],
+    out: Shared,
+}
+
+impl Kernel for ScanHead<'_> {
+    type Output = ();
+
+    /// # Safety
+    /// `ScanHeads` has checked the lengths.
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self, s: S) {
+        let ScanHead { scan, rows, head, state, out } = self;
+        let (heads, head_dim, n) = (scan.a.len(), scan.head_dim, scan.state);
+        let group = head / (heads / scan.groups);
+        let b_start = heads * head_dim + group * n;
+        let c_start = b_start + scan.groups * n;
+        for row in rows {
+            let xbc = scan.xbc.row(row);
+            let (x, b, c) = (&xbc[head * head_dim..][..head_dim], &xbc[b_start..][..n], &xbc[c_start..][..n]);
+            let dt = scan.dt.row(row)[head];
+            // SAFETY: each access is to at most `n` elements of `b`, of `c` or of a channel's state; the rows and columns
+            // that are written lie inside of the matrix.
+            unsafe {
+                let decay = s.splat((dt * scan.a[head]).exp());
+                for (channel, (x, state)) in x.iter().zip(state.chunks_exact_mut(n)).enumerate() {
+                    let (step, state) = (s.splat(dt * x), state.as_mut_ptr());
+                    let mut sum = s.splat(0.0);
+                    let mut i = 0;
+                    while i < n {
+                        let some = (n - i).min(S::LANES);
+                        let new = s.mul(step, load(s, b.as_ptr().add(i), some));
+                        let new = s.fma(decay, load(s, state.add(i), some), new);
+                        store(s, state.add(i), some, new);
+                        sum = s.fma(load(s, c.as_ptr().add(i), some), new, sum);
+                        i += some;
+                    }
+                    *out.at(row, head * head_dim + channel) = s.sum(sum) + scan.d[head] * x;
+                }
+            }
+        }
+    }
 }
