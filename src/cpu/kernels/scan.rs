@@ -106,29 +106,75 @@ impl Kernel for ScanHead<'_> {
         let group = head / (heads / scan.groups);
         let b_start = heads * head_dim + group * n;
         let c_start = b_start + scan.groups * n;
-        for row in rows {
-            let xbc = scan.xbc.row(row);
-            let (x, b, c) = (&xbc[head * head_dim..][..head_dim], &xbc[b_start..][..n], &xbc[c_start..][..n]);
-            let dt = scan.dt.row(row)[head];
-            // SAFETY: each access is to at most `n` elements of `b`, of `c` or of a channel's state; the rows and columns
-            // that are written lie inside of the matrix.
-            unsafe {
-                let decay = s.splat((dt * scan.a[head]).exp());
-                for (channel, (x, state)) in x.iter().zip(state.chunks_exact_mut(n)).enumerate() {
-                    let (step, state) = (s.splat(dt * x), state.as_mut_ptr());
-                    let mut sum = s.splat(0.0);
-                    let mut i = 0;
-                    while i < n {
-                        let some = (n - i).min(S::LANES);
-                        let new = s.mul(step, load(s, b.as_ptr().add(i), some));
-                        let new = s.fma(decay, load(s, state.add(i), some), new);
-                        store(s, state.add(i), some, new);
-                        sum = s.fma(load(s, c.as_ptr().add(i), some), new, sum);
-                        i += some;
+        // All rows for some channels, then for the next ones: what these remember stays in the nearest cache.
+        for (part, state) in state.chunks_mut(TOGETHER * n).enumerate() {
+            let (first, channels) = (head * head_dim + part * TOGETHER, state.len() / n);
+            for row in rows.clone() {
+                let xbc = scan.xbc.row(row);
+                let (x, b, c) = (&xbc[first..][..channels], &xbc[b_start..][..n], &xbc[c_start..][..n]);
+                let dt = scan.dt.row(row)[head];
+                let decay = (dt * scan.a[head]).exp();
+                // SAFETY: `b` and `c` have `n` elements and `state` `n` for each channel; the row and columns that are written
+                // lie inside of the matrix.
+                unsafe {
+                    let (b, c, state, out) = (b.as_ptr(), c.as_ptr(), state.as_mut_ptr(), out.at(row, first));
+                    if let Ok(x) = <&[f32; TOGETHER]>::try_from(x) {
+                        let sums = advance(s, decay, x.map(|x| dt * x), b, c, state, n);
+                        for i in 0..TOGETHER {
+                            *out.add(i) = sums[i] + scan.d[head] * x[i];
+                        }
+                    } else {
+                        for i in 0..channels {
+                            let [sum] = advance(s, decay, [dt * x[i]], b, c, state.add(i * n), n);
+                            *out.add(i) = sum + scan.d[head] * x[i];
+                        }
                     }
-                    *out.at(row, head * head_dim + channel) = s.sum(sum) + scan.d[head] * x;
                 }
             }
         }
+    }
+}
+
+/// Channels of a head that go through the rows together: their sums hide each other's latency.
+const TOGETHER: usize = 4;
+
+/// One step of `N` channels: `state = decay * state + step * b`, then the sums of `c * state`. The order of a channel's sum does not
+/// depend on `N`.
+///
+/// # Safety
+/// `b` and `c` have `n` elements, `state` has `N * n`.
+#[inline(always)]
+unsafe fn advance<S: Simd, const N: usize>(
+    s: S,
+    decay: f32,
+    steps: [f32; N],
+    b: *const f32,
+    c: *const f32,
+    state: *mut f32,
+    n: usize,
+) -> [f32; N] {
+    // SAFETY: the caller's: offsets end at `n`, or at `N * n`.
+    unsafe {
+        let decay = s.splat(decay);
+        let (mut by, mut sums, mut results) = ([s.splat(0.0); N], [s.splat(0.0); N], [0.0; N]);
+        for k in 0..N {
+            by[k] = s.splat(steps[k]);
+        }
+        let mut i = 0;
+        while i < n {
+            let some = (n - i).min(S::LANES);
+            let (b, c) = (load(s, b.add(i), some), load(s, c.add(i), some));
+            for k in 0..N {
+                let at = state.add(k * n + i);
+                let new = s.fma(decay, load(s, at, some), s.mul(by[k], b));
+                store(s, at, some, new);
+                sums[k] = s.fma(c, new, sums[k]);
+            }
+            i += some;
+        }
+        for k in 0..N {
+            results[k] = s.sum(sums[k]);
+        }
+        results
     }
 }
