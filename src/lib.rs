@@ -34,6 +34,7 @@
 //! | [`cpu`], [`mod@reference`] | the fast backend, and the plain one that it is tested against |
 //! | [`model`] | a plan with its weights: forward passes and sessions with a key-value cache |
 //! | [`tokenizer`], [`generate`] | text to ids and back; choosing the next token |
+//! | [`preprocess`] | images and sounds to tensors |
 //! | [`task`] | text in, answer out |
 //! | [`tensor`], [`error`] | what the others share |
 //! | [`docs`], [`schema`] | the block reference and a JSON Schema, made from the definitions of the blocks |
@@ -51,6 +52,7 @@ pub mod generate;
 pub mod model;
 pub mod nn;
 pub mod plan;
+pub mod preprocess;
 pub mod reference;
 pub mod schema;
 pub mod spec;
@@ -62,6 +64,7 @@ pub mod weights;
 pub use backend::WeightType;
 pub use error::{Error, ErrorKind, Result};
 pub use generate::SamplingOptions;
+pub use preprocess::Image;
 pub use task::{
     Answer, AnswerOptions, BackendKind, Classification, Embedding, FinishReason, GenerateOptions, Generation,
     Label, MaskFills, Model, OpenOptions, Pooling, Text, TokenLabels, load_from_spec,

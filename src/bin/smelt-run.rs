@@ -12,10 +12,11 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::{Value, json};
 
 use smelt::backend::WeightType;
+use smelt::nn::Stream;
 use smelt::task::Bundle;
 use smelt::weights::{BundleData, Repository, read_bundle, write_bundle};
 use smelt::{
-    AnswerOptions, BackendKind, Error, ErrorKind, GenerateOptions, Label, Model, OpenOptions, Pooling,
+    AnswerOptions, BackendKind, Error, ErrorKind, GenerateOptions, Image, Label, Model, OpenOptions, Pooling,
     Result, SamplingOptions, Text,
 };
 
@@ -25,9 +26,10 @@ type Files = [(&'static str, &'static [u8])];
 // `const MODELS: &[(&str, &Files)]`: the directories in `examples/models`.
 include!(concat!(env!("OUT_DIR"), "/models.rs"));
 
-/// Run a transformer model on texts.
+/// Run a transformer model on texts, images or sounds.
 ///
-/// The task and the architecture come from the model's config.json. Texts are arguments, or lines of standard input. Answers go to
+/// The task and the architecture come from the model's config.json. Texts are arguments, or lines of standard input; models
+/// that see or hear take PNG, JPEG or WAV files instead. Answers go to
 /// standard output, everything else to standard error. Without --model an embedded model tells the language of a text, or, with
 /// --task causal_lm, continues it.
 #[derive(Parser)]
@@ -37,7 +39,7 @@ include!(concat!(env!("OUT_DIR"), "/models.rs"));
     after_help = "Exit codes: 0 success, 1 wrong model, file or text, 2 wrong command line"
 )]
 struct Arguments {
-    /// Texts; lines of standard input without any
+    /// Texts, or files of images or sounds; lines of standard input without any
     text: Vec<String>,
 
     /// Architecture: a YAML file, or the name of a built-in one
@@ -63,6 +65,10 @@ struct Arguments {
     /// Texts come in pairs: two arguments, or a line with a tab
     #[arg(long)]
     pair: bool,
+
+    /// What an image may show, for models that compare images with texts; several times
+    #[arg(long, value_name = "TEXT")]
+    label: Vec<String>,
 
     /// Cut texts that are too long instead of refusing them
     #[arg(long)]
@@ -152,6 +158,9 @@ struct TensorArguments {
 /// Texts that are worked on between two steps of the progress bar.
 const CHUNK: usize = 64;
 
+/// Files that are open at once.
+const FILES: usize = 8;
+
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     match run(&arguments) {
@@ -218,8 +227,14 @@ fn run(arguments: &Arguments) -> std::result::Result<(), Failure> {
             .unwrap_or_else(|_| ProgressStyle::default_bar()),
     );
     let mut out = std::io::BufWriter::new(std::io::stdout().lock());
-    for chunk in texts.chunks(CHUNK) {
-        for (text, answer) in chunk.iter().zip(answers(&model, chunk, arguments)?) {
+    let files = model.takes(Stream::Images);
+    if files && arguments.pair {
+        return Err(Error::new(ErrorKind::Input, "`--pair` is for texts, this model takes images").into());
+    }
+    for chunk in texts.chunks(if files { FILES } else { CHUNK }) {
+        let answers =
+            if files { images(&model, chunk, arguments)? } else { answers(&model, chunk, arguments)? };
+        for (text, answer) in chunk.iter().zip(answers) {
             if answer["truncated"] != 0 {
                 bar.suspend(|| {
                     eprintln!("note: {} tokens were cut off `{}`", answer["truncated"], shortened(text.text))
@@ -319,7 +334,6 @@ fn stream(model: &Model, text: Text<'_>, options: &GenerateOptions) -> std::resu
 /// The answers for some texts, as the objects that `--json` prints.
 fn answers(model: &Model, texts: &[Text<'_>], arguments: &Arguments) -> Result<Vec<Value>> {
     let n = arguments.n;
-    let label = |label: &Label| json!({"label": label.label, "score": label.score});
     let object = |text: &Text<'_>, key: &str, value: Value, truncated: usize| {
         let mut object = json!({"text": text.text, key: value, "truncated": truncated});
         if let Some(pair) = text.pair {
@@ -383,12 +397,38 @@ fn answers(model: &Model, texts: &[Text<'_>], arguments: &Arguments) -> Result<V
     })
 }
 
+/// The answers for some images, as the objects that `--json` prints.
+fn images(model: &Model, files: &[Text<'_>], arguments: &Arguments) -> Result<Vec<Value>> {
+    let images = files.iter().map(|file| Image::open(file.text)).collect::<Result<Vec<_>>>()?;
+    let texts: Vec<&str> = arguments.label.iter().map(String::as_str).collect();
+    let found = match model.task() {
+        Some("image_classification") => model.classify_images(&images)?,
+        Some("similarity") => model.describe_images(&images, &texts)?,
+        _ => {
+            let pooling = arguments.pooling.as_deref().and_then(Pooling::from_name);
+            let vectors = model.embed_images(&images, pooling)?;
+            let one = |(file, e): (&Text<'_>, smelt::Embedding)| json!({"file": file.text, "embedding": e.vector, "truncated": e.truncated});
+            return Ok(files.iter().zip(vectors).map(one).collect());
+        }
+    };
+    let one = |(file, c): (&Text<'_>, smelt::Classification)| {
+        let labels: Vec<Value> = c.labels.iter().take(arguments.n).map(label).collect();
+        json!({"file": file.text, "labels": labels, "truncated": c.truncated})
+    };
+    Ok(files.iter().zip(found).map(one).collect())
+}
+
+fn label(label: &Label) -> Value {
+    json!({"label": label.label, "score": label.score})
+}
+
 /// Prints an answer for people. With several texts, each is named.
 fn print(out: &mut impl Write, answer: &Value, many: bool) -> std::io::Result<()> {
     let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
     let indent = if many { "  " } else { "" };
     if many {
-        writeln!(out, "{}", text(&answer["text"]))?;
+        let name = if answer["file"].is_null() { &answer["text"] } else { &answer["file"] };
+        writeln!(out, "{}", text(name))?;
     }
     let list = |key: &str| answer[key].as_array().cloned().unwrap_or_default();
     for label in list("labels") {

@@ -61,24 +61,11 @@ impl Model {
     /// `Input` when the model is for another task or a text is too long.
     pub fn classify(&self, texts: &[Text<'_>]) -> Result<Vec<Classification>> {
         self.expect_task(&["sequence_classification"])?;
-        let problem = self.config.text("problem_type");
         let mut all = Vec::with_capacity(texts.len());
         self.each_batch(&self.encode(texts, None)?, &["logits"], |encodings, outputs| {
             let logits = &outputs[0].value;
             for (i, encoding) in encodings.iter().enumerate() {
-                let mut scores = logits.row(i).to_vec();
-                match problem {
-                    Some("regression") => {}
-                    Some("multi_label_classification") => sigmoid(&mut scores),
-                    _ if scores.len() == 1 => sigmoid(&mut scores),
-                    _ => softmax(&mut scores),
-                }
-                let mut labels: Vec<Label> = scores
-                    .into_iter()
-                    .enumerate()
-                    .map(|(id, score)| Label { label: self.label(id), score })
-                    .collect();
-                labels.sort_by(|a, b| b.score.total_cmp(&a.score));
+                let labels = self.labels(logits.row(i).to_vec());
                 all.push(Classification { labels, truncated: encoding.truncated });
             }
             Ok(())
@@ -126,6 +113,20 @@ impl Model {
             Ok(())
         })?;
         Ok(all)
+    }
+
+    /// All labels with what their logits mean, the best first.
+    pub(super) fn labels(&self, mut scores: Vec<f32>) -> Vec<Label> {
+        match self.config.text("problem_type") {
+            Some("regression") => {}
+            Some("multi_label_classification") => sigmoid(&mut scores),
+            _ if scores.len() == 1 => sigmoid(&mut scores),
+            _ => softmax(&mut scores),
+        }
+        let label = |(id, score)| Label { label: self.label(id), score };
+        let mut labels: Vec<Label> = scores.into_iter().enumerate().map(label).collect();
+        labels.sort_by(|a, b| b.score.total_cmp(&a.score));
+        labels
     }
 
     fn label(&self, id: usize) -> String {

@@ -10,6 +10,7 @@ mod classify;
 mod embed;
 mod fill_mask;
 mod generate;
+mod images;
 mod model;
 mod modules;
 mod sentence;

@@ -139,6 +139,11 @@ impl Model {
         self.network.plan().task.as_deref()
     }
 
+    /// Whether it computes from texts (`Input`), images or sounds (`Audio`).
+    pub fn takes(&self, stream: Stream) -> bool {
+        self.network.plan().declared.streams.contains(&stream)
+    }
+
     /// The network, for raw tensors.
     pub fn network(&self) -> &Network {
         &self.network

@@ -1,0 +1,126 @@
+//! PNG and JPEG files to pixels.
+
+use std::fs::File;
+use std::io::{Cursor, Read};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
+
+use png::{BitDepth, ColorType, Limits, Transformations};
+use zune_jpeg::JpegDecoder;
+use zune_jpeg::zune_core::colorspace::ColorSpace;
+use zune_jpeg::zune_core::options::DecoderOptions;
+
+use super::exif::{orientation, upright};
+use super::image::Image;
+use crate::error::{Error, ErrorKind, Result};
+
+/// Bytes that a file may have.
+const MAX_BYTES: u64 = 256 << 20;
+
+/// What is wrong with a file; its name is put before it.
+struct Wrong(ErrorKind, String);
+
+type Decoded = std::result::Result<Image, Wrong>;
+
+pub(super) fn open(path: &Path) -> Result<Image> {
+    let io = |e| Error::io(path, &e);
+    let mut bytes = Vec::new();
+    // One more than allowed, because a file may grow, or not know its size.
+    File::open(path).and_then(|file| file.take(MAX_BYTES + 1).read_to_end(&mut bytes)).map_err(io)?;
+    let named = |Wrong(kind, what)| Error::new(kind, format!("`{}`: {what}", path.display()));
+    if bytes.len() as u64 > MAX_BYTES {
+        return Err(named(Wrong(ErrorKind::Limit, format!("expected a file of at most {MAX_BYTES} bytes"))));
+    }
+    // The decoders are safe code, but theirs: whatever a file makes them do, it is an error.
+    catch_unwind(AssertUnwindSafe(|| decode(&bytes)))
+        .unwrap_or_else(|_| Err(broken("the decoder failed")))
+        .map_err(named)
+}
+
+fn decode(bytes: &[u8]) -> Decoded {
+    if bytes.starts_with(b"\x89PNG\r\n\x1a\n") {
+        of_png(bytes)
+    } else if bytes.starts_with(b"\xff\xd8\xff") {
+        of_jpeg(bytes)
+    } else {
+        Err(Wrong(ErrorKind::Unsupported, "expected a PNG or JPEG file".into()))
+    }
+}
+
+fn broken(cause: impl std::fmt::Display) -> Wrong {
+    Wrong(ErrorKind::Input, format!("broken image: {cause}"))
+}
+
+fn check_size(width: usize, height: usize) -> std::result::Result<(), Wrong> {
+    match width.checked_mul(height) {
+        Some(n) if n <= Image::MAX_PIXELS => Ok(()),
+        _ => {
+            let most = Image::MAX_PIXELS;
+            Err(Wrong(ErrorKind::Limit, format!("expected at most {most} pixels, found {width} x {height}")))
+        }
+    }
+}
+
+fn finished(
+    width: usize,
+    height: usize,
+    pixels: Vec<u8>,
+    exif: Option<&[u8]>,
+    xmp: Option<&[u8]>,
+) -> Decoded {
+    let image =
+        Image::from_rgb(width, height, pixels).and_then(|image| upright(image, orientation(exif, xmp)));
+    image.map_err(broken)
+}
+
+fn of_png(bytes: &[u8]) -> Decoded {
+    let mut decoder = png::Decoder::new_with_limits(Cursor::new(bytes), Limits { bytes: MAX_BYTES as usize });
+    decoder.set_transformations(Transformations::EXPAND);
+    let header = decoder.read_header_info().map_err(broken)?;
+    let (width, height) = (header.width as usize, header.height as usize);
+    check_size(width, height)?;
+    if header.bit_depth == BitDepth::Sixteen {
+        // Pillow cuts them to 8 bits for some kinds of images, and to white for others.
+        return Err(Wrong(ErrorKind::Unsupported, "expected 8 bits a colour, found 16".into()));
+    }
+    let mut reader = decoder.read_info().map_err(broken)?;
+    let mut samples = vec![0; reader.output_buffer_size().ok_or_else(|| broken("no size"))?];
+    reader.next_frame(&mut samples).map_err(broken)?;
+    let channels = match reader.output_color_type().0 {
+        ColorType::Grayscale => 1,
+        ColorType::GrayscaleAlpha => 2,
+        ColorType::Rgb => 3,
+        ColorType::Rgba => 4,
+        ColorType::Indexed => return Err(broken("a palette is left")),
+    };
+    if channels % 2 == 0 && samples.chunks_exact(channels).any(|pixel| pixel[channels - 1] != 255) {
+        // transformers takes the hidden colours, or white, by the way it is given the image and by how it is stored.
+        return Err(Wrong(ErrorKind::Unsupported, "expected an image without transparency".into()));
+    }
+    let pixels = match channels {
+        3 => samples,
+        4 => samples.chunks_exact(4).flat_map(|s| [s[0], s[1], s[2]]).collect(),
+        each => samples.chunks_exact(each).flat_map(|s| [s[0]; 3]).collect(),
+    };
+    let exif = reader.info().exif_metadata.as_deref();
+    finished(width, height, pixels, exif, None)
+}
+
+fn of_jpeg(bytes: &[u8]) -> Decoded {
+    let options = DecoderOptions::default().set_strict_mode(true).jpeg_set_out_colorspace(ColorSpace::RGB);
+    let mut decoder = JpegDecoder::new_with_options(Cursor::new(bytes), options);
+    decoder.decode_headers().map_err(|e| broken(format!("{e:?}")))?;
+    let (width, height) = decoder.dimensions().ok_or_else(|| broken("no size"))?;
+    check_size(width, height)?;
+    match decoder.input_colorspace() {
+        Some(ColorSpace::YCbCr | ColorSpace::Luma | ColorSpace::RGB) => {}
+        found => {
+            let found = found.map_or_else(|| "none".into(), |found| format!("{found:?}"));
+            let message = format!("expected the colours YCbCr, RGB or grey, found {found}");
+            return Err(Wrong(ErrorKind::Unsupported, message));
+        }
+    }
+    let pixels = decoder.decode().map_err(|e| broken(format!("{e:?}")))?;
+    let (exif, xmp) = (decoder.exif().cloned(), decoder.xmp().cloned());
+    finished(width, height, pixels, exif.as_deref(), xmp.as_deref())
+}

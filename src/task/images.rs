@@ -1,0 +1,142 @@
+//! Images in, answers out.
+
+use super::classify::softmax;
+use super::embed::Embedding;
+use super::model::{Model, Text};
+use super::sentence::{Pipeline, Pooling};
+use super::{Classification, Label};
+use crate::error::{Error, ErrorKind, Result};
+use crate::model::{Batch, Output};
+use crate::nn::Stream;
+use crate::preprocess::{Image, ImageProcessor};
+
+/// Images that go through the network at once.
+const BATCH_IMAGES: usize = 8;
+
+impl Model {
+    /// What images go through before the network sees them.
+    ///
+    /// # Errors
+    /// As [`ImageProcessor::open`].
+    pub fn image_processor(&self) -> Result<ImageProcessor> {
+        ImageProcessor::open(&self.repository, &self.config)
+    }
+
+    /// Classifies images, with a model for image classification. Scores are as in [`classify`](Self::classify).
+    ///
+    /// ```
+    /// use smelt::{Image, Model};
+    /// # fn main() -> smelt::Result<()> {
+    /// # let dirs = std::fs::read_dir("tests/golden").unwrap().map(|dir| dir.unwrap().path().join("image-classification"));
+    /// # let dir = dirs.into_iter().find(|dir| dir.join("preprocessor_config.json").exists()).unwrap();
+    /// let model = Model::open(dir)?;
+    /// let grey = Image::from_rgb(40, 40, vec![128; 40 * 40 * 3])?; // or Image::open("photo.jpg")?
+    /// let best = &model.classify_images(&[grey])?[0].labels[0];
+    /// println!("{:.4} {}", best.score, best.label);
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    /// `Input` when the model is for another task; whatever [`image_processor`](Self::image_processor) and its
+    /// [`pixel_values`](ImageProcessor::pixel_values) give.
+    pub fn classify_images(&self, images: &[Image]) -> Result<Vec<Classification>> {
+        self.expect_task(&["image_classification"])?;
+        let mut all = Vec::with_capacity(images.len());
+        self.each_image_batch(images, "logits", |count, logits| {
+            for i in 0..count {
+                all.push(Classification { labels: self.labels(logits.value.row(i).to_vec()), truncated: 0 });
+            }
+            Ok(())
+        })?;
+        Ok(all)
+    }
+
+    /// Vectors of images: the output `image_embeds` if the model has it, else `pooler_output`; with `pooling` the rows of
+    /// `last_hidden_state` pooled, which are those of its parts and any learned ones before them.
+    ///
+    /// # Errors
+    /// `Input` when the model takes no images, or has no vector of a whole image and no `pooling` is given; whatever
+    /// [`image_processor`](Self::image_processor) and its [`pixel_values`](ImageProcessor::pixel_values) give.
+    pub fn embed_images(&self, images: &[Image], pooling: Option<Pooling>) -> Result<Vec<Embedding>> {
+        let plan = self.network.plan();
+        if !self.takes(Stream::Images) || self.takes(Stream::Input) {
+            let message = "expected a model that takes images alone";
+            return Err(Error::new(ErrorKind::Input, message).help(
+                "open it for another task, such as `image_embedding`, if its checkpoint has the head",
+            ));
+        }
+        let vectors = ["image_embeds", "pooler_output"].into_iter();
+        let states = ["last_hidden_state"].into_iter();
+        let mut names = if pooling.is_some() { states.collect::<Vec<_>>() } else { vectors.collect() };
+        names.retain(|name| plan.output(name).is_some());
+        let Some(name) = names.first() else {
+            let message = "this model has no vector of a whole image";
+            return Err(Error::new(ErrorKind::Input, message)
+                .help("say how to pool those of its parts, with `--pooling`"));
+        };
+        let mut all = Vec::with_capacity(images.len());
+        self.each_image_batch(images, name, |count, output| {
+            let data = output.value.data();
+            for rows in data.chunks_exact(data.len() / count) {
+                let vector = match pooling {
+                    Some(pooling) => Pipeline::of(pooling).apply(rows, output.value.cols())?,
+                    None => rows.to_vec(),
+                };
+                all.push(Embedding { vector, truncated: 0 });
+            }
+            Ok(())
+        })?;
+        Ok(all)
+    }
+
+    /// How well texts describe images, with a model for similarity: for each image the texts as labels, the best first. Scores
+    /// are probabilities over the texts.
+    ///
+    /// # Errors
+    /// `Input` when the model is for another task, there are no texts, or one is too long; whatever
+    /// [`image_processor`](Self::image_processor) and its [`pixel_values`](ImageProcessor::pixel_values) give.
+    pub fn describe_images(&self, images: &[Image], texts: &[&str]) -> Result<Vec<Classification>> {
+        self.expect_task(&["similarity"])?;
+        if texts.is_empty() {
+            let message = "expected texts to compare images with, found none";
+            return Err(Error::new(ErrorKind::Input, message).help("give some with `--label`"));
+        }
+        let processor = self.image_processor()?;
+        let asked: Vec<Text<'_>> = texts.iter().map(|text| Text::from(*text)).collect();
+        let encodings = self.encode(&asked, None)?;
+        let truncated = encodings.iter().map(|encoding| encoding.truncated).sum();
+        let mut batch = Batch::default();
+        for encoding in &encodings {
+            batch.input.push(&encoding.ids, 0);
+        }
+        let mut all = Vec::with_capacity(images.len());
+        for some in images.chunks(BATCH_IMAGES) {
+            batch.images = Some(processor.pixel_values(some)?);
+            let outputs = self.network.forward(&batch, &["logits_per_image"], false)?;
+            for i in 0..some.len() {
+                let mut scores = outputs[0].value.row(i).to_vec();
+                softmax(&mut scores);
+                let label = |(text, score): (&&str, f32)| Label { label: (*text).to_owned(), score };
+                let mut labels: Vec<Label> = texts.iter().zip(scores).map(label).collect();
+                labels.sort_by(|a, b| b.score.total_cmp(&a.score));
+                all.push(Classification { labels, truncated });
+            }
+        }
+        Ok(all)
+    }
+
+    /// Runs images through the network, some at a time, and hands the output `name` of each batch to `take` with their number.
+    fn each_image_batch(
+        &self,
+        images: &[Image],
+        name: &str,
+        mut take: impl FnMut(usize, &Output) -> Result<()>,
+    ) -> Result<()> {
+        let processor = self.image_processor()?;
+        for some in images.chunks(BATCH_IMAGES) {
+            let batch = Batch { images: Some(processor.pixel_values(some)?), ..Batch::default() };
+            take(some.len(), &self.network.forward(&batch, &[name], false)?[0])?;
+        }
+        Ok(())
+    }
+}
