@@ -64,10 +64,11 @@ pub mod weights;
 pub use backend::WeightType;
 pub use error::{Error, ErrorKind, Result};
 pub use generate::SamplingOptions;
-pub use preprocess::Image;
+pub use preprocess::{Image, Sound};
 pub use task::{
     Answer, AnswerOptions, BackendKind, Classification, Embedding, FinishReason, GenerateOptions, Generation,
-    Label, MaskFills, Model, OpenOptions, Pooling, Text, TokenLabels, load_from_spec,
+    Label, MaskFills, Model, OpenOptions, Pooling, Text, TokenLabels, TranscribeOptions, Transcription,
+    load_from_spec,
 };
 
 // The example in the README is compiled and run with the others.

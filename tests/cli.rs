@@ -302,3 +302,36 @@ fn weights_of_fewer_bits_give_nearly_the_same_answer() {
     let message = stderr(&smelt_run(&["--dtype", "q5", "a text"]), 2);
     assert!(message.contains("expected one of f32, f16, bf16, q8, q4"), "{message}");
 }
+
+/// The directory of a fixture that has a `preprocessor_config.json` with this key.
+#[cfg(not(all(feature = "image", feature = "audio")))]
+fn perceiving(key: &str) -> PathBuf {
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
+    let folders =
+        |dir: &Path| std::fs::read_dir(dir).into_iter().flatten().flatten().map(|entry| entry.path());
+    let mut dirs: Vec<_> = folders(&golden).flat_map(|family| folders(&family).collect::<Vec<_>>()).collect();
+    dirs.sort();
+    let has = |dir: &PathBuf| {
+        let text = std::fs::read_to_string(dir.join("preprocessor_config.json"));
+        text.is_ok_and(|text| text.contains(&format!("\"{key}\"")))
+    };
+    dirs.into_iter().find(has).unwrap()
+}
+
+#[test]
+#[cfg(not(feature = "image"))]
+fn images_need_their_feature() {
+    let dir = perceiving("resample");
+    let message = stderr(&smelt_run(&["-m", dir.to_str().unwrap(), "photo.jpg"]), 1);
+    assert!(message.contains("`photo.jpg` needs the feature `image`"), "{message}");
+    assert!(message.contains("cargo install --path . --features image,audio"), "{message}");
+}
+
+#[test]
+#[cfg(not(feature = "audio"))]
+fn sounds_need_their_feature() {
+    let dir = perceiving("sampling_rate");
+    let message = stderr(&smelt_run(&["-m", dir.to_str().unwrap(), "speech.wav"]), 1);
+    assert!(message.contains("`speech.wav` needs the feature `audio`"), "{message}");
+    assert!(message.contains("cargo install --path . --features image,audio"), "{message}");
+}

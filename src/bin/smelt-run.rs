@@ -17,7 +17,7 @@ use smelt::task::Bundle;
 use smelt::weights::{BundleData, Repository, read_bundle, write_bundle};
 use smelt::{
     AnswerOptions, BackendKind, Error, ErrorKind, GenerateOptions, Image, Label, Model, OpenOptions, Pooling,
-    Result, SamplingOptions, Text,
+    Result, SamplingOptions, Sound, Text, TranscribeOptions,
 };
 
 /// Files by their names.
@@ -103,9 +103,17 @@ struct Arguments {
 
 #[derive(clap::Args)]
 struct GenerationArguments {
-    /// Most new tokens
-    #[arg(long, default_value_t = 64)]
-    max_tokens: usize,
+    /// Most new tokens; 64 for texts by default, as many as the model can take for sounds
+    #[arg(long, value_name = "N")]
+    max_tokens: Option<usize>,
+
+    /// The language that is spoken, such as `en`, instead of what the model hears
+    #[arg(long, value_name = "LANG")]
+    language: Option<String>,
+
+    /// Translate what is said into English
+    #[arg(long)]
+    translate: bool,
 
     /// 0 takes the likeliest token; higher values are more varied
     #[arg(long, default_value_t = 0.0)]
@@ -218,7 +226,7 @@ fn run(arguments: &Arguments) -> std::result::Result<(), Failure> {
         && texts.len() == 1
         && !arguments.json
     {
-        return stream(&model, texts[0], &generation(&arguments.generation));
+        return stream(&model, texts[0], &generation(&arguments.generation, false));
     }
     let bar = ProgressBar::with_draw_target(Some(texts.len() as u64), target(texts.len()));
     // The template is a constant that is known to be valid; the default style would do as well.
@@ -227,13 +235,25 @@ fn run(arguments: &Arguments) -> std::result::Result<(), Failure> {
             .unwrap_or_else(|_| ProgressStyle::default_bar()),
     );
     let mut out = std::io::BufWriter::new(std::io::stdout().lock());
-    let files = model.takes(Stream::Images);
-    if files && arguments.pair {
-        return Err(Error::new(ErrorKind::Input, "`--pair` is for texts, this model takes images").into());
+    let [sees, hears] = [Stream::Images, Stream::Audio].map(|stream| model.takes(stream));
+    if (sees || hears) && arguments.pair {
+        let message =
+            format!("`--pair` is for texts, this model takes {}", if sees { "images" } else { "sounds" });
+        return Err(Error::new(ErrorKind::Input, message).into());
     }
-    for chunk in texts.chunks(if files { FILES } else { CHUNK }) {
-        let answers =
-            if files { images(&model, chunk, arguments)? } else { answers(&model, chunk, arguments)? };
+    // A sound alone takes as long as many texts.
+    for chunk in texts.chunks(if hears {
+        1
+    } else if sees {
+        FILES
+    } else {
+        CHUNK
+    }) {
+        let answers = match (sees, hears) {
+            (true, _) => images(&model, chunk, arguments)?,
+            (_, true) => sounds(&model, chunk, arguments)?,
+            _ => answers(&model, chunk, arguments)?,
+        };
         for (text, answer) in chunk.iter().zip(answers) {
             if answer["truncated"] != 0 {
                 bar.suspend(|| {
@@ -301,9 +321,9 @@ fn texts(arguments: &Arguments) -> Result<Vec<(String, Option<String>)>> {
     Ok(lines)
 }
 
-fn generation(arguments: &GenerationArguments) -> GenerateOptions {
+fn generation(arguments: &GenerationArguments, sounds: bool) -> GenerateOptions {
     GenerateOptions {
-        max_tokens: arguments.max_tokens,
+        max_tokens: arguments.max_tokens.unwrap_or(if sounds { usize::MAX } else { 64 }),
         sampling: SamplingOptions {
             temperature: arguments.temperature,
             top_k: arguments.top_k,
@@ -379,7 +399,11 @@ fn answers(model: &Model, texts: &[Text<'_>], arguments: &Arguments) -> Result<V
             let one = |(text, g): (&Text<'_>, smelt::Generation)| {
                 object(text, "generated", json!(g.text), g.truncated)
             };
-            texts.iter().zip(model.generate(texts, &generation(&arguments.generation))?).map(one).collect()
+            texts
+                .iter()
+                .zip(model.generate(texts, &generation(&arguments.generation, false))?)
+                .map(one)
+                .collect()
         }
         None | Some("features") => {
             let pooling = arguments.pooling.as_deref().and_then(Pooling::from_name);
@@ -416,6 +440,24 @@ fn images(model: &Model, files: &[Text<'_>], arguments: &Arguments) -> Result<Ve
         json!({"file": file.text, "labels": labels, "truncated": c.truncated})
     };
     Ok(files.iter().zip(found).map(one).collect())
+}
+
+/// What is said in some sounds, as the objects that `--json` prints.
+fn sounds(model: &Model, files: &[Text<'_>], arguments: &Arguments) -> Result<Vec<Value>> {
+    let sounds = files.iter().map(|file| Sound::open(file.text)).collect::<Result<Vec<_>>>()?;
+    let options = TranscribeOptions {
+        language: arguments.generation.language.clone(),
+        task: arguments.generation.translate.then(|| "translate".to_owned()),
+        generate: generation(&arguments.generation, true),
+    };
+    let one = |(file, said): (&Text<'_>, smelt::Transcription)| {
+        let mut object = json!({"file": file.text, "generated": said.text, "truncated": 0});
+        if let Some(language) = said.language {
+            object["language"] = json!(language);
+        }
+        object
+    };
+    Ok(files.iter().zip(model.transcribe(&sounds, &options)?).map(one).collect())
 }
 
 fn label(label: &Label) -> Value {
@@ -462,6 +504,8 @@ fn print(out: &mut impl Write, answer: &Value, many: bool) -> std::io::Result<()
         writeln!(out, "{indent}{}", numbers.join(" "))?;
     }
     if let Some(generated) = answer["generated"].as_str() {
+        // What is said begins with a space.
+        let generated = if answer["file"].is_null() { generated } else { generated.trim_start() };
         writeln!(out, "{indent}{generated}")?;
     }
     Ok(())

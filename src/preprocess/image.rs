@@ -54,7 +54,7 @@ impl Image {
         #[cfg(feature = "image")]
         return super::decode::open(path.as_ref());
         #[cfg(not(feature = "image"))]
-        Err(super::not_built_in("images", "image", path.as_ref()))
+        Err(super::not_built_in("images", "image", &format!("`{}`", path.as_ref().display())))
     }
 
     /// Pixels from left to right.

@@ -141,7 +141,7 @@ impl Iterator for TextStream<'_> {
 
 /// Sequences that are being generated together.
 #[derive(Debug)]
-struct Generator<'m> {
+pub(super) struct Generator<'m> {
     session: Session<'m>,
     sequences: Vec<Sequence<'m>>,
     /// The sequences that go on, in the order in which the session has them.
@@ -149,6 +149,12 @@ struct Generator<'m> {
     eos: Vec<u32>,
     max_tokens: usize,
     max_length: usize,
+    /// Tokens that are never chosen.
+    suppressed: Vec<u32>,
+    /// Tokens that are not chosen first.
+    suppressed_first: Vec<u32>,
+    /// Tokens from this one on are no text.
+    silent_from: Option<u32>,
 }
 
 #[derive(Debug)]
@@ -169,12 +175,10 @@ struct Sequence<'m> {
 impl<'m> Generator<'m> {
     fn new(model: &'m Model, texts: &[Text<'_>], options: &GenerateOptions) -> Result<Self> {
         model.expect_task(&["causal_lm", "seq2seq_lm"])?;
-        let tokenizer = model.tokenizer()?;
-        let plan = model.network.plan();
         let encodings = model.encode(texts, None)?;
         let mut session = model.network.session(encodings.len());
         let mut start = None;
-        if plan.has_decoder() {
+        if model.network.plan().has_decoder() {
             let prompts: Vec<&[u32]> = encodings.iter().map(|e| e.ids.as_slice()).collect();
             session.encode(&prompts)?;
             start = model.token_ids("decoder_start_token_id").first().copied();
@@ -183,21 +187,34 @@ impl<'m> Generator<'m> {
                 return Err(Error::new(ErrorKind::Config, message));
             }
         }
-        let sequences: Vec<Sequence<'m>> = encodings
+        let prompt = |e: crate::tokenizer::Encoding| (start.map_or(e.ids, |id| vec![id]), 0, e.truncated);
+        Generator::begin(model, session, encodings.into_iter().map(prompt).collect(), options)
+    }
+
+    /// Goes on with the sequences of a session: for each the tokens that it begins with, how many of them the session has
+    /// seen, and how many were cut off before.
+    pub(super) fn begin(
+        model: &'m Model,
+        session: Session<'m>,
+        prompts: Vec<(Vec<u32>, usize, usize)>,
+        options: &GenerateOptions,
+    ) -> Result<Self> {
+        let tokenizer = model.tokenizer()?;
+        let plan = model.network.plan();
+        let sequences: Vec<Sequence<'m>> = prompts
             .into_iter()
             .enumerate()
-            .map(|(i, encoding)| {
-                let next = start.map_or(encoding.ids, |id| vec![id]);
+            .map(|(i, (prompt, seen, truncated))| {
                 Ok(Sequence {
-                    history: next.clone(),
-                    next,
+                    next: prompt[seen..].to_vec(),
+                    history: prompt,
                     tokens: Vec::new(),
                     sampler: Sampler::new(&options.sampling, i)?,
                     stream: Stream::new(tokenizer),
                     stop: StopStrings::new(&options.stop),
                     pieces: VecDeque::new(),
                     finish: (options.max_tokens == 0).then_some(FinishReason::Length),
-                    truncated: encoding.truncated,
+                    truncated,
                 })
             })
             .collect::<Result<_>>()?;
@@ -210,22 +227,38 @@ impl<'m> Generator<'m> {
             eos: if options.ignore_eos { Vec::new() } else { model.token_ids("eos_token_id") },
             max_tokens: options.max_tokens,
             max_length: plan.token_limit(stream).unwrap_or(usize::MAX),
+            suppressed: Vec::new(),
+            suppressed_first: Vec::new(),
+            silent_from: None,
         })
     }
 
+    /// Keeps tokens from being chosen, at all or as the first ones. Those from `silent_from` on may be chosen, but are no text.
+    pub(super) fn suppress(&mut self, at_all: &[u32], first: &[u32], silent_from: Option<u32>) {
+        self.suppressed = at_all.to_vec();
+        self.suppressed_first = first.to_vec();
+        self.silent_from = silent_from;
+    }
+
     /// Adds a token to each sequence that goes on; says whether any does after that.
-    fn step(&mut self) -> Result<bool> {
+    pub(super) fn step(&mut self) -> Result<bool> {
         if self.running.is_empty() {
             return Ok(false);
         }
         let tokens: Vec<&[u32]> = self.running.iter().map(|i| self.sequences[*i].next.as_slice()).collect();
-        let logits = self.session.step(&tokens, "logits")?;
+        let mut logits = self.session.step(&tokens, "logits")?;
         let mut keep = Vec::with_capacity(self.running.len());
         for (row, i) in self.running.iter().enumerate() {
             let full = self.session.length(row) >= self.max_length;
             let sequence = &mut self.sequences[*i];
+            let first = if sequence.tokens.is_empty() { &self.suppressed_first[..] } else { &[] };
+            for id in self.suppressed.iter().chain(first) {
+                if let Some(logit) = logits.row_mut(row).get_mut(*id as usize) {
+                    *logit = f32::NEG_INFINITY;
+                }
+            }
             let id = sequence.sampler.pick(logits.row(row), &sequence.history)?;
-            sequence.add(id, &self.eos)?;
+            sequence.add(id, &self.eos, self.silent_from)?;
             if sequence.finish.is_none() && (sequence.tokens.len() >= self.max_tokens || full) {
                 sequence.end(FinishReason::Length)?;
             }
@@ -237,7 +270,7 @@ impl<'m> Generator<'m> {
         Ok(!self.running.is_empty())
     }
 
-    fn into_generations(self) -> Vec<Generation> {
+    pub(super) fn into_generations(self) -> Vec<Generation> {
         let generation = |s: Sequence<'_>| Generation {
             text: s.pieces.into_iter().collect(),
             tokens: s.tokens,
@@ -249,15 +282,17 @@ impl<'m> Generator<'m> {
 }
 
 impl Sequence<'_> {
-    fn add(&mut self, id: u32, eos: &[u32]) -> Result<()> {
+    fn add(&mut self, id: u32, eos: &[u32], silent_from: Option<u32>) -> Result<()> {
         if eos.contains(&id) {
             return self.end(FinishReason::Eos);
         }
         self.tokens.push(id);
         self.history.push(id);
         self.next = vec![id];
-        let text = self.stream.push(id)?;
-        self.give(&text);
+        if silent_from.is_none_or(|from| id < from) {
+            let text = self.stream.push(id)?;
+            self.give(&text);
+        }
         Ok(())
     }
 

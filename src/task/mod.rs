@@ -14,6 +14,7 @@ mod images;
 mod model;
 mod modules;
 mod sentence;
+mod transcribe;
 
 pub use answer::{Answer, AnswerOptions};
 pub use bundle::{Bundle, Comparison, Greedy};
@@ -24,3 +25,4 @@ pub use generate::{FinishReason, GenerateOptions, Generation, TextStream};
 pub use model::{BackendKind, Model, OpenOptions, Text, load_from_spec, open_network};
 pub use modules::{Culprit, Difference, Fault, ModuleComparison, ModuleTrace};
 pub use sentence::Pooling;
+pub use transcribe::{TranscribeOptions, Transcription};

@@ -7,7 +7,6 @@ see or hear. Needs pillow, and no torchvision: with it transformers resizes with
 
 from __future__ import annotations
 
-import copy
 import json
 import shutil
 import tempfile
@@ -34,6 +33,33 @@ SEEING: dict[str, dict[str, Any]] = {
     "clip/model": dict(crop_size=30, do_center_crop=True, do_normalize=True, do_resize=True, feature_extractor_type="CLIPFeatureExtractor", image_mean=MEAN, image_std=STD, resample=3, size=30),
     "clip/vision-projection": dict(crop_size=dict(height=30, width=30), do_center_crop=True, do_convert_rgb=True, do_normalize=True, do_rescale=True, do_resize=True, image_mean=MEAN, image_processor_type="CLIPImageProcessorFast", image_std=STD, resample=3, rescale_factor=0.00392156862745098, size=dict(shortest_edge=30), data_format="channels_first", device=None),
 }
+# The fixture that hears, and its settings: a window of one second.
+HEARING = "whisper/conditional-generation"
+EAR = dict(chunk_length=1, feature_extractor_type="WhisperFeatureExtractor", feature_size=10, hop_length=320, n_fft=400, n_samples=16000, nb_max_frames=50, padding_side="right", padding_value=0.0, return_attention_mask=False, sampling_rate=16000)
+# Other settings, and how many frames are kept.
+EARS: dict[str, tuple[dict[str, Any], int]] = {
+    "80 bins": (dict(feature_extractor_type="WhisperFeatureExtractor"), 80),
+    "128 bins": (dict(feature_extractor_type="WhisperFeatureExtractor", feature_size=128, dither=0.0), 40),
+    "8 kHz": (dict(feature_extractor_type="WhisperFeatureExtractor", feature_size=20, sampling_rate=8000, n_fft=256, hop_length=100, chunk_length=2, padding_value=0.01), 160),
+    "odd": (dict(feature_extractor_type="WhisperFeatureExtractor", feature_size=12, n_fft=401, hop_length=400, chunk_length=1), 39),
+}
+NAMES = dict(lang_to_id={"<|en|>": 300, "<|de|>": 301, "<|fr|>": 302}, task_to_id={"transcribe": 303, "translate": 304}, no_timestamps_token_id=310, is_multilingual=True, return_timestamps=False)
+# Changes of generation_config.json, and options.
+SPEECH: dict[str, tuple[dict[str, Any], dict[str, str]]] = {
+    "plain": (dict(max_length=24), {}),
+    "positions": (dict(), {}),
+    "heard": (dict(NAMES, max_length=20), {}),
+    "told": (dict(NAMES, max_length=20), dict(language="de")),
+    "translated": (dict(NAMES, max_length=20), dict(language="fr", task="translate")),
+    "task alone": (dict(NAMES, max_length=20), dict(task="translate")),
+    "forced": (dict(forced_decoder_ids=[[1, 17], [2, 33]], max_length=20), {}),
+    "forced and heard": (dict(NAMES, forced_decoder_ids=[[1, None], [2, 304]], max_length=20), {}),
+    "forced to the end": (dict(NAMES, lang_to_id=None, task_to_id=None, is_multilingual=False, forced_decoder_ids=[[1, 310]], max_length=18), {}),
+    "in the file": (dict(NAMES, language="<|fr|>", task="transcribe", max_length=20), {}),
+    "suppressed": (dict(NAMES, suppress_tokens=[], begin_suppress_tokens=[], max_length=20), dict(language="en")),
+}
+
+
 # Settings without a model.
 PLAIN: dict[str, dict[str, Any]] = {
     "defaults": dict(image_processor_type="ViTImageProcessor"),
@@ -137,11 +163,73 @@ def images(expected: dict[str, np.ndarray]) -> list[dict[str, Any]]:
     return cases
 
 
+def write_sounds() -> None:
+    rng = np.random.default_rng(11)
+    t = np.arange(12000) / 16000
+    loud = np.sin(2 * np.pi * (200 * t + 1500 * t**2)) * (t > 0.1) * (t < 0.6)
+    sound = 0.4 * loud + 0.05 * np.sin(2 * np.pi * 3100 * t) * (t > 0.3) + 0.002 * rng.normal(size=t.size) * (t > 0.05)
+    with wave.open(str(MEDIA / "speech.wav"), "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(16000)
+        file.writeframes(np.round(sound * 32767).astype("<i2").tobytes())
+
+
+def hear(settings: dict[str, Any], sound: np.ndarray) -> tuple[Any, np.ndarray, np.ndarray]:
+    """The extractor, what it gives with torch in float32, and with numpy in float64."""
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder, "preprocessor_config.json").write_text(json.dumps(settings))
+        found = transformers.WhisperFeatureExtractor.from_pretrained(folder)
+    features = found(sound, sampling_rate=found.sampling_rate, return_tensors="np")["input_features"].astype(np.float32)
+    padded = np.full(found.n_samples, found.padding_value, dtype=np.float32)
+    padded[: sound.size] = sound
+    exact = found._np_extract_fbank_features([padded], "cpu").astype(np.float32)
+    return found, features, exact
+
+
+def sounds(expected: dict[str, np.ndarray]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    with wave.open(str(MEDIA / "speech.wav")) as file:
+        sound = np.frombuffer(file.readframes(12000), dtype="<i2").astype(np.float32) / 32768
+    (HERE / HEARING / "preprocessor_config.json").write_text(json.dumps(EAR, indent=2, sort_keys=True) + "\n")
+    cases, speech = [], []
+    for name, (settings, frames) in dict(EARS, fixture=(EAR, 50)).items():
+        _, features, exact = hear(settings, sound)
+        print(name, features.shape, "torch from numpy:", abs(features - exact).max())
+        expected[f"{name}.float32"] = np.ascontiguousarray(features[:, :, :frames])
+        expected[f"{name}.float64"] = np.ascontiguousarray(exact[:, :, :frames])
+        cases.append(dict(name=name, settings=settings, frames=features.shape[2]))
+    _, features, _ = hear(EAR, sound)
+    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_file=str(HERE / HEARING / "tokenizer.json"))
+    tokenizer.add_special_tokens({"eos_token": "</s>", "bos_token": "<s>", "pad_token": "<pad>"})
+    first: list[int] = []
+    for name, (changes, options) in SPEECH.items():
+        with tempfile.TemporaryDirectory() as folder:
+            shutil.copytree(HERE / HEARING, folder, dirs_exist_ok=True)
+            path = Path(folder, "generation_config.json")
+            if name == "suppressed":  # what was chosen before, never, and what is chosen then, not first
+                changes = dict(changes, suppress_tokens=sorted(set(first))[:6], begin_suppress_tokens=first[:1] + [5, 6, 7])
+            settings = {k: v for k, v in dict(json.loads(path.read_text()), **changes).items() if v is not None and k != "_from_model_config"}
+            path.write_text(json.dumps(settings))
+            model = transformers.WhisperForConditionalGeneration.from_pretrained(folder, attn_implementation="eager").eval()
+            # Given all at once: the loop of the library leaves out the tokens at the beginning.
+            with torch.no_grad():
+                found = model.generate(torch.from_numpy(features), do_sample=False, **options)[0].tolist()
+        # The ids that the text begins with may or may not be in what it returns.
+        first = found
+        words = [i for i in found if i < settings.get("no_timestamps_token_id", 10**9)]
+        text = tokenizer.decode(words, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        print(name, len(found), found, repr(text))
+        speech.append(dict(name=name, directory=HEARING, generation=settings, options=options, tokens=found, text=text))
+    return cases, speech
+
+
 def main() -> None:
     MEDIA.mkdir(exist_ok=True)
     write_images()
     expected: dict[str, np.ndarray] = {}
     cases: dict[str, Any] = dict(images=images(expected))
+    write_sounds()
+    cases["sounds"], cases["speech"] = sounds(expected)
     (MEDIA / "cases.json").write_text(json.dumps(cases, indent=1) + "\n")
     save_file(expected, MEDIA / "expected.safetensors")
 

@@ -1,0 +1,339 @@
+//! Sounds in, text out.
+
+use super::generate::{FinishReason, GenerateOptions, Generator};
+use super::model::Model;
+use crate::error::{Error, ErrorKind, Result};
+use crate::model::Session;
+use crate::plan::Config;
+use crate::preprocess::{Sound, SoundProcessor};
+use crate::spec::{Tree, listed};
+
+/// How sounds are written down.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TranscribeOptions {
+    /// The language that is spoken, as the model spells it between `<|` and `|>`: `en`. By default what `generation_config.json`
+    /// says, else what the model hears.
+    pub language: Option<String>,
+    /// What to do, as `task_to_id` of `generation_config.json` spells it: `transcribe`, or `translate` into English.
+    pub task: Option<String>,
+    /// How tokens are chosen, and how many there are at most.
+    pub generate: GenerateOptions,
+}
+
+impl Default for TranscribeOptions {
+    /// As the model's files say, with the likeliest tokens, as many as the model can take.
+    fn default() -> Self {
+        let generate = GenerateOptions { max_tokens: usize::MAX, ..GenerateOptions::default() };
+        TranscribeOptions { language: None, task: None, generate }
+    }
+}
+
+/// What is said in a sound.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Transcription {
+    /// The text.
+    pub text: String,
+    /// Its language, if the model was told or found one: `en`.
+    pub language: Option<String>,
+    /// Its tokens, behind those that the model was given to begin with.
+    pub tokens: Vec<u32>,
+    /// Why it ended.
+    pub finish: FinishReason,
+}
+
+impl Model {
+    /// What sounds go through before the network hears them.
+    ///
+    /// # Errors
+    /// As [`SoundProcessor::open`].
+    pub fn sound_processor(&self) -> Result<SoundProcessor> {
+        SoundProcessor::open(&self.repository, &self.config)
+    }
+
+    /// Writes down what is said in sounds, with a model for speech recognition.
+    ///
+    /// The tokens that the text begins with, and those that may not occur, are those of transformers: `forced_decoder_ids` or
+    /// `lang_to_id`, `task_to_id` and `no_timestamps_token_id`, `suppress_tokens` and `begin_suppress_tokens` of
+    /// `generation_config.json`. Sounds longer than the model's window, usually 30 seconds, are refused. Needs the feature `audio`.
+    ///
+    /// ```
+    /// use smelt::{Model, Sound, TranscribeOptions};
+    /// # fn main() -> smelt::Result<()> {
+    /// # if cfg!(not(feature = "audio")) { return Ok(()); }
+    /// # let text = std::fs::read_to_string("tests/golden/media/cases.json").unwrap();
+    /// # let cases: serde_json::Value = serde_json::from_str(&text).unwrap();
+    /// # let dir = format!("tests/golden/{}", cases["speech"][0]["directory"].as_str().unwrap());
+    /// let model = Model::open(dir)?;
+    /// let sound = Sound::open("tests/golden/media/speech.wav")?;
+    /// println!("{}", model.transcribe(&[sound], &TranscribeOptions::default())?[0].text);
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    /// `Input` when the model is for another task, or lacks the language or the task; `Unsupported` when
+    /// `generation_config.json` asks for what is not implemented; whatever [`sound_processor`](Self::sound_processor) and its
+    /// [`input_features`](SoundProcessor::input_features) give.
+    pub fn transcribe(&self, sounds: &[Sound], options: &TranscribeOptions) -> Result<Vec<Transcription>> {
+        self.expect_task(&["speech_recognition"])?;
+        let processor = self.sound_processor()?;
+        let rules = Rules::read(self, options)?;
+        let positions = self.network.plan().token_limit(crate::nn::Stream::Decoder).unwrap_or(usize::MAX);
+        let one = |sound: &Sound| {
+            let mut session = self.network.session(1);
+            session.encode_audio(processor.input_features(std::slice::from_ref(sound))?)?;
+            let mut prompt = rules.prompt.clone();
+            let mut language = rules.language.clone();
+            let mut seen = 0;
+            if rules.hears_language {
+                let (name, id) = self.language(&mut session, rules.start, &rules.languages)?;
+                language = Some(name);
+                seen = 1; // the session has the first token already
+                match prompt.get_mut(1) {
+                    Some(second) => *second = Some(id),
+                    None => prompt.push(Some(id)),
+                }
+            }
+            prompt.extend(rules.rest.iter().copied().map(Some));
+            let no_timestamps = rules.no_timestamps.filter(|id| prompt.last() != Some(&Some(*id)));
+            prompt.extend(no_timestamps.map(Some));
+            let prompt: Vec<u32> = prompt.into_iter().flatten().collect();
+            let Some(room) = positions.checked_sub(prompt.len()).filter(|room| *room > 0) else {
+                let message =
+                    format!("{} tokens to begin with leave no room among {positions}", prompt.len());
+                return Err(Error::new(ErrorKind::Config, message));
+            };
+            // As transformers understands it for these models, `max_length` counts new tokens.
+            let room = room.min(rules.max_length.unwrap_or(usize::MAX));
+            let generate = GenerateOptions {
+                max_tokens: options.generate.max_tokens.min(room),
+                ..options.generate.clone()
+            };
+            let mut generator = Generator::begin(self, session, vec![(prompt, seen, 0)], &generate)?;
+            generator.suppress(
+                &rules.suppressed,
+                &rules.suppressed_first,
+                rules.no_timestamps.map(|id| id + 1),
+            );
+            while generator.step()? {}
+            let generation = generator.into_generations().remove(0); // of the one sequence
+            let (text, tokens, finish) = (generation.text, generation.tokens, generation.finish);
+            Ok(Transcription { text, language, tokens, finish })
+        };
+        sounds.iter().map(one).collect()
+    }
+
+    /// The likeliest of the languages, by the token that would come first.
+    fn language(
+        &self,
+        session: &mut Session<'_>,
+        start: u32,
+        languages: &[(String, u32)],
+    ) -> Result<(String, u32)> {
+        let step = session.step(&[&[start]], "logits")?;
+        let logits = step.row(0);
+        let score = |id: u32| logits.get(id as usize).copied().unwrap_or(f32::NEG_INFINITY);
+        let mut best: Option<&(String, u32)> = None;
+        for language in languages {
+            let better = |other: &(String, u32)| {
+                // Of equal ones that with the smallest id.
+                score(language.1).total_cmp(&score(other.1)).then(other.1.cmp(&language.1)).is_gt()
+            };
+            if best.is_none_or(better) {
+                best = Some(language);
+            }
+        }
+        best.cloned().ok_or_else(|| Error::new(ErrorKind::Config, "`lang_to_id` has no languages"))
+    }
+}
+
+/// How a text begins, and what may not be in it.
+#[derive(Debug)]
+struct Rules {
+    start: u32,
+    /// The first tokens; none stands for one that is left out, or for the language.
+    prompt: Vec<Option<u32>>,
+    /// Those behind the language.
+    rest: Vec<u32>,
+    no_timestamps: Option<u32>,
+    language: Option<String>,
+    hears_language: bool,
+    languages: Vec<(String, u32)>,
+    suppressed: Vec<u32>,
+    suppressed_first: Vec<u32>,
+    max_length: Option<usize>,
+}
+
+/// Settings that change the text, with the only value that is implemented; none is always allowed.
+const PLAIN: [(&str, Tree); 9] = [
+    ("return_timestamps", Tree::Bool(false)),
+    ("do_sample", Tree::Bool(false)),
+    ("num_beams", Tree::Int(1)),
+    ("repetition_penalty", Tree::Float(1.0)),
+    ("no_repeat_ngram_size", Tree::Int(0)),
+    ("no_speech_threshold", Tree::Null),
+    ("logprob_threshold", Tree::Null),
+    ("compression_ratio_threshold", Tree::Null),
+    ("prompt_ids", Tree::Null),
+];
+
+impl Rules {
+    /// What `generation_config.json`, or `config.json` without one, and the options say.
+    fn read(model: &Model, options: &TranscribeOptions) -> Result<Rules> {
+        let config = model.generation.as_ref().unwrap_or(&model.config);
+        let file = Generation { config };
+        for (key, accepted) in PLAIN {
+            if let Some(found) = file.get(key)
+                && *found != accepted
+                && !matches!((found, &accepted), (Tree::Int(1), Tree::Float(1.0)))
+            {
+                let message = format!("`{}`: unsupported `{key}`: `{found}`", config.name());
+                return Err(Error::new(ErrorKind::Unsupported, message));
+            }
+        }
+        let start =
+            file.id("decoder_start_token_id")?.ok_or_else(|| file.wrong("no `decoder_start_token_id`"))?;
+        let languages = file.ids_by_name("lang_to_id")?;
+        let tasks = file.ids_by_name("task_to_id")?;
+        let asked = options.language.is_some() || options.task.is_some();
+        if asked && file.get("is_multilingual") == Some(&Tree::Bool(false)) {
+            let message = "this model has one language and one task, which cannot be chosen";
+            return Err(Error::new(ErrorKind::Input, message));
+        }
+        let text = |option: &Option<String>, key: &str| {
+            option.clone().or_else(|| file.get(key).and_then(Tree::as_text).map(str::to_owned))
+        };
+        let (language, task) = (text(&options.language, "language"), text(&options.task, "task"));
+        let mut prompt = vec![Some(start)];
+        if language.is_none() && task.is_none() {
+            let forced = file.forced_ids()?;
+            prompt.extend(if forced.is_empty() {
+                Generation { config: &model.config }.forced_ids()?
+            } else {
+                forced
+            });
+        }
+        let mut rest = Vec::new();
+        if let Some(language) = &language {
+            let token = language.to_lowercase();
+            let known = languages.iter().find(|(name, _)| *name == bare(&token));
+            let (_, id) = known.ok_or_else(|| unknown("language", language, &languages))?;
+            prompt.push(Some(*id));
+        }
+        if let Some(task) = &task {
+            let known = tasks.iter().find(|(name, _)| name == task);
+            rest.push(known.ok_or_else(|| unknown("task", task, &tasks))?.1);
+        } else if language.is_some() && !tasks.is_empty() {
+            let known = tasks.iter().find(|(name, _)| name == "transcribe");
+            rest.push(known.ok_or_else(|| unknown("task", "transcribe", &tasks))?.1);
+        }
+        let undefined = prompt.get(1).is_none_or(Option::is_none);
+        let hears_language = language.is_none() && undefined && !languages.is_empty();
+        let given = prompt.get(1).copied().flatten();
+        let named = given.and_then(|id| languages.iter().find(|(_, other)| *other == id));
+        let max_length = ["max_new_tokens", "max_length"].into_iter().find_map(|key| file.get(key));
+        let max_length = match max_length {
+            Some(Tree::Int(n)) => {
+                Some(usize::try_from(*n).map_err(|_| file.wrong("`max_length` is negative"))?)
+            }
+            _ => None,
+        };
+        Ok(Rules {
+            start,
+            language: named.map(|(name, _)| name.clone()),
+            prompt,
+            rest,
+            no_timestamps: file.id("no_timestamps_token_id")?,
+            hears_language,
+            languages,
+            suppressed: file.ids("suppress_tokens")?,
+            suppressed_first: file.ids("begin_suppress_tokens")?,
+            max_length,
+        })
+    }
+}
+
+/// `en` of `<|en|>`.
+fn bare(token: &str) -> &str {
+    token.strip_prefix("<|").and_then(|token| token.strip_suffix("|>")).unwrap_or(token)
+}
+
+fn unknown(what: &str, found: &str, known: &[(String, u32)]) -> Error {
+    let names: Vec<&str> = known.iter().map(|(name, _)| name.as_str()).collect();
+    let expected = if names.is_empty() { "none to be chosen".to_owned() } else { listed(&names) };
+    Error::new(ErrorKind::Input, format!("unknown {what} `{found}`: expected {expected}"))
+}
+
+/// Reads a file that says how to generate.
+struct Generation<'c> {
+    config: &'c Config,
+}
+
+impl Generation<'_> {
+    /// The value of a key; null is none.
+    fn get(&self, key: &str) -> Option<&Tree> {
+        self.config.find(key).map(|(value, _)| value).filter(|value| **value != Tree::Null)
+    }
+
+    fn wrong(&self, what: &str) -> Error {
+        Error::new(ErrorKind::Config, format!("`{}`: {what}", self.config.name()))
+    }
+
+    fn as_id(&self, key: &str, value: &Tree) -> Result<u32> {
+        let id = if let Tree::Int(id) = value {
+            u32::try_from(*id).ok().filter(|id| *id < u32::MAX)
+        } else {
+            None
+        };
+        id.ok_or_else(|| self.wrong(&format!("`{key}`: expected a token id, found `{value}`")))
+    }
+
+    fn id(&self, key: &str) -> Result<Option<u32>> {
+        self.get(key).map(|value| self.as_id(key, value)).transpose()
+    }
+
+    fn ids(&self, key: &str) -> Result<Vec<u32>> {
+        match self.get(key) {
+            None => Ok(Vec::new()),
+            Some(Tree::List(items)) => items.iter().map(|item| self.as_id(key, item)).collect(),
+            Some(other) => {
+                Err(self.wrong(&format!("`{key}`: expected a list of token ids, found `{other}`")))
+            }
+        }
+    }
+
+    /// Ids by their names, without `<|` and `|>`.
+    fn ids_by_name(&self, key: &str) -> Result<Vec<(String, u32)>> {
+        match self.get(key) {
+            None => Ok(Vec::new()),
+            Some(Tree::Map(entries)) => {
+                let entry = |(name, id): &(String, Tree)| Ok((bare(name).to_owned(), self.as_id(key, id)?));
+                entries.iter().map(entry).collect()
+            }
+            Some(other) => Err(self.wrong(&format!("`{key}`: expected ids by their names, found `{other}`"))),
+        }
+    }
+
+    /// Tokens at the places 1, 2 and so on; null for one that is not given.
+    fn forced_ids(&self) -> Result<Vec<Option<u32>>> {
+        let key = "forced_decoder_ids";
+        let Some(tree) = self.get(key) else { return Ok(Vec::new()) };
+        let wrong = || {
+            self.wrong(&format!(
+                "`{key}`: expected [place, id] for the places 1, 2 and so on, found `{tree}`"
+            ))
+        };
+        let Tree::List(items) = tree else { return Err(wrong()) };
+        let mut ids = Vec::new();
+        for (i, item) in items.iter().enumerate() {
+            let Tree::List(pair) = item else { return Err(wrong()) };
+            match &pair[..] {
+                [Tree::Int(place), Tree::Null] if usize::try_from(*place) == Ok(i + 1) => ids.push(None),
+                [Tree::Int(place), id] if usize::try_from(*place) == Ok(i + 1) => {
+                    ids.push(Some(self.as_id(key, id)?))
+                }
+                _ => return Err(wrong()),
+            }
+        }
+        Ok(ids)
+    }
+}
