@@ -16,7 +16,8 @@
 //!
 //! [`Model`] has a method for each task: [`classify`](Model::classify), [`classify_tokens`](Model::classify_tokens),
 //! [`answer`](Model::answer), [`fill_mask`](Model::fill_mask), [`generate`](Model::generate), [`stream`](Model::stream),
-//! [`embed`](Model::embed), and [`forward`](Model::forward) for raw token ids. Any number of threads may use one model.
+//! [`embed`](Model::embed), [`classify_images`](Model::classify_images), [`embed_images`](Model::embed_images),
+//! [`describe_images`](Model::describe_images), [`transcribe`](Model::transcribe), and [`forward`](Model::forward) for raw token ids. Any number of threads may use one model.
 //! A text's result does not depend, to the bit, on what else is in the batch or on the number of threads.
 //!
 //! Everything that can be wrong with a file is an [`Error`] before a weight is read; it holds all problems that were

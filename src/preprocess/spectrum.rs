@@ -39,7 +39,7 @@ fn powers(processor: &SoundProcessor, sound: &Sound, filters: &[Filter]) -> Resu
     let half = frame / 2;
     let mirrored = |i: usize| {
         // `i` counts from `half` samples before the first.
-        let at = if i < half { half - i } else { i - half };
+        let at = half.abs_diff(i);
         let at = if at < window { at } else { 2 * (window - 1) - at };
         f64::from(sound.samples().get(at).copied().unwrap_or(processor.padding))
     };

@@ -43,6 +43,7 @@ impl Model {
         self.expect_task(&["image_classification"])?;
         let mut all = Vec::with_capacity(images.len());
         self.each_image_batch(images, "logits", |count, logits| {
+            rows_per_image(logits, count, Some(1))?;
             for i in 0..count {
                 all.push(Classification { labels: self.labels(logits.value.row(i).to_vec()), truncated: 0 });
             }
@@ -76,6 +77,7 @@ impl Model {
         };
         let mut all = Vec::with_capacity(images.len());
         self.each_image_batch(images, name, |count, output| {
+            rows_per_image(output, count, pooling.is_none().then_some(1))?;
             let data = output.value.data();
             for rows in data.chunks_exact(data.len() / count) {
                 let vector = match pooling {
@@ -113,6 +115,7 @@ impl Model {
         for some in images.chunks(BATCH_IMAGES) {
             batch.images = Some(processor.pixel_values(some)?);
             let outputs = self.network.forward(&batch, &["logits_per_image"], false)?;
+            rows_per_image(&outputs[0], some.len(), Some(1))?;
             for i in 0..some.len() {
                 let mut scores = outputs[0].value.row(i).to_vec();
                 softmax(&mut scores);
@@ -139,4 +142,19 @@ impl Model {
         }
         Ok(())
     }
+}
+
+/// Checks that an output has as many rows for each image as expected, one or more without a number: a description may say
+/// otherwise.
+fn rows_per_image(output: &Output, images: usize, expected: Option<usize>) -> Result<()> {
+    let (rows, cols) = (output.value.rows(), output.value.cols());
+    let each = rows.checked_div(images).filter(|each| each * images == rows && each * cols > 0);
+    if each.is_none() || expected.is_some() && each != expected {
+        let message = format!(
+            "expected `{}` with a row for each of {images} images, found {rows} of {cols}",
+            output.name
+        );
+        return Err(Error::new(ErrorKind::Input, message));
+    }
+    Ok(())
 }
