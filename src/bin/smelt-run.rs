@@ -220,6 +220,7 @@ fn run(arguments: &Arguments) -> std::result::Result<(), Failure> {
     if let (Some(inputs), Some(outputs)) = (&arguments.tensors.inputs, &arguments.tensors.outputs) {
         return Ok(raw(&model, inputs, outputs, &arguments.tensors)?);
     }
+    check_options(&model, arguments)?;
     let texts: Vec<Text<'_>> =
         lines.iter().map(|(text, pair)| Text { text, pair: pair.as_deref() }).collect();
     if model.task().is_some_and(|task| ["causal_lm", "seq2seq_lm"].contains(&task))
@@ -236,19 +237,12 @@ fn run(arguments: &Arguments) -> std::result::Result<(), Failure> {
     );
     let mut out = std::io::BufWriter::new(std::io::stdout().lock());
     let [sees, hears] = [Stream::Images, Stream::Audio].map(|stream| model.takes(stream));
-    if (sees || hears) && arguments.pair {
-        let message =
-            format!("`--pair` is for texts, this model takes {}", if sees { "images" } else { "sounds" });
-        return Err(Error::new(ErrorKind::Input, message).into());
-    }
-    // A sound alone takes as long as many texts.
-    for chunk in texts.chunks(if hears {
-        1
-    } else if sees {
-        FILES
-    } else {
-        CHUNK
-    }) {
+    let at_once = match (sees, hears) {
+        (true, _) => FILES,
+        (_, true) => 1, // it takes as long as many texts
+        _ => CHUNK,
+    };
+    for chunk in texts.chunks(at_once) {
         let answers = match (sees, hears) {
             (true, _) => images(&model, chunk, arguments)?,
             (_, true) => sounds(&model, chunk, arguments)?,
@@ -266,10 +260,32 @@ fn run(arguments: &Arguments) -> std::result::Result<(), Failure> {
                 print(&mut out, &answer, texts.len() > 1)?
             }
         }
+        if hears {
+            out.flush()?;
+        }
         bar.inc(chunk.len() as u64);
     }
     bar.finish_and_clear();
     out.flush()?;
+    Ok(())
+}
+
+/// Refuses options that mean nothing to the model.
+fn check_options(model: &Model, arguments: &Arguments) -> Result<()> {
+    let [sees, hears] = [Stream::Images, Stream::Audio].map(|stream| model.takes(stream));
+    let compares = model.task() == Some("similarity");
+    let speech = &arguments.generation;
+    for (given, understood, option, what) in [
+        (arguments.pair, !sees && !hears, "--pair", "that read"),
+        (!arguments.label.is_empty(), compares, "--label", "that compare images with texts"),
+        (speech.language.is_some(), hears, "--language", "that hear"),
+        (speech.translate, hears, "--translate", "that hear"),
+    ] {
+        if given && !understood {
+            let message = format!("`{option}` is for models {what}, this one does not");
+            return Err(Error::new(ErrorKind::Input, message));
+        }
+    }
     Ok(())
 }
 
