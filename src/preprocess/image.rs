@@ -36,8 +36,8 @@ impl Image {
 
     /// Reads a PNG or JPEG file, turned as its EXIF data say: what `load_image` of transformers gives. Needs the feature `image`.
     ///
-    /// PNG files give the same pixels. JPEG leaves roundings to the decoder: values differ from Pillow's by at most 5 of 255, by 0.4 in
-    /// the mean where colours are stored at half the resolution, and by 0.03 where they are not.
+    /// PNG files give the same pixels. JPEG leaves roundings to the decoder: values differ from Pillow's by a few of 255 at most, by
+    /// 0.4 in the mean where colours are stored at half the resolution (`docs/images-and-sounds.md`).
     ///
     /// ```
     /// # fn main() -> smelt::Result<()> {
