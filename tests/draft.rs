@@ -1,12 +1,14 @@
 //! Drafts of the models in `tests/golden`, each without the description of its own family, beside that description.
 //!
 //! `SMELT_BLESS=1 cargo test --test draft -- --nocapture` writes `docs/drafts.md`.
+//! `SMELT_DRAFT_ONLY=gpt2` takes only paths with that in them, `SMELT_DRAFTS=DIR` writes the drafts there.
 
 mod common;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use smelt::OpenOptions;
 use smelt::cpu::Cpu;
@@ -150,13 +152,27 @@ fn drafts_are_as_good_as_they_were() {
         None => Path::new(env!("CARGO_TARGET_TMPDIR")).join("drafts"),
     };
     std::fs::create_dir_all(&scratch).unwrap();
-    let mut rows = Vec::new();
-    for (family, dir) in cases() {
+    let only = std::env::var("SMELT_DRAFT_ONLY").unwrap_or_default();
+    let row = |(family, dir): &(String, PathBuf)| {
         let text = std::fs::read_to_string(dir.join("config.json")).unwrap();
         let config = Config::parse("config.json", text).unwrap();
-        let Some(own) = config.text("model_type").and_then(|t| types.get(t)) else { continue };
-        rows.push(measure(&family, &dir, own, &scratch));
-    }
+        let own = config.text("model_type").and_then(|t| types.get(t))?;
+        dir.to_str().unwrap().contains(&only).then(|| measure(family, dir, own, &scratch))
+    };
+    let cases = cases();
+    let threads = std::thread::available_parallelism().map_or(1, usize::from).min(8);
+    let next = AtomicUsize::new(0);
+    let mut rows: Vec<(usize, Row)> = std::thread::scope(|scope| {
+        let work = || {
+            let numbers = std::iter::repeat_with(|| next.fetch_add(1, Ordering::Relaxed));
+            let mine = numbers.take_while(|i| *i < cases.len());
+            mine.filter_map(|i| Some((i, row(&cases[i])?))).collect::<Vec<_>>()
+        };
+        let workers: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
+        workers.into_iter().flat_map(|w| w.join().unwrap()).collect()
+    });
+    rows.sort_by_key(|(i, _)| *i);
+    let rows: Vec<Row> = rows.into_iter().map(|(_, row)| row).collect();
     let mark = |x: bool| if x { "yes" } else { "no" };
     let mut table = String::from(
         "| model | made from | lines right | accepted | loads | verifies |\n|---|---|---|---|---|---|\n",

@@ -2,6 +2,7 @@
 //! how classes are built from the name of a model.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::OnceLock;
 
 use super::patterns::{Pattern, group, patterns};
 use crate::error::Result;
@@ -10,7 +11,7 @@ use crate::plan::{Config, builtin, declare};
 use crate::spec::{BindingValue, Problems, Source, Spec, Tree};
 
 /// A built-in description.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Family {
     /// Its name.
     pub name: &'static str,
@@ -36,52 +37,24 @@ pub struct Known {
 }
 
 impl Known {
-    /// Reads all built-in descriptions but those.
+    /// What all built-in descriptions but those say.
     ///
     /// # Errors
     /// When a built-in description cannot be read, which its tests exclude.
     pub fn new(without: &[&str]) -> Result<Known> {
         let mut known = Known::default();
-        let mut specs = Vec::new();
-        for name in builtin::names().into_iter().filter(|name| !without.contains(name)) {
-            let Some(text) = builtin::text(name) else { continue };
-            let source = Source::yaml(name, text)?;
-            let tree = source.tree.clone();
-            specs.push((name, tree, Spec::parse(source, &mut Problems::default())));
-        }
-        for (_, _, spec) in &specs {
-            for binding in &spec.config {
-                if let BindingValue::Key { keys, .. } = &binding.value {
-                    known.aliases.entry(binding.name.clone()).or_default().extend(keys.iter().cloned());
-                }
+        for read in read_all()?.iter().filter(|read| !without.contains(&read.family.name)) {
+            for (name, keys) in &read.aliases {
+                known.aliases.entry(name.clone()).or_default().extend(keys.iter().cloned());
             }
-        }
-        // Names do not depend on how many layers there are: two will do.
-        let few = known.aliases.iter().filter(|(name, _)| name.ends_with("layers"));
-        let few: BTreeSet<String> = few.flat_map(|(_, keys)| keys).map(|key| format!("{key:?}: 2")).collect();
-        let few: Vec<String> = few.into_iter().collect();
-        let few = Config::parse("config.json", format!("{{{}}}", few.join(", ")))?;
-        for (name, tree, spec) in specs {
-            known.ignored.extend(spec.weights.ignore.iter().map(|(pattern, _)| pattern.clone()));
-            for head in &spec.heads {
-                for class in &head.classes {
-                    let stem = stem_of(class, spec.heads.iter().flat_map(|h| &h.classes));
-                    known
-                        .suffixes
-                        .entry(class[stem.len()..].to_owned())
-                        .or_default()
-                        .insert(head.task.clone());
-                }
+            known.ignored.extend(read.ignored.iter().cloned());
+            for (suffix, task) in &read.suffixes {
+                known.suffixes.entry(suffix.clone()).or_default().insert(task.clone());
             }
-            let (tensors, ..) = declare(&spec, &few, None);
-            for (tensor, role) in tensors.iter().zip(roles(&tensors)) {
-                let path = patterns(std::iter::once((tensor.name.as_str(), &[][..])));
-                let path = path.first().map_or(String::new(), |p| inside(&p.name).to_owned());
-                known.roles.entry(role).or_default().insert(path);
+            for (role, path) in &read.roles {
+                known.roles.entry(role.clone()).or_default().insert(path.clone());
             }
-            let types = spec.matches.iter().filter(|test| test.key == "model_type");
-            let types = types.flat_map(|t| t.accepted.iter().filter_map(Tree::as_text));
-            known.families.push(Family { name, tree, types: types.map(str::to_owned).collect() });
+            known.families.push(read.family.clone());
         }
         Ok(known)
     }
@@ -93,6 +66,60 @@ impl Known {
         let (stem, suffix) = class.split_at(class.len() - suffix.len());
         Some((stem, suffix, tasks))
     }
+}
+
+/// A built-in description and what it says about names.
+struct Read {
+    family: Family,
+    aliases: Vec<(String, Vec<String>)>,
+    roles: Vec<(String, String)>,
+    ignored: Vec<String>,
+    suffixes: Vec<(String, String)>,
+}
+
+/// All built-in descriptions, which are read once.
+fn read_all() -> Result<&'static [Read]> {
+    static ALL: OnceLock<Vec<Read>> = OnceLock::new();
+    if let Some(all) = ALL.get() {
+        return Ok(all);
+    }
+    let names = builtin::names().into_iter();
+    let all =
+        names.filter_map(|name| Some(read(name, builtin::text(name)?))).collect::<Result<Vec<Read>>>()?;
+    Ok(ALL.get_or_init(|| all))
+}
+
+fn read(name: &'static str, text: &str) -> Result<Read> {
+    let source = Source::yaml(name, text)?;
+    let tree = source.tree.clone();
+    let spec = Spec::parse(source, &mut Problems::default());
+    let bindings = spec.config.iter().filter_map(|binding| match &binding.value {
+        BindingValue::Key { keys, .. } => Some((binding.name.clone(), keys.clone())),
+        BindingValue::Derived(..) => None,
+    });
+    let aliases: Vec<(String, Vec<String>)> = bindings.collect();
+    let mut suffixes = Vec::new();
+    for head in &spec.heads {
+        for class in &head.classes {
+            let stem = stem_of(class, spec.heads.iter().flat_map(|h| &h.classes));
+            suffixes.push((class[stem.len()..].to_owned(), head.task.clone()));
+        }
+    }
+    // Names do not depend on how many layers there are: two will do.
+    let few = aliases.iter().filter(|(name, _)| name.ends_with("layers"));
+    let few: BTreeSet<String> = few.flat_map(|(_, keys)| keys).map(|key| format!("{key:?}: 2")).collect();
+    let few: Vec<String> = few.into_iter().collect();
+    let few = Config::parse("config.json", format!("{{{}}}", few.join(", ")))?;
+    let (tensors, ..) = declare(&spec, &few, None);
+    let path = |tensor: &TensorUse| {
+        let path = patterns(std::iter::once((tensor.name.as_str(), &[][..])));
+        path.first().map_or(String::new(), |p| inside(&p.name).to_owned())
+    };
+    let roles = tensors.iter().zip(roles(&tensors)).map(|(tensor, role)| (role, path(tensor))).collect();
+    let ignored = spec.weights.ignore.iter().map(|(pattern, _)| pattern.clone()).collect();
+    let types = spec.matches.iter().filter(|test| test.key == "model_type");
+    let types = types.flat_map(|t| t.accepted.iter().filter_map(Tree::as_text)).map(str::to_owned).collect();
+    Ok(Read { family: Family { name, tree, types }, aliases, roles, ignored, suffixes })
 }
 
 /// The longest beginning, up to a capital letter, that a class shares with another of the same description.

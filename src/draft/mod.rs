@@ -7,10 +7,18 @@
 #![forbid(unsafe_code)]
 
 mod adapt;
+mod bind;
+mod edit;
+mod fit;
 mod fold;
+mod fuse;
+mod heads;
 mod known;
+mod norms;
 mod patterns;
 mod print;
+mod report;
+mod weights;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::plan::{Config, check_spec};

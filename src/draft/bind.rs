@@ -1,0 +1,146 @@
+//! The names that a description binds, and the keys of a config.
+
+use std::collections::{BTreeSet, HashSet};
+
+use super::adapt::Candidate;
+use super::edit::{get_mut, set};
+use super::fold::{fold, names};
+use super::known::Known;
+use super::print::NOTE;
+use crate::plan::Config;
+use crate::spec::{Scope, Tree};
+
+impl Candidate {
+    /// Decides for one of the model types, where a file describes several.
+    pub(super) fn fold_type(&mut self, model_type: Option<&str>) -> f64 {
+        let Some(model_type) = model_type else { return 0.0 };
+        let mut scope = Scope::default();
+        for (name, value) in self.section("config").to_vec() {
+            let is_type = value.get("key").unwrap_or(&value).as_text() == Some("model_type");
+            if is_type {
+                scope.insert(name, Tree::Text(model_type.to_owned()));
+            } else if let Tree::Text(text) = &value
+                && text.contains('$')
+            {
+                let mut value = value.clone();
+                fold(&mut value, &scope);
+                if matches!(value, Tree::Bool(_)) {
+                    scope.insert(name, value);
+                }
+            }
+        }
+        if scope.is_empty() {
+            return 1.0;
+        }
+        for section in ["config", "weights", "defaults", "model", "heads"] {
+            if let Some(tree) = get_mut(&mut self.tree, section) {
+                if let (Tree::Map(entries), "config") = (&mut *tree, section) {
+                    entries.retain(|(name, _)| !scope.contains_key(name));
+                }
+                fold(tree, &scope);
+            }
+        }
+        0.0
+    }
+
+    /// Binds names to the keys that the config has; says what share of both fits.
+    pub(super) fn bind(&mut self, known: &Known, config: &Config) -> f64 {
+        let mut taken: BTreeSet<String> =
+            self.keys().into_iter().filter(|key| config.find(key).is_some()).collect();
+        let known_keys: BTreeSet<&String> = known.aliases.values().flatten().collect();
+        let (mut found, mut all) = (0.0, 0.0);
+        let Some(Tree::Map(entries)) = get_mut(&mut self.tree, "config") else { return 0.0 };
+        for (name, value) in entries.iter_mut() {
+            let keys: Vec<String> = match value.get("key").unwrap_or(value) {
+                Tree::Text(text) if !text.contains('$') => vec![text.clone()],
+                Tree::List(items) => items.iter().filter_map(Tree::as_text).map(str::to_owned).collect(),
+                _ => continue,
+            };
+            all += 1.0;
+            let mut present = keys.iter().find(|key| config.find(key).is_some()).cloned();
+            if present.is_none() {
+                let mut others = known.aliases.get(name).into_iter().flatten();
+                let other = others.find(|key| config.find(key).is_some() && !taken.contains(*key));
+                if let Some(key) = other {
+                    taken.insert(key.clone());
+                    let note = format!("`{key}` is what other descriptions bind `{name}` to");
+                    set(value, "key", Tree::Text(key.clone()));
+                    set(value, NOTE, Tree::Text(note));
+                    present = Some(key.clone());
+                }
+            }
+            let Some(key) = present else {
+                let default = value.get("default").cloned();
+                if let Some(default) =
+                    default.filter(|d| !matches!(d, Tree::Null | Tree::List(_) | Tree::Map(_)))
+                {
+                    let note = format!("not in this config: {default} is the default of {}", self.family);
+                    set(value, NOTE, Tree::Text(note));
+                }
+                continue;
+            };
+            found += 1.0;
+            let is_plain = |tree: &Tree| match tree {
+                Tree::Text(text) => !text.contains('$'),
+                Tree::List(_) | Tree::Map(_) | Tree::Null => false,
+                _ => true,
+            };
+            if let Some((seen, _)) = config.find(&key)
+                && value.get("default").is_some_and(is_plain)
+                && is_plain(seen)
+            {
+                set(value, "default", seen.clone());
+            }
+        }
+        let structural: Vec<&str> = config
+            .entries()
+            .iter()
+            .map(|(key, _)| key.as_str())
+            .filter(|key| known_keys.contains(&key.to_string()))
+            .collect();
+        let bound = structural
+            .iter()
+            .filter(|key| taken.iter().any(|t| t == *key || t.split('.').next() == Some(*key)));
+        let share = bound.count() as f64 / structural.len().max(1) as f64;
+        self.require(config);
+        share + found / f64::max(all, 1.0)
+    }
+
+    /// Keeps what is required of keys that the config has.
+    pub(super) fn require(&mut self, config: &Config) {
+        let mut refused = Vec::new();
+        if let Some(Tree::Map(entries)) = get_mut(&mut self.tree, "require") {
+            entries.retain(|(key, value)| {
+                let Some((found, _)) = config.find(key) else { return false };
+                let accepted = value.get("is").unwrap_or(value);
+                let fits = match accepted {
+                    Tree::List(items) => items.contains(found),
+                    one => one == found,
+                };
+                if !fits && *found != Tree::Null {
+                    refused
+                        .push(format!("config key `{key}` is {found}, where {accepted} would be required"));
+                }
+                fits
+            });
+        }
+        if let Tree::Map(sections) = &mut self.tree {
+            sections.retain(|(name, value)| name != "require" || !value.entries().is_empty());
+        }
+        self.problems.extend(refused);
+    }
+
+    /// Drops names that nothing uses any more.
+    pub(super) fn unused(&mut self) {
+        loop {
+            let mut used: HashSet<String> = names(&self.tree).into_iter().collect();
+            let Some(Tree::Map(entries)) = get_mut(&mut self.tree, "config") else { return };
+            used.retain(|name| entries.iter().any(|(n, _)| n == name));
+            let before = entries.len();
+            entries.retain(|(name, _)| used.contains(name));
+            if entries.len() == before {
+                return;
+            }
+        }
+    }
+}

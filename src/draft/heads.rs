@@ -1,0 +1,118 @@
+//! Model type, classes and the head that a config asks for.
+
+use std::collections::{BTreeSet, HashSet};
+
+use super::adapt::Candidate;
+use super::edit::{first_tie, get_mut, rename_ties, set, stem};
+use super::fold::names;
+use super::known::{Family, Known, stem_of};
+use super::patterns::Pattern;
+use super::print::NOTE;
+use crate::plan::Config;
+use crate::spec::{Address, Tree};
+
+impl Candidate {
+    /// Names the model type and the classes; gives the task that the config asks for.
+    pub(super) fn heads(&mut self, known: &Known, config: &Config, stored: &[Pattern]) -> Option<String> {
+        let classes = config.texts("architectures");
+        let own = classes.first().and_then(|class| known.take_apart(class));
+        if let Some(model_type) = config.text("model_type") {
+            set(
+                &mut self.tree,
+                "match",
+                Tree::Map(vec![("model_type".into(), Tree::Text(model_type.into()))]),
+            );
+        }
+        // A suffix may mean several tasks: the one that this description has.
+        let task = own.and_then(|(_, _, tasks)| {
+            let has = |task: &&String| self.section("heads").iter().any(|(name, _)| name == *task);
+            tasks.iter().find(has).or(tasks.first()).cloned()
+        });
+        let replaced = task.as_deref().is_some_and(|task| self.other_head(known, stored, task));
+        let of = |head: &Tree| -> Vec<String> {
+            match head.get("match") {
+                Some(Tree::Text(text)) => vec![text.clone()],
+                Some(Tree::List(items)) => {
+                    items.iter().filter_map(Tree::as_text).map(str::to_owned).collect()
+                }
+                _ => Vec::new(),
+            }
+        };
+        let stem = own.map_or("", |(stem, ..)| stem);
+        let all: Vec<String> = self.section("heads").iter().flat_map(|(_, head)| of(head)).collect();
+        if let Some(Tree::Map(heads)) = get_mut(&mut self.tree, "heads") {
+            for (name, head) in heads {
+                let mut renamed: Vec<String> = Vec::new();
+                for class in of(head) {
+                    let suffix = &class[stem_of(&class, all.iter()).len()..];
+                    let suffix = if known.suffixes.contains_key(suffix) { suffix } else { class.as_str() };
+                    let class = format!("{stem}{suffix}");
+                    if !renamed.contains(&class) {
+                        renamed.push(class);
+                    }
+                }
+                if let (true, Some(class)) = (task.as_deref() == Some(name.as_str()), classes.first())
+                    && (replaced || !renamed.iter().any(|c| c == class))
+                {
+                    renamed = vec![(*class).to_owned()];
+                }
+                let classes = match renamed.as_slice() {
+                    [one] => Tree::Text(one.clone()),
+                    many => Tree::List(many.iter().cloned().map(Tree::Text).collect()),
+                };
+                set(head, "match", classes);
+            }
+        }
+        task.or_else(|| Some("features".into()))
+    }
+
+    /// Takes the head of another description for a task, if more of its names are stored; says whether it did.
+    pub(super) fn other_head(&mut self, known: &Known, stored: &[Pattern], task: &str) -> bool {
+        let outside: HashSet<&str> =
+            stored.iter().filter(|p| p.layers.is_empty()).map(|p| stem(&p.name)).collect();
+        let count = |head: &Tree| {
+            let mut found = BTreeSet::new();
+            head.visit_texts(&Address::root(), &mut |text, _| {
+                found.extend(outside.get(text).copied());
+            });
+            found.len()
+        };
+        let own = self.tree.get("heads").and_then(|heads| heads.get(task));
+        let least = own.map_or(-1, |head| count(head) as i64);
+        let mut best: Option<(i64, &Family, &Tree)> = None;
+        for family in &known.families {
+            if let Some(head) = family.tree.get("heads").and_then(|heads| heads.get(task))
+                && best.as_ref().map_or(least, |b| b.0) < count(head) as i64
+            {
+                best = Some((count(head) as i64, family, head));
+            }
+        }
+        let Some((_, family, head)) = best else { return false };
+        let mut head = head.clone();
+        // What it is tied to is here what heads are tied to here, and the values it begins with must be there.
+        if let (Some(new), Some(old)) = (first_tie(&self.tree), first_tie(&head)) {
+            rename_ties(&mut head, &old, &new);
+        }
+        set(
+            &mut head,
+            NOTE,
+            Tree::Text(format!("this head is that of {}: its names are stored", family.name)),
+        );
+        let mut wanted = names(&head);
+        while let Some(name) = wanted.pop() {
+            let other = family.tree.get("config").and_then(|c| c.get(&name));
+            if let (Some(value), Some(Tree::Map(entries))) = (other, get_mut(&mut self.tree, "config"))
+                && !entries.iter().any(|(n, _)| *n == name)
+            {
+                wanted.extend(names(value));
+                // What it is computed from comes later in this loop, and must stand before it.
+                entries.insert(0, (name, value.clone()));
+            }
+        }
+        match get_mut(&mut self.tree, "heads") {
+            Some(heads) => set(heads, task, head),
+            None => set(&mut self.tree, "heads", Tree::Map(vec![(task.to_owned(), head)])),
+        }
+        true
+    }
+}

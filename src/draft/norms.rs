@@ -1,0 +1,109 @@
+//! Norms that other layers of a description do not have, and what it has and is not stored.
+
+use super::adapt::Candidate;
+use super::edit::{owner, set, stem, value_mut};
+use super::fit::View;
+use super::known::inside;
+use super::print::{NOTE, yaml};
+use crate::nn::TensorUse;
+use crate::spec::Tree;
+
+impl Candidate {
+    /// Norms of queries and keys, which other layers of this description do not have.
+    pub(super) fn head_norms(&mut self, view: &View) -> usize {
+        for norm in view.free.iter().filter(|p| !p.group().is_empty() && p.name.ends_with(".weight")) {
+            let path = stem(inside(&norm.name));
+            let last = path.rsplit('.').next().unwrap_or(path);
+            let (field, part) = match last.chars().next() {
+                Some('q') if last.contains("norm") => ("q_norm", "`q` of"),
+                Some('k') if last.contains("norm") => ("k_norm", "`k` of"),
+                _ => continue,
+            };
+            let map = view.all.iter().find(|(p, i)| {
+                p.group() == norm.group() && p.shape.len() == 2 && view.tensors[*i].label.starts_with(part)
+            });
+            let Some((map, i)) = map else { continue };
+            let Some(owner) = owner(&self.tree, &view.tensors[*i].at, "o") else { continue };
+            let has_bias = view.has(&format!("{}.bias", stem(&norm.name)));
+            let text = yaml(&self.tree);
+            let has_eps = self.section("config").iter().any(|(name, _)| name == "eps");
+            let Some(attention) = value_mut(&mut self.tree, &owner) else { continue };
+            if attention.get(field).is_some() {
+                continue;
+            }
+            let over = match norm.shape.as_slice() {
+                [_, _] => "each",
+                [n] if *n == map.shape[0] => "all",
+                _ => "head",
+            };
+            let mut fields = vec![("at".to_owned(), Tree::Text(path.to_owned()))];
+            if !text.contains("rms_norm") {
+                fields.push(("kind".into(), Tree::Text("layer_norm".into())));
+            }
+            if over != "head" {
+                fields.push(("over".into(), Tree::Text(over.into())));
+            }
+            if has_eps {
+                fields.push(("eps".into(), Tree::Text("$eps".into())));
+            }
+            if has_bias {
+                fields.push(("bias".into(), Tree::Bool(true)));
+            }
+            let why = format!(
+                "`{field}`: `{}` {:?}, beside {} rows of queries or keys",
+                norm.name, norm.shape, map.shape[0]
+            );
+            fields.push((NOTE.into(), Tree::Text(why)));
+            set(attention, field, Tree::Map(fields));
+            return 1;
+        }
+        0
+    }
+
+    /// What is not stored, if it can be left out.
+    pub(super) fn leave(&mut self, view: &View) -> usize {
+        for (_, i) in view.missing.iter().filter(|(p, _)| !p.name.ends_with(".bias")) {
+            if leave_out(&mut self.tree, &view.tensors[*i]) {
+                self.lost += if view.tensors[*i].label == "`embedding`" { 1.5 } else { 0.3 };
+                return 1;
+            }
+        }
+        0
+    }
+}
+
+/// Fields of blocks that may be left out.
+const OPTIONAL: [&str; 3] = ["q_norm", "k_norm", "sinks"];
+
+/// Leaves out the optional field, the norm or the embedding that asks for a tensor.
+fn leave_out(tree: &mut Tree, tensor: &TensorUse) -> bool {
+    let steps = tensor.at.steps();
+    for n in (0..steps.len()).rev() {
+        match value_mut(tree, &steps[..n]) {
+            Some(Tree::Map(entries)) => {
+                let key = entries.get(steps[n]).map(|(key, _)| key.as_str()).unwrap_or_default();
+                if OPTIONAL.contains(&key) {
+                    entries.remove(steps[n]);
+                    return true;
+                }
+            }
+            Some(Tree::List(items)) if items.len() > 1 => {
+                let droppable = tensor.label.contains("norm`") || tensor.label == "`embedding`";
+                let is_block = items[steps[n]]
+                    .entries()
+                    .iter()
+                    .any(|(key, _)| ["layer_norm", "rms_norm", "embedding"].contains(&key.as_str()));
+                // Without its embedding a sequence has no input; a branch of a sum can go.
+                let is_branch =
+                    items.iter().all(|x| matches!(x, Tree::List(_)) || x.get("embedding").is_some());
+                if droppable && is_block && (is_branch || tensor.label != "`embedding`") {
+                    items.remove(steps[n]);
+                    return true;
+                }
+                return false;
+            }
+            _ => {}
+        }
+    }
+    false
+}
