@@ -1,19 +1,19 @@
 //! A built-in description, made to fit a config and a checkpoint step by step.
 
-use super::edit::without_notes;
+use super::edit::{get_mut, set, without_notes};
 use super::fit::View;
 use super::known::{Family, Known, declared};
 use super::patterns::Pattern;
-use super::print::yaml;
+use super::print::{NOTE, yaml};
 use crate::nn::TensorUse;
 use crate::plan::{Config, declare};
 use crate::spec::{Problems, Source, Spec, Tree};
 
 /// Rounds of changes; each settles one kind of difference, and brings the next to light.
-const MAX_ROUNDS: usize = 12;
+const MAX_ROUNDS: usize = 24;
 
 /// A description that was adapted, and how well it fits.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Candidate {
     /// The description.
     pub tree: Tree,
@@ -29,6 +29,8 @@ pub struct Candidate {
     pub open: Vec<(Pattern, String)>,
     /// What is missing or wrong.
     pub problems: Vec<String>,
+    /// What would be required of the config and does not hold.
+    pub(super) refused: Vec<String>,
     /// Whether the layout of linear maps was changed.
     pub(super) turned: bool,
     /// What was left out: a position embedding costs more than a norm.
@@ -48,13 +50,21 @@ pub(super) struct State {
 type Step = fn(&mut Candidate, &View) -> usize;
 
 /// In this order: what comes later takes for granted that what comes before has nothing left to do.
-const STEPS: [Step; 7] = [
+const STEPS: [Step; 15] = [
     Candidate::move_layers,
+    Candidate::split,
+    Candidate::feed_forward,
+    Candidate::layer_norms,
+    Candidate::parallel,
     Candidate::rename_weights,
     Candidate::turn,
+    Candidate::sizes,
+    Candidate::shared_heads,
     Candidate::biases,
     Candidate::fuse,
     Candidate::head_norms,
+    Candidate::outside,
+    Candidate::factors,
     Candidate::leave,
 ];
 
@@ -76,6 +86,7 @@ impl Candidate {
             renamed: 0,
             open: Vec::new(),
             problems: Vec::new(),
+            refused: Vec::new(),
             turned: false,
             lost: 0.0,
             score: 0.0,
@@ -85,6 +96,7 @@ impl Candidate {
         let task = this.heads(known, config, stored);
         let stored = this.weights(stored, prefix, family, config);
         this.linear_defaults(&stored, config);
+        this.flip(config, task.as_deref(), &stored);
         let first = this.state(config, task.as_deref());
         let has = |name: &str| stored.iter().any(|p| p.name == name);
         let all = declared(&first.tensors);
@@ -92,7 +104,7 @@ impl Candidate {
         let mut edits = 0;
         for _ in 0..MAX_ROUNDS {
             let state = this.state(config, task.as_deref());
-            let view = View::new(known, &stored, &state);
+            let view = View::new(known, config, this.values(config), &stored, &state);
             match STEPS.iter().map(|step| step(&mut this, &view)).find(|n| *n > 0) {
                 None => break,
                 Some(n) => edits += n,
@@ -109,16 +121,79 @@ impl Candidate {
         let is_planned = this.state(config, task.as_deref()).problems.is_empty();
         let is_accepted = source.and_then(crate::plan::check_spec).is_ok();
         let is_complete = missing == 0 && this.open.is_empty() && this.problems.is_empty();
-        this.score = 4.0 * used / n + 2.0 * this.exact as f64 / n + this.exact as f64 / shared + 2.0 * bound
+        this.score = 4.0 * used / n + 3.0 * this.exact as f64 / n + this.exact as f64 / shared + 3.0 * bound
             - 0.03 * edits as f64
             - this.lost
             - missing as f64
             - 3.0 * this.problems.len().min(3) as f64
+            - this.unlike(known, config, task.as_deref())
             + if is_complete { 3.0 } else { 0.0 }
             - if is_accepted { 0.0 } else { 30.0 }
             - if is_planned { 0.0 } else { 20.0 }
             + 0.01 * kept;
+        let refused = std::mem::take(&mut this.refused);
+        this.problems.extend(refused);
         this
+    }
+
+    /// Gives switches that the config lacks the value with which more of the names are stored.
+    fn flip(&mut self, config: &Config, task: Option<&str>, stored: &[Pattern]) {
+        let switches = self.section("config").iter().filter_map(|(name, binding)| {
+            let keys = match binding.get("key")? {
+                Tree::List(keys) => keys.iter().filter_map(Tree::as_text).collect(),
+                key => vec![key.as_text()?],
+            };
+            let is_there = keys.iter().any(|key| config.find(key).is_some());
+            match binding.get("default") {
+                Some(Tree::Bool(default)) if !is_there => Some((name.clone(), *default)),
+                _ => None,
+            }
+        });
+        let fit = |this: &Candidate| {
+            let state = this.state(config, task);
+            let all = declared(&state.tensors);
+            let has = |name: &str| stored.iter().any(|p| p.name == name);
+            let asked = all.iter().filter(|(_, i)| *i < state.of_head);
+            let (there, missing): (Vec<_>, Vec<_>) = asked.partition(|(p, _)| has(&p.name));
+            there.len() as i64 - missing.len() as i64
+        };
+        let switches: Vec<(String, bool)> = switches.take(8).collect();
+        for (name, default) in switches {
+            let mut other = self.clone();
+            let Some(binding) = get_mut(&mut other.tree, "config").and_then(|c| get_mut(c, &name)) else {
+                continue;
+            };
+            set(binding, "default", Tree::Bool(!default));
+            set(
+                binding,
+                NOTE,
+                Tree::Text("not in this config: with this value more of what is stored has a use".into()),
+            );
+            if fit(&other) > fit(self) {
+                *self = other;
+            }
+        }
+    }
+
+    /// What speaks against the kind of model that it describes.
+    fn unlike(&self, known: &Known, config: &Config, task: Option<&str>) -> f64 {
+        let text = yaml(&self.tree);
+        let is_causal = text.contains("causal: true");
+        let wants_causal = match task {
+            Some("causal_lm" | "seq2seq_lm") => Some(true),
+            Some("masked_lm" | "image_classification") => Some(false),
+            _ => None,
+        };
+        let turns = ["theta", "scaling"].iter().filter_map(|name| known.aliases.get(*name)).flatten();
+        let wants_rope = turns.into_iter().any(|key| config.find(key).is_some_and(|(v, _)| *v != Tree::Null));
+        let mut against = 0.0;
+        if wants_causal.is_some_and(|wanted| wanted != is_causal) {
+            against += 4.0;
+        }
+        if wants_rope != text.contains("rope:") {
+            against += 1.5;
+        }
+        against + self.refused.len() as f64 * 0.3
     }
 
     /// The keys of the config that it uses.

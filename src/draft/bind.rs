@@ -60,10 +60,16 @@ impl Candidate {
             let mut present = keys.iter().find(|key| config.find(key).is_some()).cloned();
             if present.is_none() {
                 let mut others = known.aliases.get(name).into_iter().flatten();
-                let other = others.find(|key| config.find(key).is_some() && !taken.contains(*key));
+                let other = others.find(|key| config.find(key).is_some() && !taken.contains(*key)).cloned();
+                let is_exact = other.is_some();
+                let other = other.or_else(|| synonym(known, config, name, &taken));
                 if let Some(key) = other {
                     taken.insert(key.clone());
-                    let note = format!("`{key}` is what other descriptions bind `{name}` to");
+                    let note = if is_exact {
+                        format!("`{key}` is what other descriptions bind `{name}` to")
+                    } else {
+                        format!("a guess: `{key}` sounds like what others bind `{name}` to")
+                    };
                     set(value, "key", Tree::Text(key.clone()));
                     set(value, NOTE, Tree::Text(note));
                     present = Some(key.clone());
@@ -127,7 +133,7 @@ impl Candidate {
         if let Tree::Map(sections) = &mut self.tree {
             sections.retain(|(name, value)| name != "require" || !value.entries().is_empty());
         }
-        self.problems.extend(refused);
+        self.refused.extend(refused);
     }
 
     /// Drops names that nothing uses any more.
@@ -143,4 +149,26 @@ impl Candidate {
             }
         }
     }
+}
+
+/// A key of the config of which most words are those of a key that a name is bound to elsewhere.
+fn synonym(known: &Known, config: &Config, name: &str, taken: &BTreeSet<String>) -> Option<String> {
+    let words = |key: &str| -> BTreeSet<String> { key.split(['_', '.']).map(str::to_owned).collect() };
+    let is_bound =
+        |key: &String| known.aliases.values().any(|keys| keys.contains(key)) || taken.contains(key);
+    let aliases = known.aliases.get(name)?;
+    let mut best: Option<(f64, &String)> = None;
+    for (key, value) in config.entries().iter().filter(|(key, _)| !is_bound(key)) {
+        if matches!(value, Tree::Null | Tree::List(_) | Tree::Map(_)) || key.contains("dropout") {
+            continue;
+        }
+        for alias in aliases.iter().filter(|alias| !alias.contains('.')) {
+            let (a, b) = (words(key), words(alias));
+            let alike = a.intersection(&b).count() as f64 / a.len().max(b.len()) as f64;
+            if a.len() > 1 && alike >= 0.6 && best.is_none_or(|(score, _)| alike > score) {
+                best = Some((alike, key));
+            }
+        }
+    }
+    best.map(|(_, key)| key.clone())
 }

@@ -7,12 +7,16 @@ use super::edit::{move_repeat, rename, same_axes, set, set_bias, set_layout, ste
 use super::known::{Known, declared, inside, roles};
 use super::patterns::{Pattern, likeness};
 use super::print::NOTE;
+use super::sizes::Values;
 use crate::nn::TensorUse;
-use crate::spec::Tree;
+use crate::plan::Config;
+use crate::spec::{Address, Tree};
 
 /// What a description asks for and what is stored.
 pub(super) struct View<'a> {
     pub known: &'a Known,
+    pub config: &'a Config,
+    pub values: Values,
     pub stored: &'a [Pattern],
     /// What is asked for, each with the number of one of its tensors.
     pub all: Vec<(Pattern, usize)>,
@@ -25,7 +29,13 @@ pub(super) struct View<'a> {
 }
 
 impl<'a> View<'a> {
-    pub fn new(known: &'a Known, stored: &'a [Pattern], state: &'a State) -> View<'a> {
+    pub fn new(
+        known: &'a Known,
+        config: &'a Config,
+        values: Values,
+        stored: &'a [Pattern],
+        state: &'a State,
+    ) -> View<'a> {
         let tensors = &state.tensors[..];
         let all = declared(tensors);
         let names: HashSet<&str> = stored.iter().map(|p| p.name.as_str()).collect();
@@ -40,7 +50,23 @@ impl<'a> View<'a> {
             *i < state.of_head && !names.contains(p.name.as_str()) && !tied(&tensors[*i])
         };
         let missing = all.iter().filter(is_missing).cloned().collect();
-        View { known, stored, tensors, roles: roles(tensors), free, missing, all }
+        View { known, config, values, stored, tensors, roles: roles(tensors), free, missing, all }
+    }
+
+    /// Whether a linear map says that its weight is stored the other way round.
+    pub fn is_turned(&self, map: Option<&Tree>) -> bool {
+        map.and_then(|map| map.get("layout")).and_then(Tree::as_text) == Some("in_out")
+    }
+
+    /// Whether shapes agree, but for sizes that the config does not say.
+    pub fn may_fit(&self, stored: &[usize], asked: &[usize], label: &str) -> bool {
+        let is_projection = ["`qkv`", "`k`", "`v`"].iter().any(|part| label.starts_with(part));
+        let is_guess = |n: &usize| self.values.guessed.iter().any(|(_, guess)| guess == n);
+        same_axes(stored, asked)
+            || (stored.len() == asked.len()
+                && stored.len() > 1
+                && stored.iter().zip(asked).any(|(a, b)| a == b)
+                && (is_projection || stored.iter().zip(asked).all(|(a, b)| a == b || is_guess(b))))
     }
 
     pub fn has(&self, name: &str) -> bool {
@@ -82,7 +108,10 @@ impl Candidate {
             let end = pattern.name.rsplit('.').next();
             for other in &view.free {
                 let same_end = end == other.name.rsplit('.').next();
-                if other.group() != pattern.group() || !same_axes(&other.shape, &pattern.shape) || !same_end {
+                if other.group() != pattern.group()
+                    || !view.may_fit(&other.shape, &pattern.shape, &view.tensors[*i].label)
+                    || !same_end
+                {
                     continue;
                 }
                 let vocabulary = view.known.roles.get(&view.roles[*i]).into_iter().flatten();
@@ -149,6 +178,16 @@ impl Candidate {
     /// Biases that are stored or not.
     pub(super) fn biases(&mut self, view: &View) -> usize {
         let mut changes = 0;
+        for (pattern, i) in view.missing.iter().filter(|(p, _)| p.layers.is_empty()) {
+            if let Some(path) = own_bias(&self.tree, &view.tensors[*i].at)
+                && pattern.name != format!("{path}.bias")
+            {
+                let bias = view.has(&format!("{path}.bias"));
+                if set_bias(&mut self.tree, &view.tensors[*i].at, bias) {
+                    return 1;
+                }
+            }
+        }
         for (pattern, i) in &view.missing {
             if let Some(weight) = pattern.name.strip_suffix("bias").map(|s| format!("{s}weight"))
                 && view.has(&weight)
@@ -173,4 +212,15 @@ impl Candidate {
         }
         0
     }
+}
+
+/// The path of a map whose bias has a name of its own, from the place of that name.
+fn own_bias(tree: &Tree, at: &Address) -> Option<String> {
+    let (last, parents) = at.steps().split_last()?;
+    let mut here = Address::root();
+    parents.iter().for_each(|i| here = here.child(*i));
+    let map = here.value(tree)?;
+    let (key, value) = map.entries().get(*last)?;
+    let path = map.get("at")?.as_text()?;
+    (key == "bias" && value.as_text().is_some()).then(|| path.trim_start_matches('/').to_owned())
 }

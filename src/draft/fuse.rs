@@ -5,6 +5,7 @@ use super::edit::{at_owner, owner, rename, value_mut};
 use super::fit::View;
 use super::patterns::Pattern;
 use super::print::NOTE;
+use super::sizes::set_groups;
 use crate::spec::Tree;
 
 impl Candidate {
@@ -55,7 +56,13 @@ impl Candidate {
                             ]);
                         }
                     }
+                    fields.retain(|(key, _)| key != NOTE);
                     fields.push((NOTE.into(), Tree::Text(text)));
+                    if whole == "qkv"
+                        && let Some(fields) = value_mut(&mut self.tree, &owner)
+                    {
+                        set_groups(fields, view, &fused.name);
+                    }
                     return 1;
                 }
             }

@@ -19,6 +19,8 @@ pub struct Family {
     pub tree: Tree,
     /// The model types that it is for.
     pub types: Vec<String>,
+    /// The paths of its tensors, inside of their layers.
+    pub paths: BTreeSet<String>,
 }
 
 /// What all descriptions say together.
@@ -30,6 +32,8 @@ pub struct Known {
     pub aliases: BTreeMap<String, BTreeSet<String>>,
     /// For what a tensor is used as the paths that it has somewhere.
     pub roles: BTreeMap<String, BTreeSet<String>>,
+    /// For the last name of a weight of queries, keys and values the groups that its rows are in somewhere.
+    pub fused: BTreeMap<String, Vec<Option<Tree>>>,
     /// Patterns of tensors that do not matter.
     pub ignored: BTreeSet<String>,
     /// What classes append to the name of the model, each with its tasks.
@@ -46,6 +50,9 @@ impl Known {
         for read in read_all()?.iter().filter(|read| !without.contains(&read.family.name)) {
             for (name, keys) in &read.aliases {
                 known.aliases.entry(name.clone()).or_default().extend(keys.iter().cloned());
+            }
+            for (name, groups) in &read.fused {
+                known.fused.entry(name.clone()).or_default().push(groups.clone());
             }
             known.ignored.extend(read.ignored.iter().cloned());
             for (suffix, task) in &read.suffixes {
@@ -73,6 +80,7 @@ struct Read {
     family: Family,
     aliases: Vec<(String, Vec<String>)>,
     roles: Vec<(String, String)>,
+    fused: Vec<(String, Option<Tree>)>,
     ignored: Vec<String>,
     suffixes: Vec<(String, String)>,
 }
@@ -115,11 +123,29 @@ fn read(name: &'static str, text: &str) -> Result<Read> {
         let path = patterns(std::iter::once((tensor.name.as_str(), &[][..])));
         path.first().map_or(String::new(), |p| inside(&p.name).to_owned())
     };
+    let paths = tensors.iter().map(path).collect();
     let roles = tensors.iter().zip(roles(&tensors)).map(|(tensor, role)| (role, path(tensor))).collect();
+    let mut fused = Vec::new();
+    fused_weights(&tree, &mut fused);
     let ignored = spec.weights.ignore.iter().map(|(pattern, _)| pattern.clone()).collect();
     let types = spec.matches.iter().filter(|test| test.key == "model_type");
     let types = types.flat_map(|t| t.accepted.iter().filter_map(Tree::as_text)).map(str::to_owned).collect();
-    Ok(Read { family: Family { name, tree, types }, aliases, roles, ignored, suffixes })
+    Ok(Read { family: Family { name, tree, types, paths }, aliases, roles, fused, ignored, suffixes })
+}
+
+/// The last names of weights of queries, keys and values, each with its groups.
+fn fused_weights(tree: &Tree, found: &mut Vec<(String, Option<Tree>)>) {
+    if let Some(path) = tree.get("qkv")
+        && let Some(path) = path.get("at").unwrap_or(path).as_text()
+    {
+        let last = path.rsplit('.').next().unwrap_or(path);
+        found.push((last.to_owned(), tree.get("qkv_groups").cloned()));
+    }
+    match tree {
+        Tree::Map(entries) => entries.iter().for_each(|(_, x)| fused_weights(x, found)),
+        Tree::List(items) => items.iter().for_each(|x| fused_weights(x, found)),
+        _ => {}
+    }
 }
 
 /// The longest beginning, up to a capital letter, that a class shares with another of the same description.

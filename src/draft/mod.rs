@@ -8,6 +8,7 @@
 
 mod adapt;
 mod bind;
+mod convert;
 mod edit;
 mod fit;
 mod fold;
@@ -16,8 +17,10 @@ mod heads;
 mod known;
 mod norms;
 mod patterns;
+mod places;
 mod print;
 mod report;
+mod sizes;
 mod weights;
 
 use crate::error::{Error, ErrorKind, Result};
@@ -75,7 +78,7 @@ pub fn draft(config: &Config, index: &Index, without: &[&str]) -> Result<Draft> 
 }
 
 /// Descriptions that are adapted, of those that resemble the model most.
-const MAX_ADAPTED: usize = 14;
+const MAX_ADAPTED: usize = 16;
 
 /// The share of the tensors whose module a description has somewhere, and of the keys of the config.
 fn resemblance(family: &known::Family, config: &Config, stored: &[Pattern]) -> f64 {
@@ -84,7 +87,9 @@ fn resemblance(family: &known::Family, config: &Config, stored: &[Pattern]) -> f
         let last = pattern.name.rsplit('.').nth(1).unwrap_or_default();
         text.contains(last)
     };
-    let names = stored.iter().filter(is_there).count() as f64 / stored.len().max(1) as f64;
+    let is_same = |pattern: &&Pattern| family.paths.contains(known::inside(&pattern.name));
+    let share = |n: usize| n as f64 / stored.len().max(1) as f64;
+    let names = share(stored.iter().filter(is_there).count()) + share(stored.iter().filter(is_same).count());
     let keys = config.entries().iter().filter(|(key, _)| text.contains(key.as_str())).count();
     names + keys as f64 / config.entries().len().max(1) as f64
 }

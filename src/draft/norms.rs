@@ -1,7 +1,7 @@
 //! Norms that other layers of a description do not have, and what it has and is not stored.
 
 use super::adapt::Candidate;
-use super::edit::{owner, set, stem, value_mut};
+use super::edit::{get_mut, owner, set, stem, value_mut};
 use super::fit::View;
 use super::known::inside;
 use super::print::{NOTE, yaml};
@@ -13,7 +13,8 @@ impl Candidate {
     pub(super) fn head_norms(&mut self, view: &View) -> usize {
         for norm in view.free.iter().filter(|p| !p.group().is_empty() && p.name.ends_with(".weight")) {
             let path = stem(inside(&norm.name));
-            let last = path.rsplit('.').next().unwrap_or(path);
+            let named = path.split('.').filter(|s| s.contains("norm") && s.starts_with(['q', 'k']));
+            let last = named.last().unwrap_or_else(|| path.rsplit('.').next().unwrap_or(path));
             let (field, part) = match last.chars().next() {
                 Some('q') if last.contains("norm") => ("q_norm", "`q` of"),
                 Some('k') if last.contains("norm") => ("k_norm", "`k` of"),
@@ -33,6 +34,7 @@ impl Candidate {
             }
             let over = match norm.shape.as_slice() {
                 [_, _] => "each",
+                _ if path.contains('*') => "each",
                 [n] if *n == map.shape[0] => "all",
                 _ => "head",
             };
@@ -62,6 +64,18 @@ impl Candidate {
 
     /// What is not stored, if it can be left out.
     pub(super) fn leave(&mut self, view: &View) -> usize {
+        for (_, i) in &view.missing {
+            if leave_branch(&mut self.tree, view, *i) {
+                self.lost += 0.3;
+                return 1;
+            }
+        }
+        for (_, i) in &view.missing {
+            if self.leave_value(view, *i) {
+                self.lost += 0.3;
+                return 1;
+            }
+        }
         for (_, i) in view.missing.iter().filter(|(p, _)| !p.name.ends_with(".bias")) {
             if leave_out(&mut self.tree, &view.tensors[*i]) {
                 self.lost += if view.tensors[*i].label == "`embedding`" { 1.5 } else { 0.3 };
@@ -69,6 +83,44 @@ impl Candidate {
             }
         }
         0
+    }
+}
+
+impl Candidate {
+    /// Leaves out a value beside the main ones of which nothing is stored, and the heads that read it.
+    fn leave_value(&mut self, view: &View, i: usize) -> bool {
+        let steps = view.tensors[i].at.steps();
+        let (Tree::Map(sections), [section, value, ..]) = (&self.tree, steps) else { return false };
+        if sections.get(*section).is_none_or(|(key, _)| key != "model") {
+            return false;
+        }
+        let Some((name, _)) = sections[*section].1.entries().get(*value) else { return false };
+        let name = name.clone();
+        let is_there = view.all.iter().any(|(_, j)| {
+            view.tensors[*j].at.steps().starts_with(&steps[..2]) && !view.missing.iter().any(|(_, m)| m == j)
+        });
+        let reads = |tree: &Tree| {
+            yaml(&Tree::Map(vec![("x".into(), tree.clone())])).contains(&format!("from: {name}"))
+        };
+        if is_there || ["hidden", "encoder"].contains(&name.as_str()) {
+            return false;
+        }
+        if sections[*section].1.entries().iter().any(|(other, x)| *other != name && reads(x)) {
+            return false;
+        }
+        let Some(Tree::Map(heads)) = get_mut(&mut self.tree, "heads") else { return false };
+        heads.retain(|(_, head)| !reads(head));
+        for (_, head) in heads.iter_mut() {
+            match get_mut(head, "outputs") {
+                Some(Tree::List(outputs)) => outputs.retain(|x| x.as_text() != Some(&name)),
+                Some(Tree::Map(outputs)) => outputs.retain(|(_, x)| x.as_text() != Some(&name)),
+                _ => {}
+            }
+        }
+        if let Some(Tree::Map(values)) = get_mut(&mut self.tree, "model") {
+            values.retain(|(key, _)| *key != name);
+        }
+        true
     }
 }
 
@@ -104,6 +156,40 @@ fn leave_out(tree: &mut Tree, tensor: &TensorUse) -> bool {
             }
             _ => {}
         }
+    }
+    false
+}
+
+/// Leaves out the branch of a sum of which nothing is stored.
+fn leave_branch(tree: &mut Tree, view: &View, i: usize) -> bool {
+    let steps = view.tensors[i].at.steps();
+    for n in 1..steps.len() {
+        let is_sum = match value_mut(tree, &steps[..n - 1]) {
+            Some(Tree::Map(entries)) => entries.get(steps[n - 1]).is_some_and(|(key, _)| key == "sum"),
+            _ => false,
+        };
+        let Some(Tree::List(branches)) = value_mut(tree, &steps[..n]).filter(|_| is_sum) else { continue };
+        let branch = &steps[..=n];
+        let is_there = view.all.iter().any(|(_, j)| {
+            view.tensors[*j].at.steps().starts_with(branch) && !view.missing.iter().any(|(_, m)| m == j)
+        });
+        let reads_tokens = branches[steps[n]].get("embedding").is_some();
+        if is_there || branches.len() < 2 || reads_tokens {
+            continue;
+        }
+        branches.remove(steps[n]);
+        if branches.len() == 1
+            && n >= 1
+            && let Some(Tree::List(items)) = n.checked_sub(2).and_then(|n| value_mut(tree, &steps[..n]))
+            && let Some(Tree::List(left)) = items.get(steps[n - 2]).and_then(|item| item.get("sum")).cloned()
+        {
+            let left = left.into_iter().flat_map(|x| match x {
+                Tree::List(items) => items,
+                one => vec![one],
+            });
+            items.splice(steps[n - 2]..=steps[n - 2], left);
+        }
+        return true;
     }
     false
 }

@@ -1,0 +1,299 @@
+//! Sizes that a config does not name as a description expects it, found from the shapes of what is stored.
+
+use super::adapt::Candidate;
+use super::edit::{at_owner, get_mut, owner, same_axes, set, value_mut};
+use super::fit::View;
+use super::print::NOTE;
+use crate::plan::Config;
+use crate::spec::{Scope, Template, Tree};
+
+/// The values of names, and those among them that the config does not say: they may be wrong.
+pub(super) struct Values {
+    pub scope: Scope,
+    pub guessed: Vec<(String, usize)>,
+}
+
+/// A positive whole number.
+pub(super) fn size(tree: &Tree) -> Option<usize> {
+    match tree {
+        Tree::Int(n) => usize::try_from(*n).ok().filter(|n| *n > 0),
+        _ => None,
+    }
+}
+
+/// What a field of a block comes to outside of loops.
+pub(super) fn evaluate(tree: &Tree, scope: &Scope) -> Option<Tree> {
+    match tree {
+        Tree::Text(text) if text.contains('$') => Template::parse(text).ok()?.value(scope).ok(),
+        other => Some(other.clone()),
+    }
+}
+
+impl Candidate {
+    /// What the names stand for with this config.
+    pub(super) fn values(&self, config: &Config) -> Values {
+        let mut values = Values { scope: Scope::default(), guessed: Vec::new() };
+        for (name, binding) in self.section("config") {
+            let keys: Vec<&str> = match binding.get("key").unwrap_or(binding) {
+                Tree::Text(key) if !key.contains('$') => vec![key],
+                Tree::List(keys) => keys.iter().filter_map(Tree::as_text).collect(),
+                _ => Vec::new(),
+            };
+            let found = keys.iter().filter_map(|key| config.find(key)).map(|(found, _)| found.clone());
+            let found = found.into_iter().find(|found| *found != Tree::Null);
+            let is_said = found.is_some();
+            let plain = if keys.is_empty() { Some(binding) } else { binding.get("default") };
+            let Some(value) = found.or_else(|| evaluate(plain?, &values.scope)) else { continue };
+            if let (false, Some(n)) = (is_said, size(&value)) {
+                values.guessed.push((name.clone(), n));
+            }
+            values.scope.insert(name.clone(), value);
+        }
+        values
+    }
+
+    /// Sizes that nothing in the config said, and that the shapes contradict.
+    pub(super) fn sizes(&mut self, view: &View) -> usize {
+        for (pattern, i) in &view.all {
+            let Some(found) = view.stored.iter().find(|p| p.name == pattern.name) else { continue };
+            if same_axes(&found.shape, &pattern.shape) || found.shape.len() != pattern.shape.len() {
+                continue;
+            }
+            let axes = pattern.shape.iter().zip(&found.shape).filter(|(asked, is)| asked != is);
+            for (asked, is) in axes {
+                let names = view.values.guessed.iter().filter(|(_, n)| n == asked).map(|(name, _)| name);
+                for name in names {
+                    if self.rebind(view, name, *is, &pattern.name) {
+                        return 1;
+                    }
+                }
+            }
+            if pattern.group().is_empty()
+                && view.tensors[*i].label == "`layer_norm`"
+                && self.norm_first(view, *i)
+            {
+                return 1;
+            }
+            if view.tensors[*i].label == "`embedding`"
+                && found.shape[1..] == pattern.shape[1..]
+                && self.table(view, *i, found.shape[0])
+            {
+                return 1;
+            }
+        }
+        0
+    }
+
+    /// Gives a name the value that a shape shows.
+    fn rebind(&mut self, view: &View, name: &str, n: usize, tensor: &str) -> bool {
+        let is_key = |key: &&String| view.config.find(key).is_some_and(|(found, _)| size(found) == Some(n));
+        let used = self.keys();
+        let alias = view.known.aliases.get(name).into_iter().flatten().find(is_key).cloned();
+        let unused = view.config.entries().iter().map(|(key, _)| key).find(|key| {
+            is_key(key) && !used.contains(key) && !key.contains("token") && !key.contains("layer")
+        });
+        let entries = self.section("config");
+        let position = |name: &str| entries.iter().position(|(n, _)| n == name);
+        let here = position(name);
+        let is_above = |other: &str| position(other) < here && position(other).is_some();
+        let hidden = view.values.scope.get("hidden").and_then(size).filter(|_| is_above("hidden"));
+        let (value, why) = if let Some(key) = alias.or(unused.cloned()) {
+            (Tree::Text(key.clone()), format!("`{key}` is {n}, as is a side of `{tensor}`"))
+        } else if let Some(factor) = hidden.filter(|h| n % h == 0 && n / h <= 8).map(|h| n / h) {
+            let text = if factor == 1 { "$hidden".to_owned() } else { format!("${{{factor} * hidden}}") };
+            (Tree::Text(text), format!("no key of the config says {n}, which is a side of `{tensor}`"))
+        } else if let Some((key, ratio)) = hidden.and_then(|h| ratio(view.config, h, n)) {
+            let Some(Tree::Map(entries)) = get_mut(&mut self.tree, "config") else { return false };
+            let at = here.unwrap_or(entries.len());
+            if entries.iter().any(|(n, _)| n == "ratio") {
+                return false;
+            }
+            let note = format!("`{key}` is {ratio}: {n} is a side of `{tensor}`");
+            entries.insert(at, ("ratio".into(), Tree::Text(key)));
+            (Tree::Text("${(hidden * ratio) | int}".into()), note)
+        } else {
+            let n = i64::try_from(n).unwrap_or(i64::MAX);
+            (Tree::Int(n), format!("a guess: no key of the config says {n}, which is a side of `{tensor}`"))
+        };
+        let Some(binding) = get_mut(&mut self.tree, "config").and_then(|c| get_mut(c, name)) else {
+            return false;
+        };
+        let is_number = matches!(value, Tree::Int(_));
+        let value = match value {
+            // A binding is a key or an expression.
+            Tree::Int(n) => Tree::Text(format!("${{{n}}}")),
+            other => other,
+        };
+        if binding.get("key").unwrap_or(binding) == &value && !is_number {
+            return false;
+        }
+        *binding = Tree::Map(vec![("key".into(), value), (NOTE.into(), Tree::Text(why))]);
+        if let Some(Tree::Text(text)) = binding.get("key")
+            && text.contains('$')
+        {
+            *binding = Tree::Text(text.clone());
+        }
+        true
+    }
+
+    /// A norm has the width that there is before the map in front of it.
+    fn norm_first(&mut self, view: &View, i: usize) -> bool {
+        let steps = view.tensors[i].at.steps();
+        for n in (1..steps.len()).rev() {
+            if let Some(Tree::List(items)) = value_mut(&mut self.tree, &steps[..n]) {
+                let at = steps[n];
+                let is_behind = at > 0 && items.get(at - 1).is_some_and(|x| x.get("linear").is_some());
+                if is_behind && at < items.len() {
+                    items.swap(at - 1, at);
+                }
+                return is_behind;
+            }
+        }
+        false
+    }
+
+    /// Rows of a table of positions, some of which may be passed over.
+    fn table(&mut self, view: &View, i: usize, rows: usize) -> bool {
+        let Some((_, parents)) = view.tensors[i].at.steps().split_last() else { return false };
+        let named = |extra: usize| {
+            let mut names =
+                view.values.scope.iter().filter(|(_, v)| size(v).is_some_and(|v| v + extra == rows));
+            names.next().map(|(name, _)| name.clone())
+        };
+        let Some(fields @ Tree::Map(_)) = value_mut(&mut self.tree, parents) else { return false };
+        if fields.get("rows").is_none()
+            || !fields.get("of").and_then(Tree::as_text).is_some_and(|of| of.contains("positions"))
+        {
+            return false;
+        }
+        let Some((extra, name)) = (0..=4).find_map(|extra| Some((extra, named(extra)?))) else {
+            return false;
+        };
+        let text = if extra == 0 { format!("${name}") } else { format!("${{{name} + {extra}}}") };
+        if fields.get("rows").and_then(Tree::as_text) == Some(text.as_str()) {
+            return false;
+        }
+        set(fields, "rows", Tree::Text(text));
+        if let Tree::Map(entries) = fields {
+            entries.retain(|(key, _)| key != "offset");
+        }
+        if extra > 0 {
+            set(fields, "offset", Tree::Int(extra as i64));
+        }
+        set(fields, NOTE, Tree::Text(format!("the table has {rows} rows")));
+        true
+    }
+
+    /// How many heads share keys and values, from the rows of the weights.
+    pub(super) fn shared_heads(&mut self, view: &View) -> usize {
+        for (pattern, i) in &view.all {
+            let label = &view.tensors[*i].label;
+            let is_fused = label.starts_with("`qkv` of `attention`");
+            if pattern.shape.len() != 2 || !(is_fused || label.starts_with("`k` of `attention`")) {
+                continue;
+            }
+            let Some(found) = view.stored.iter().find(|p| p.name == pattern.name) else { continue };
+            let differ = pattern.shape.iter().zip(&found.shape).find(|(asked, is)| asked != is);
+            let Some((_, rows)) = differ else { continue };
+            let Some(owner) = owner(&self.tree, &view.tensors[*i].at, "heads") else { continue };
+            let out = view.all.iter().find(|(p, j)| {
+                view.tensors[*j].label.starts_with("`o` of `attention`")
+                    && p.shape.len() == 2
+                    && p.group() == pattern.group()
+                    && at_owner(&view.tensors[*j].at, &owner)
+            });
+            let Some(fields) = value_mut(&mut self.tree, &owner) else { continue };
+            let heads = fields.get("heads").and_then(|h| evaluate(h, &view.values.scope));
+            let (Some((out, _)), Some(heads)) = (out, heads.as_ref().and_then(size)) else { continue };
+            let dim = out.shape.iter().product::<usize>()
+                / pattern
+                    .shape
+                    .iter()
+                    .find(|n| **n > 0 && out.shape.contains(n))
+                    .copied()
+                    .unwrap_or(1)
+                    .max(1)
+                / heads;
+            if dim == 0 || rows % dim != 0 {
+                continue;
+            }
+            let units = rows / dim;
+            let kv = if is_fused { units.saturating_sub(heads) / 2 } else { units };
+            if kv == 0 || heads % kv != 0 || (is_fused && heads + 2 * kv != units) {
+                continue;
+            }
+            let aliases = view.known.aliases.get("kv_heads").into_iter().flatten();
+            let bound = view.values.scope.iter().find(|(name, v)| {
+                size(v) == Some(kv)
+                    && name.contains("kv")
+                    && !view.values.guessed.iter().any(|(g, _)| g == *name)
+            });
+            let key = aliases
+                .filter(|key| view.config.find(key).is_some_and(|(found, _)| size(found) == Some(kv)))
+                .find(|key| !key.contains('.'))
+                .cloned();
+            let old = fields.get("kv_heads").cloned();
+            let value = match (&bound, &key) {
+                _ if kv == heads => None,
+                (Some((name, _)), _) => Some(Tree::Text(format!("${name}"))),
+                (None, Some(_)) => Some(Tree::Text("$kv_heads".into())),
+                _ => i64::try_from(kv).ok().map(Tree::Int),
+            };
+            if value == old {
+                continue;
+            }
+            let why = format!("{kv} heads of keys and values, of {heads}: `{}` has {rows} rows", found.name);
+            match &value {
+                Some(value) => set(fields, "kv_heads", value.clone()),
+                None => {
+                    if let Tree::Map(entries) = fields {
+                        entries.retain(|(key, _)| key != "kv_heads");
+                    }
+                }
+            }
+            set(fields, NOTE, Tree::Text(why));
+            if is_fused && kv == heads {
+                set_groups(fields, view, &found.name);
+            }
+            if let (None, Some(key), true) = (bound, key, kv != heads)
+                && let Some(Tree::Map(entries)) = get_mut(&mut self.tree, "config")
+            {
+                entries.retain(|(name, _)| name != "kv_heads");
+                entries.push(("kv_heads".into(), Tree::Text(key)));
+            }
+            return 1;
+        }
+        0
+    }
+}
+
+/// Gives a fused weight the order of rows that weights of that name have in other descriptions.
+pub(super) fn set_groups(fields: &mut Tree, view: &View, name: &str) {
+    let last = name.trim_end_matches(".weight").rsplit('.').next().unwrap_or_default();
+    let Some(others) = view.known.fused.get(last) else { return };
+    // Only what depends on nothing but the heads can be taken over.
+    let groups = others.iter().flatten().find(|groups| groups.as_text() == Some("$heads"));
+    let heads = fields.get("heads").cloned();
+    if let Tree::Map(entries) = &mut *fields {
+        entries.retain(|(key, _)| key != "qkv_groups");
+    }
+    if let (Some(_), Some(heads)) = (groups, heads) {
+        set(fields, "qkv_groups", heads);
+        let why = format!("a guess: rows of `{last}` are in groups, one for each head, as elsewhere");
+        let old = fields.get(NOTE).and_then(Tree::as_text).map(|old| format!("{old}\n"));
+        set(fields, NOTE, Tree::Text(old.unwrap_or_default() + &why));
+    }
+}
+
+/// A number of the config that makes `n` of `hidden`.
+fn ratio(config: &Config, hidden: usize, n: usize) -> Option<(String, String)> {
+    config.entries().iter().find_map(|(key, value)| {
+        let ratio = match value {
+            Tree::Int(x) => *x as f64,
+            Tree::Float(x) => *x,
+            _ => return None,
+        };
+        let is_ratio = key.contains("ratio") || key.contains("expan") || key.contains("mult");
+        (is_ratio && (hidden as f64 * ratio) as usize == n).then(|| (key.clone(), value.to_string()))
+    })
+}
