@@ -1,10 +1,14 @@
 //! A built-in description, made to fit a config and a checkpoint step by step.
 
+use std::collections::BTreeSet;
+
 use super::edit::{get_mut, set, without_notes};
 use super::fit::View;
-use super::known::{Family, Known, declared};
+use super::fold::names;
+use super::known::{Family, Known, declared, fields};
 use super::patterns::Pattern;
 use super::print::{NOTE, yaml};
+use super::sizes::evaluate;
 use crate::nn::TensorUse;
 use crate::plan::{Config, declare};
 use crate::spec::{Problems, Source, Spec, Tree};
@@ -93,10 +97,10 @@ impl Candidate {
         };
         let kept = this.fold_type(model_type);
         let bound = this.bind(known, config);
-        let task = this.heads(known, config, stored);
+        let task = this.heads(known, config, stored, prefix);
         let stored = this.weights(stored, prefix, family, config);
         this.linear_defaults(&stored, config);
-        this.flip(config, task.as_deref(), &stored);
+        this.flip(known, config, task.as_deref(), &stored);
         let first = this.state(config, task.as_deref());
         let has = |name: &str| stored.iter().any(|p| p.name == name);
         let all = declared(&first.tensors);
@@ -137,7 +141,7 @@ impl Candidate {
     }
 
     /// Gives switches that the config lacks the value with which more of the names are stored.
-    fn flip(&mut self, config: &Config, task: Option<&str>, stored: &[Pattern]) {
+    fn flip(&mut self, known: &Known, config: &Config, task: Option<&str>, stored: &[Pattern]) {
         let switches = self.section("config").iter().filter_map(|(name, binding)| {
             let keys = match binding.get("key")? {
                 Tree::List(keys) => keys.iter().filter_map(Tree::as_text).collect(),
@@ -149,13 +153,14 @@ impl Candidate {
                 _ => None,
             }
         });
+        let wants_rope = self.wants_rope(known, config);
         let fit = |this: &Candidate| {
             let state = this.state(config, task);
             let all = declared(&state.tensors);
             let has = |name: &str| stored.iter().any(|p| p.name == name);
             let asked = all.iter().filter(|(_, i)| *i < state.of_head);
             let (there, missing): (Vec<_>, Vec<_>) = asked.partition(|(p, _)| has(&p.name));
-            there.len() as i64 - missing.len() as i64
+            there.len() as i64 - missing.len() as i64 + i64::from(this.turns(config) == wants_rope)
         };
         let switches: Vec<(String, bool)> = switches.take(8).collect();
         for (name, default) in switches {
@@ -175,6 +180,28 @@ impl Candidate {
         }
     }
 
+    /// Whether the config has a key for how positions turn queries and keys.
+    fn wants_rope(&self, known: &Known, config: &Config) -> bool {
+        let keys = ["theta", "scaling"].iter().filter_map(|name| known.aliases.get(*name)).flatten();
+        keys.into_iter().any(|key| config.find(key).is_some_and(|(v, _)| *v != Tree::Null))
+            || config.entries().iter().any(|(key, _)| key.contains("rotary") || key.contains("rope"))
+    }
+
+    /// Whether positions turn queries and keys.
+    fn turns(&self, config: &Config) -> bool {
+        let scope = self.values(config).scope;
+        let mut found = false;
+        for section in ["defaults", "model"] {
+            if let Some(tree) = self.tree.get(section) {
+                fields(tree, "", &mut |field, value| {
+                    let is_rope = field == "attention.rope";
+                    found |= is_rope && evaluate(value, &scope) != Some(Tree::Null);
+                });
+            }
+        }
+        found
+    }
+
     /// What speaks against the kind of model that it describes.
     fn unlike(&self, known: &Known, config: &Config, task: Option<&str>) -> f64 {
         let text = yaml(&self.tree);
@@ -184,15 +211,34 @@ impl Candidate {
             Some("masked_lm" | "image_classification") => Some(false),
             _ => None,
         };
-        let turns = ["theta", "scaling"].iter().filter_map(|name| known.aliases.get(*name)).flatten();
-        let wants_rope = turns.into_iter().any(|key| config.find(key).is_some_and(|(v, _)| *v != Tree::Null));
+        let wants_rope = self.wants_rope(known, config);
         let mut against = 0.0;
         if wants_causal.is_some_and(|wanted| wanted != is_causal) {
             against += 4.0;
         }
-        if wants_rope != text.contains("rope:") {
-            against += 1.5;
+        if wants_rope != self.turns(config) {
+            against += 2.5;
         }
+        // What few descriptions do, and no key of this config asks for.
+        let values = self.values(config);
+        let is_said = |name: &String| {
+            values.scope.contains_key(name) && !values.guessed.iter().any(|(guess, _)| guess == name)
+        };
+        let mut odd = BTreeSet::new();
+        for section in ["defaults", "model"] {
+            if let Some(tree) = self.tree.get(section) {
+                fields(tree, "", &mut |field, value| {
+                    let few = known.fields.get(field).is_none_or(|n| n * 8 < known.families.len());
+                    if few
+                        && !names(value).iter().any(is_said)
+                        && evaluate(value, &values.scope) != Some(Tree::Null)
+                    {
+                        odd.insert(field.to_owned());
+                    }
+                });
+            }
+        }
+        against += 0.25 * odd.len().min(6) as f64;
         against + self.refused.len() as f64 * 0.3
     }
 

@@ -16,23 +16,31 @@ pub(super) fn is_attention(path: &str) -> bool {
 
 /// How alike a path and the known paths of a part are.
 fn fits(view: &View, part: &str, path: &str) -> f64 {
-    let roles = ["mlp", "gated_mlp", "attention"].map(|block| format!("`{part}` of `{block}` weight"));
+    let roles = ["mlp", "gated_mlp", "moe", "attention"].map(|block| format!("`{part}` of `{block}` weight"));
     let known = roles.iter().filter_map(|role| view.known.roles.get(role)).flatten();
     known.map(|known| likeness(stem(known), path)).fold(0.0, f64::max)
 }
 
 /// Which weight is which part: the choice that fits the known names best.
-fn assign<'p>(view: &View, parts: &[&str], weights: &[&'p Pattern]) -> Vec<&'p Pattern> {
+fn assign<'p>(view: &View, parts: &[&str], hidden: usize, weights: &[&'p Pattern]) -> Vec<&'p Pattern> {
     let Some((part, rest)) = parts.split_first() else { return Vec::new() };
+    // As a rule weights are stored as `[out, in]`.
+    let lies = |part: &str, p: &Pattern| {
+        if (part == "down") == (p.shape.first() == Some(&hidden)) { 0.2 } else { 0.0 }
+    };
     let value = |choice: &[&Pattern], parts: &[&str]| -> f64 {
-        choice.iter().zip(parts).map(|(p, part)| fits(view, part, stem(inside(&p.name)))).sum()
+        choice
+            .iter()
+            .zip(parts)
+            .map(|(p, part)| fits(view, part, stem(inside(&p.name))) + lies(part, p))
+            .sum()
     };
     let mut best: Option<(f64, Vec<&'p Pattern>)> = None;
     for (i, first) in weights.iter().enumerate() {
         let mut others = weights.to_vec();
         others.remove(i);
         let mut choice = vec![*first];
-        choice.extend(assign(view, rest, &others));
+        choice.extend(assign(view, rest, hidden, &others));
         let score = value(&choice[..1], &[part]) + value(&choice[1..], rest);
         if choice.len() == parts.len() && best.as_ref().is_none_or(|(s, _)| score > *s) {
             best = Some((score, choice));
@@ -48,11 +56,12 @@ impl Candidate {
             let label = &view.tensors[*i].label;
             !p.group().is_empty()
                 && p.name.ends_with(".weight")
-                && (label.starts_with("`down` of `mlp`") || label.starts_with("`down` of `gated_mlp`"))
+                && ["mlp", "gated_mlp", "moe"].iter().any(|b| label.starts_with(&format!("`down` of `{b}`")))
         });
         for (down, i) in downs {
             let at = &view.tensors[*i].at;
             let Some(owner) = owner(&self.tree, at, "down") else { continue };
+            let is_moe = view.tensors[*i].label.contains("`moe`");
             let is_own = |p: &Pattern| {
                 view.all.iter().any(|(a, j)| a.name == p.name && at_owner(&view.tensors[*j].at, &owner))
             };
@@ -65,7 +74,7 @@ impl Candidate {
                     p.group() == down.group()
                         && p.shape.len() == 2
                         && p.name.ends_with(".weight")
-                        && !path.contains('*')
+                        && path.contains('*') == is_moe
                         && !is_attention(path)
                         && !is_other(p)
                 })
@@ -77,7 +86,7 @@ impl Candidate {
             let is_gated = is_fused || fields.get("gate").is_some();
             let wanted: &[&str] = match weights.len() {
                 2 => {
-                    let pair = assign(view, &["up", "down"], &weights);
+                    let pair = assign(view, &["up", "down"], hidden, &weights);
                     let [up, down] = pair[..] else { continue };
                     match (wide(up), wide(down)) {
                         (a, b) if a == b => &["up", "down"],
@@ -93,14 +102,24 @@ impl Candidate {
                 ["gate_up", "down"] => is_fused,
                 _ => is_gated && !is_fused,
             };
-            if is_same {
+            let is_stored = weights.iter().any(|p| is_own(p));
+            if (is_same && is_stored) || (is_moe && (!is_same || wanted.len() < 3)) {
                 continue;
             }
-            if self.inline(at.steps(), if is_gated { "gated_mlp" } else { "mlp" }) {
+            if self.inline(
+                at.steps(),
+                if is_moe {
+                    "moe"
+                } else if is_gated {
+                    "gated_mlp"
+                } else {
+                    "mlp"
+                },
+            ) {
                 return 1;
             }
             let names = if wanted[0] == "gate_up" { &["up", "down"] } else { wanted };
-            let mut chosen = assign(view, names, &weights);
+            let mut chosen = assign(view, names, hidden, &weights);
             // The two maps of a pair cannot be taken for one another if their shapes differ.
             if wanted[0] == "gate_up" && wide(chosen[0]) < wide(chosen[1]) {
                 chosen.reverse();
@@ -116,7 +135,13 @@ impl Candidate {
             let shapes: Vec<String> =
                 chosen.iter().map(|p| format!("`{}` {:?}", inside(&p.name), p.shape)).collect();
             set(fields, NOTE, Tree::Text(format!("the weights behind the attention: {}", shapes.join(", "))));
-            let kind = if wanted[0] == "up" { "mlp" } else { "gated_mlp" };
+            let kind = if is_moe {
+                "moe"
+            } else if wanted[0] == "up" {
+                "mlp"
+            } else {
+                "gated_mlp"
+            };
             rename_entry(&mut self.tree, &owner, kind);
             return 1;
         }

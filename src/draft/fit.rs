@@ -3,7 +3,9 @@
 use std::collections::{BTreeSet, HashSet};
 
 use super::adapt::{Candidate, State};
-use super::edit::{move_repeat, rename, same_axes, set, set_bias, set_layout, stem, to_layer_norms};
+use super::edit::{
+    move_repeat, rename, same_axes, set, set_bias, set_layout, stem, to_layer_norms, value_mut,
+};
 use super::known::{Known, declared, inside, roles};
 use super::patterns::{Pattern, likeness};
 use super::print::NOTE;
@@ -60,7 +62,7 @@ impl<'a> View<'a> {
 
     /// Whether shapes agree, but for sizes that the config does not say.
     pub fn may_fit(&self, stored: &[usize], asked: &[usize], label: &str) -> bool {
-        let is_projection = ["`qkv`", "`k`", "`v`"].iter().any(|part| label.starts_with(part));
+        let is_projection = label.starts_with("`qkv`");
         let is_guess = |n: &usize| self.values.guessed.iter().any(|(_, guess)| guess == n);
         same_axes(stored, asked)
             || (stored.len() == asked.len()
@@ -178,14 +180,27 @@ impl Candidate {
     /// Biases that are stored or not.
     pub(super) fn biases(&mut self, view: &View) -> usize {
         let mut changes = 0;
-        for (pattern, i) in view.missing.iter().filter(|(p, _)| p.layers.is_empty()) {
-            if let Some(path) = own_bias(&self.tree, &view.tensors[*i].at)
-                && pattern.name != format!("{path}.bias")
-            {
-                let bias = view.has(&format!("{path}.bias"));
-                if set_bias(&mut self.tree, &view.tensors[*i].at, bias) {
-                    return 1;
-                }
+        for (pattern, i) in view.missing.iter().filter(|(p, _)| p.layers.is_empty() && p.shape.len() == 1) {
+            let at = &view.tensors[*i].at;
+            let own = own_bias(&self.tree, at);
+            if own.is_none() && !pattern.name.ends_with(".bias") {
+                continue;
+            }
+            // The bias of a map whose weight is tied may have any name.
+            let is_bias =
+                |p: &&&Pattern| p.layers.is_empty() && p.shape == pattern.shape && p.name.ends_with("bias");
+            let has_weight =
+                pattern.name.strip_suffix("bias").is_some_and(|s| view.has(&format!("{s}weight")));
+            let other = view.free.iter().find(is_bias).filter(|_| !has_weight);
+            let done = match (&own, other) {
+                (Some(path), _) if view.has(&format!("{path}.bias")) => set_bias(&mut self.tree, at, true),
+                (Some(_), Some(other)) => rename(&mut self.tree, at, &pattern.name, &other.name),
+                (None, Some(other)) => bias_at(&mut self.tree, at, &other.name),
+                (Some(_), None) => set_bias(&mut self.tree, at, false),
+                (None, None) => false,
+            };
+            if done {
+                return 1;
             }
         }
         for (pattern, i) in &view.missing {
@@ -212,6 +227,17 @@ impl Candidate {
         }
         0
     }
+}
+
+/// Gives the bias of the map at a place a name of its own.
+fn bias_at(tree: &mut Tree, at: &Address, name: &str) -> bool {
+    let Some((last, parents)) = at.steps().split_last() else { return false };
+    let Some(map @ Tree::Map(_)) = value_mut(tree, parents) else { return false };
+    if map.entries().get(*last).is_none_or(|(key, _)| key != "at") {
+        return false;
+    }
+    set(map, "bias", Tree::Text(name.to_owned()));
+    true
 }
 
 /// The path of a map whose bias has a name of its own, from the place of that name.

@@ -13,7 +13,13 @@ use crate::spec::{Address, Tree};
 
 impl Candidate {
     /// Names the model type and the classes; gives the task that the config asks for.
-    pub(super) fn heads(&mut self, known: &Known, config: &Config, stored: &[Pattern]) -> Option<String> {
+    pub(super) fn heads(
+        &mut self,
+        known: &Known,
+        config: &Config,
+        stored: &[Pattern],
+        prefix: &str,
+    ) -> Option<String> {
         let classes = config.texts("architectures");
         let own = classes.first().and_then(|class| known.take_apart(class));
         if let Some(model_type) = config.text("model_type") {
@@ -28,6 +34,16 @@ impl Candidate {
             let has = |task: &&String| self.section("heads").iter().any(|(name, _)| name == *task);
             tasks.iter().find(has).or(tasks.first()).cloned()
         });
+        // The base under a prefix is part of a model with a head, whatever its class is called.
+        let generates = ["seq2seq_lm", "causal_lm", "masked_lm"];
+        let is_own = |task: &&str| self.section("heads").iter().any(|(name, _)| name == *task);
+        let of_base = generates
+            .iter()
+            .find(|task| is_own(task))
+            .filter(|_| !prefix.is_empty() && task.as_deref() == Some("features"));
+        let own_name = config.text("model_type").unwrap_or_default().replace(['-', '_'], "").to_lowercase();
+        let named = own.filter(|(stem, ..)| of_base.is_some() && stem.to_lowercase().starts_with(&own_name));
+        let task = of_base.map(|task| (*task).to_owned()).or(task);
         let replaced = task.as_deref().is_some_and(|task| self.other_head(known, stored, task));
         let of = |head: &Tree| -> Vec<String> {
             match head.get("match") {
@@ -39,6 +55,7 @@ impl Candidate {
             }
         };
         let stem = own.map_or("", |(stem, ..)| stem);
+        let stem = named.and_then(|(stem, ..)| stem.get(..own_name.len())).unwrap_or(stem);
         let all: Vec<String> = self.section("heads").iter().flat_map(|(_, head)| of(head)).collect();
         if let Some(Tree::Map(heads)) = get_mut(&mut self.tree, "heads") {
             for (name, head) in heads {

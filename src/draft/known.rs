@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::OnceLock;
 
 use super::patterns::{Pattern, group, patterns};
+use super::print::NOTE;
 use crate::error::Result;
 use crate::nn::TensorUse;
 use crate::plan::{Config, builtin, declare};
@@ -34,6 +35,8 @@ pub struct Known {
     pub roles: BTreeMap<String, BTreeSet<String>>,
     /// For the last name of a weight of queries, keys and values the groups that its rows are in somewhere.
     pub fused: BTreeMap<String, Vec<Option<Tree>>>,
+    /// In how many descriptions a field of a block is: `attention.scale`.
+    pub fields: BTreeMap<String, usize>,
     /// Patterns of tensors that do not matter.
     pub ignored: BTreeSet<String>,
     /// What classes append to the name of the model, each with its tasks.
@@ -58,6 +61,9 @@ impl Known {
             for (suffix, task) in &read.suffixes {
                 known.suffixes.entry(suffix.clone()).or_default().insert(task.clone());
             }
+            for field in &read.fields {
+                *known.fields.entry(field.clone()).or_default() += 1;
+            }
             for (role, path) in &read.roles {
                 known.roles.entry(role.clone()).or_default().insert(path.clone());
             }
@@ -81,6 +87,7 @@ struct Read {
     aliases: Vec<(String, Vec<String>)>,
     roles: Vec<(String, String)>,
     fused: Vec<(String, Option<Tree>)>,
+    fields: BTreeSet<String>,
     ignored: Vec<String>,
     suffixes: Vec<(String, String)>,
 }
@@ -127,10 +134,26 @@ fn read(name: &'static str, text: &str) -> Result<Read> {
     let roles = tensors.iter().zip(roles(&tensors)).map(|(tensor, role)| (role, path(tensor))).collect();
     let mut fused = Vec::new();
     fused_weights(&tree, &mut fused);
+    let mut used = BTreeSet::new();
+    for section in ["defaults", "model"] {
+        if let Some(tree) = tree.get(section) {
+            fields(tree, "", &mut |field, _| {
+                used.insert(field.to_owned());
+            });
+        }
+    }
     let ignored = spec.weights.ignore.iter().map(|(pattern, _)| pattern.clone()).collect();
     let types = spec.matches.iter().filter(|test| test.key == "model_type");
     let types = types.flat_map(|t| t.accepted.iter().filter_map(Tree::as_text)).map(str::to_owned).collect();
-    Ok(Read { family: Family { name, tree, types, paths }, aliases, roles, fused, ignored, suffixes })
+    Ok(Read {
+        family: Family { name, tree, types, paths },
+        aliases,
+        roles,
+        fused,
+        fields: used,
+        ignored,
+        suffixes,
+    })
 }
 
 /// The last names of weights of queries, keys and values, each with its groups.
@@ -209,4 +232,20 @@ pub fn declared(tensors: &[TensorUse]) -> Vec<(Pattern, usize)> {
         all.into_iter().filter_map(|p| of(&p.name).map(|i| (p, i))).collect();
     found.sort_by_key(|(_, i)| *i);
     found
+}
+
+/// Calls `see` with all fields of blocks, `attention.scale`, and their values.
+pub fn fields(tree: &Tree, block: &str, see: &mut dyn FnMut(&str, &Tree)) {
+    match tree {
+        Tree::Map(entries) => {
+            for (key, value) in entries.iter().filter(|(key, _)| key != NOTE) {
+                if !block.is_empty() {
+                    see(&format!("{block}.{key}"), value);
+                }
+                fields(value, key, see);
+            }
+        }
+        Tree::List(items) => items.iter().for_each(|x| fields(x, "", see)),
+        _ => {}
+    }
 }

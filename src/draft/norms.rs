@@ -140,11 +140,12 @@ fn leave_out(tree: &mut Tree, tensor: &TensorUse) -> bool {
                 }
             }
             Some(Tree::List(items)) if items.len() > 1 => {
-                let droppable = tensor.label.contains("norm`") || tensor.label == "`embedding`";
+                let droppable =
+                    tensor.label.contains("norm`") || ["`embedding`", "`scale`"].contains(&&*tensor.label);
                 let is_block = items[steps[n]]
                     .entries()
                     .iter()
-                    .any(|(key, _)| ["layer_norm", "rms_norm", "embedding"].contains(&key.as_str()));
+                    .any(|(key, _)| ["layer_norm", "rms_norm", "embedding", "scale"].contains(&key.as_str()));
                 // Without its embedding a sequence has no input; a branch of a sum can go.
                 let is_branch =
                     items.iter().all(|x| matches!(x, Tree::List(_)) || x.get("embedding").is_some());

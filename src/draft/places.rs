@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use super::adapt::Candidate;
 use super::convert::is_attention;
-use super::edit::{get_mut, stem, value_mut};
+use super::edit::{get_mut, set, stem, value_mut};
 use super::fit::View;
 use super::known::inside;
 use super::patterns::Pattern;
@@ -242,6 +242,16 @@ impl Candidate {
         for free in view.free.iter().filter(|p| p.layers.is_empty() && !p.name.ends_with(".bias")) {
             let path = stem(&free.name).to_owned();
             let lower = path.to_lowercase();
+            if lower.contains("pool")
+                && free.shape.len() == 2
+                && free.shape[0] == free.shape[1]
+                && self.pooler(&path)
+            {
+                return 1;
+            }
+            if lower.ends_with("token") && prepend(&mut self.tree, &path) {
+                return 1;
+            }
             let Some(repeat) = self.stack(&path) else { continue };
             if is_norm(free) {
                 let is_first = lower.contains("emb");
@@ -268,6 +278,34 @@ impl Candidate {
             }
         }
         0
+    }
+
+    /// A map of the first row, which is all that other descriptions do with one of that name.
+    fn pooler(&mut self, path: &str) -> bool {
+        let Some(model) = get_mut(&mut self.tree, "model") else { return false };
+        if model.get("hidden").is_none() || yaml(model).contains(path) {
+            return false;
+        }
+        let block = |name: &str, value: Tree| Tree::Map(vec![(name.to_owned(), value)]);
+        let map = Tree::Map(vec![
+            ("at".into(), Tree::Text(path.into())),
+            ("out".into(), Tree::Text("$hidden".into())),
+            (NOTE.into(), Tree::Text(format!("a guess: `{path}` maps the first row"))),
+        ]);
+        let pooled = vec![
+            block("from", Tree::Text("hidden".into())),
+            block("pool", Tree::Text("first".into())),
+            block("linear", map),
+            block("activation", Tree::Text("tanh".into())),
+        ];
+        set(model, "pooled", Tree::List(pooled));
+        let features = get_mut(&mut self.tree, "heads").and_then(|heads| get_mut(heads, "features"));
+        if let Some(Tree::List(outputs)) = features.and_then(|head| get_mut(head, "outputs"))
+            && !outputs.iter().any(|x| x.as_text() == Some("pooled"))
+        {
+            outputs.push(Tree::Text("pooled".into()));
+        }
+        true
     }
 
     /// Whether the loop at a place is that of a decoder beside an encoder.
@@ -358,6 +396,21 @@ impl Candidate {
             drop_field(&mut self.tree, "rope");
         }
         true
+    }
+}
+
+/// Adds a row before the others, where there is one already.
+fn prepend(tree: &mut Tree, path: &str) -> bool {
+    match tree {
+        Tree::Map(entries) => entries.iter_mut().any(|(key, value)| match (key.as_str(), &mut *value) {
+            ("prepend", Tree::Text(first)) => {
+                *value = Tree::List(vec![Tree::Text(first.clone()), Tree::Text(path.to_owned())]);
+                true
+            }
+            _ => prepend(value, path),
+        }),
+        Tree::List(items) => items.iter_mut().any(|x| prepend(x, path)),
+        _ => false,
     }
 }
 

@@ -67,6 +67,16 @@ impl Candidate {
                         return 1;
                     }
                 }
+                let is_double = view.tensors[*i].label.starts_with("`gate_up`") && is % 2 == 0;
+                let halves = view.values.guessed.iter().filter(|(_, n)| is_double && 2 * n == *asked);
+                for (name, _) in halves {
+                    if self.rebind(view, name, *is / 2, &pattern.name) {
+                        return 1;
+                    }
+                }
+                if view.tensors[*i].label == "`linear`" && asked % is == 0 && self.one_of(view, *i) {
+                    return 1;
+                }
             }
             if pattern.group().is_empty()
                 && view.tensors[*i].label == "`layer_norm`"
@@ -134,6 +144,23 @@ impl Candidate {
             *binding = Tree::Text(text.clone());
         }
         true
+    }
+
+    /// A map of one value, where a description puts several side by side.
+    fn one_of(&mut self, view: &View, i: usize) -> bool {
+        let steps = view.tensors[i].at.steps();
+        for n in (1..steps.len()).rev() {
+            if let Some(Tree::List(items)) = value_mut(&mut self.tree, &steps[..n]) {
+                let before = steps[n].checked_sub(1).and_then(|at| items.get_mut(at));
+                let Some(before) = before else { return false };
+                let Some(Tree::List(values)) = before.get("concat") else { return false };
+                let Some(first) = values.first().cloned() else { return false };
+                let why = format!("a guess: `{}` is as wide as one value", view.tensors[i].name);
+                *before = Tree::Map(vec![("from".into(), first), (NOTE.into(), Tree::Text(why))]);
+                return true;
+            }
+        }
+        false
     }
 
     /// A norm has the width that there is before the map in front of it.
