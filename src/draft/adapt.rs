@@ -54,7 +54,7 @@ pub(super) struct State {
 type Step = fn(&mut Candidate, &View) -> usize;
 
 /// In this order: what comes later takes for granted that what comes before has nothing left to do.
-const STEPS: [Step; 15] = [
+const STEPS: [Step; 16] = [
     Candidate::move_layers,
     Candidate::split,
     Candidate::feed_forward,
@@ -69,6 +69,7 @@ const STEPS: [Step; 15] = [
     Candidate::head_norms,
     Candidate::outside,
     Candidate::factors,
+    Candidate::shared_experts,
     Candidate::leave,
 ];
 
@@ -219,6 +220,12 @@ impl Candidate {
         if wants_rope != self.turns(config) {
             against += 2.5;
         }
+        // A switch that other descriptions know, and this one does not.
+        let used = self.keys();
+        let is_known =
+            |key: &String| known.aliases.values().any(|keys| keys.contains(key)) && !used.contains(key);
+        let on = config.entries().iter().filter(|(key, value)| *value == Tree::Bool(true) && is_known(key));
+        against += 0.9 * on.filter(|(key, _)| !key.contains("tie")).count() as f64;
         // What few descriptions do, and no key of this config asks for.
         let values = self.values(config);
         let is_said = |name: &String| {
@@ -228,7 +235,9 @@ impl Candidate {
         for section in ["defaults", "model"] {
             if let Some(tree) = self.tree.get(section) {
                 fields(tree, "", &mut |field, value| {
-                    let few = known.fields.get(field).is_none_or(|n| n * 8 < known.families.len());
+                    let block = field.split('.').next().unwrap_or_default();
+                    let all = known.fields.get(block).copied().unwrap_or(0);
+                    let few = known.fields.get(field).is_none_or(|n| n * 6 < all);
                     if few
                         && !names(value).iter().any(is_said)
                         && evaluate(value, &values.scope) != Some(Tree::Null)
@@ -238,7 +247,7 @@ impl Candidate {
                 });
             }
         }
-        against += 0.25 * odd.len().min(6) as f64;
+        against += 0.5 * odd.len().min(6) as f64;
         against + self.refused.len() as f64 * 0.3
     }
 

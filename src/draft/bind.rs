@@ -57,6 +57,14 @@ impl Candidate {
                 _ => continue,
             };
             all += 1.0;
+            let mut keys = keys;
+            if let Some(nested) = keys.iter().find_map(|key| one_of_kind(config, key)) {
+                let note =
+                    "a guess: the config has a map for each kind of layer, and this is the first".to_owned();
+                set(value, "key", Tree::Text(nested.clone()));
+                set(value, NOTE, Tree::Text(note));
+                keys = vec![nested];
+            }
             let mut present = keys.iter().find(|key| config.find(key).is_some()).cloned();
             if present.is_none() {
                 let mut others = known.aliases.get(name).into_iter().flatten();
@@ -171,4 +179,17 @@ fn synonym(known: &Known, config: &Config, name: &str, taken: &BTreeSet<String>)
         }
     }
     best.map(|(_, key)| key.clone())
+}
+
+/// Where a config has a map of maps in the place of a map: the same key in the first of them.
+fn one_of_kind(config: &Config, key: &str) -> Option<String> {
+    let (outer, rest) = key.split_once('.').map_or((key, None), |(outer, rest)| (outer, Some(rest)));
+    let kinds = config.find(outer)?.0.entries();
+    let (kind, first) = kinds.first()?;
+    let are_maps = kinds.iter().all(|(_, kind)| !kind.entries().is_empty());
+    match rest {
+        _ if !are_maps => None,
+        None => Some(format!("{outer}.{kind}")),
+        Some(rest) => first.get(rest).map(|_| format!("{outer}.{kind}.{rest}")),
+    }
 }

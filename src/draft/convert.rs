@@ -135,6 +135,9 @@ impl Candidate {
             let shapes: Vec<String> =
                 chosen.iter().map(|p| format!("`{}` {:?}", inside(&p.name), p.shape)).collect();
             set(fields, NOTE, Tree::Text(format!("the weights behind the attention: {}", shapes.join(", "))));
+            if !is_same {
+                self.lost += 0.25;
+            }
             let kind = if is_moe {
                 "moe"
             } else if wanted[0] == "up" {
@@ -184,6 +187,7 @@ impl Candidate {
                     entries.insert((place + n).min(entries.len()), (part.to_owned(), Tree::Text(path)));
                 }
             }
+            self.lost += 0.25;
             let text = format!(
                 "queries, keys and values have weights of their own: `{}` {:?}",
                 inside(&q.name),

@@ -4,7 +4,7 @@ use std::collections::{BTreeSet, HashSet};
 
 use super::adapt::{Candidate, State};
 use super::edit::{
-    move_repeat, rename, same_axes, set, set_bias, set_layout, stem, to_layer_norms, value_mut,
+    get_mut, move_repeat, rename, same_axes, set, set_bias, set_layout, stem, to_layer_norms, value_mut,
 };
 use super::known::{Known, declared, inside, roles};
 use super::patterns::{Pattern, likeness};
@@ -167,6 +167,10 @@ impl Candidate {
                 let mut defaults = self.tree.get("defaults").cloned().unwrap_or(Tree::Map(Vec::new()));
                 set(&mut defaults, "linear", linear);
                 self.set_defaults(defaults);
+                // A head is tied to the embeddings, or a linear map of its own kind.
+                if let (Some(heads), false) = (get_mut(&mut self.tree, "heads"), is_turned) {
+                    head_layouts(heads);
+                }
                 return 1;
             }
             let layout = if is_turned { "out_in" } else { "in_out" };
@@ -249,4 +253,21 @@ fn own_bias(tree: &Tree, at: &Address) -> Option<String> {
     let (key, value) = map.entries().get(*last)?;
     let path = map.get("at")?.as_text()?;
     (key == "bias" && value.as_text().is_some()).then(|| path.trim_start_matches('/').to_owned())
+}
+
+/// Says of the linear maps of heads that they are stored as usual.
+fn head_layouts(tree: &mut Tree) {
+    match tree {
+        Tree::Map(entries) => {
+            for (key, value) in entries {
+                if key == "linear" && value.get("layout").is_none() {
+                    set(value, "layout", Tree::Text("out_in".into()));
+                } else {
+                    head_layouts(value);
+                }
+            }
+        }
+        Tree::List(items) => items.iter_mut().for_each(head_layouts),
+        _ => {}
+    }
 }

@@ -35,7 +35,7 @@ pub struct Known {
     pub roles: BTreeMap<String, BTreeSet<String>>,
     /// For the last name of a weight of queries, keys and values the groups that its rows are in somewhere.
     pub fused: BTreeMap<String, Vec<Option<Tree>>>,
-    /// In how many descriptions a field of a block is: `attention.scale`.
+    /// In how many descriptions a block is, and a field of one: `attention`, `attention.scale`.
     pub fields: BTreeMap<String, usize>,
     /// Patterns of tensors that do not matter.
     pub ignored: BTreeSet<String>,
@@ -60,6 +60,11 @@ impl Known {
             known.ignored.extend(read.ignored.iter().cloned());
             for (suffix, task) in &read.suffixes {
                 known.suffixes.entry(suffix.clone()).or_default().insert(task.clone());
+            }
+            let blocks: BTreeSet<&str> =
+                read.fields.iter().filter_map(|field| field.split('.').next()).collect();
+            for block in blocks {
+                *known.fields.entry(block.to_owned()).or_default() += 1;
             }
             for field in &read.fields {
                 *known.fields.entry(field.clone()).or_default() += 1;

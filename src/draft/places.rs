@@ -165,6 +165,63 @@ impl Candidate {
         0
     }
 
+    /// Maps that all rows go through, beside a mixture of experts.
+    pub(super) fn shared_experts(&mut self, view: &View) -> usize {
+        let is_shared =
+            |p: &&&Pattern| !p.group().is_empty() && p.name.contains("shared") && p.name.ends_with(".weight");
+        let shared: Vec<&Pattern> = view.free.iter().filter(is_shared).copied().collect();
+        let find_part = |part: &str| {
+            shared.iter().find(|p| stem(&p.name).rsplit('.').next().is_some_and(|x| x.starts_with(part)))
+        };
+        let (Some(gate), Some(up), Some(down)) = (find_part("gate"), find_part("up"), find_part("down"))
+        else {
+            return 0;
+        };
+        let scope = &view.values.scope;
+        let Some(block) = find(&self.tree, gate.group(), &["moe"], scope) else { return 0 };
+        let path = |p: &Pattern| Tree::Text(stem(inside(&p.name)).to_owned());
+        let rows = gate.shape.first().copied().unwrap_or(0);
+        let of_config =
+            view.config.entries().iter().find(|(key, v)| key.contains("shared") && size(v) == Some(rows));
+        let inner = match of_config {
+            Some(_) => Tree::Text("$shared_inner".into()),
+            None => Tree::Int(i64::try_from(rows).unwrap_or(i64::MAX)),
+        };
+        let Some((items, at)) = sequence(&mut self.tree, &block) else { return 0 };
+        let act =
+            items[at].get("moe").and_then(|moe| moe.get("act")).cloned().unwrap_or(Tree::Text("silu".into()));
+        let when = items[at].get("when").cloned();
+        let fields = vec![
+            ("gate".to_owned(), path(gate)),
+            ("up".to_owned(), path(up)),
+            ("down".to_owned(), path(down)),
+            ("inner".to_owned(), inner),
+            ("act".to_owned(), act),
+            (NOTE.to_owned(), Tree::Text("by their names, all rows go through these".into())),
+        ];
+        let mut branch = Tree::Map(vec![("gated_mlp".into(), Tree::Map(fields))]);
+        if let Some(weight) = shared.iter().find(|p| p.shape.len() == 2 && p.shape[0] == 1) {
+            let linear = vec![("at".to_owned(), path(weight)), ("out".to_owned(), Tree::Int(1))];
+            let gate = vec![
+                Tree::Map(vec![("linear".into(), Tree::Map(linear))]),
+                Tree::Map(vec![("activation".into(), Tree::Text("sigmoid".into()))]),
+            ];
+            branch = Tree::Map(vec![("product".into(), Tree::List(vec![branch, Tree::List(gate)]))]);
+        }
+        let mut moe = items[at].clone();
+        if let Tree::Map(entries) = &mut moe {
+            entries.retain(|(key, _)| key != "when");
+        }
+        let mut sum = vec![("sum".to_owned(), Tree::List(vec![moe, branch]))];
+        sum.extend(when.map(|when| ("when".to_owned(), when)));
+        items[at] = Tree::Map(sum);
+        if let (Some((key, _)), Some(Tree::Map(entries))) = (of_config, get_mut(&mut self.tree, "config")) {
+            entries.retain(|(name, _)| name != "shared_inner");
+            entries.push(("shared_inner".into(), Tree::Text(key.clone())));
+        }
+        1
+    }
+
     /// Learned factors of the two branches of a layer.
     pub(super) fn factors(&mut self, view: &View) -> usize {
         let is_factor = |p: &&&Pattern| {
@@ -232,6 +289,7 @@ impl Candidate {
                 (NOTE.into(), Tree::Text(note)),
             ]));
             body.remove(block[n - 3]);
+            self.lost += 0.25;
             return 1;
         }
         0
@@ -249,7 +307,7 @@ impl Candidate {
             {
                 return 1;
             }
-            if lower.ends_with("token") && prepend(&mut self.tree, &path) {
+            if lower.ends_with("token") && !self.ignores(&free.name) && prepend(&mut self.tree, &path) {
                 return 1;
             }
             let Some(repeat) = self.stack(&path) else { continue };
@@ -264,6 +322,7 @@ impl Candidate {
                     continue;
                 }
                 items.insert(if is_first { at } else { at + 1 }, new);
+                self.lost += 0.25;
                 return 1;
             }
             let decodes = self.decodes(&repeat);
@@ -274,6 +333,7 @@ impl Candidate {
                 _ => continue,
             };
             if free.shape.len() == 2 && self.embedding(view, free, &path, of, &repeat) {
+                self.lost += 0.5;
                 return 1;
             }
         }
@@ -314,6 +374,12 @@ impl Candidate {
         repeat[..repeat.len() - 1].iter().for_each(|i| here = here.child(*i));
         let sequence = here.value(&self.tree).cloned().unwrap_or(Tree::Null);
         yaml(&Tree::Map(vec![("x".into(), sequence)])).contains("decoder_token_ids")
+    }
+
+    /// Whether the description says that a tensor does not matter.
+    fn ignores(&self, name: &str) -> bool {
+        let ignored = self.tree.get("weights").and_then(|weights| weights.get("ignore"));
+        matches!(ignored, Some(Tree::List(items)) if items.iter().any(|x| x.as_text() == Some(name)))
     }
 
     /// The steps to the loop over layers that a path outside of layers belongs to.

@@ -74,6 +74,9 @@ impl Candidate {
                         return 1;
                     }
                 }
+                if self.inner(view, *i, *is, &pattern.name) {
+                    return 1;
+                }
                 if view.tensors[*i].label == "`linear`" && asked % is == 0 && self.one_of(view, *i) {
                     return 1;
                 }
@@ -142,6 +145,33 @@ impl Candidate {
             && text.contains('$')
         {
             *binding = Tree::Text(text.clone());
+        }
+        true
+    }
+
+    /// The width inside of a feed-forward block that does not take it from a name.
+    fn inner(&mut self, view: &View, i: usize, n: usize, tensor: &str) -> bool {
+        let label = &view.tensors[i].label;
+        let parts = ["`up`", "`gate`", "`gate_up`"];
+        let Some(part) =
+            parts.iter().find(|part| label.starts_with(*part)).filter(|_| !label.contains("moe"))
+        else {
+            return false;
+        };
+        let n = if *part == "`gate_up`" { n / 2 } else { n };
+        let Some(owner) = owner(&self.tree, &view.tensors[i].at, "inner") else { return false };
+        let keys = view.known.aliases.get("inner").into_iter().flatten();
+        let key = keys.clone().find(|key| view.config.find(key).is_some_and(|(v, _)| size(v) == Some(n)));
+        let Some(key) = key.cloned() else { return false };
+        let Some(fields @ Tree::Map(_)) = value_mut(&mut self.tree, &owner) else { return false };
+        if fields.get("inner").and_then(Tree::as_text) == Some("$inner") {
+            return false;
+        }
+        set(fields, "inner", Tree::Text("$inner".into()));
+        set(fields, NOTE, Tree::Text(format!("`{key}` is {n}, as is a side of `{tensor}`")));
+        if let Some(Tree::Map(entries)) = get_mut(&mut self.tree, "config") {
+            entries.retain(|(name, _)| name != "inner");
+            entries.push(("inner".into(), Tree::Text(key)));
         }
         true
     }
