@@ -54,7 +54,7 @@ pub(super) struct State {
 type Step = fn(&mut Candidate, &View) -> usize;
 
 /// In this order: what comes later takes for granted that what comes before has nothing left to do.
-const STEPS: [Step; 16] = [
+const STEPS: [Step; 17] = [
     Candidate::move_layers,
     Candidate::split,
     Candidate::feed_forward,
@@ -70,23 +70,17 @@ const STEPS: [Step; 16] = [
     Candidate::outside,
     Candidate::factors,
     Candidate::shared_experts,
+    Candidate::partial,
     Candidate::leave,
 ];
 
 impl Candidate {
-    /// Adapts a description, taken for one of its model types.
-    pub fn new(
-        known: &Known,
-        config: &Config,
-        stored: &[Pattern],
-        prefix: &str,
-        family: &Family,
-        model_type: Option<&str>,
-    ) -> Candidate {
+    /// A description as it is, taken for one of its model types.
+    pub fn new(family: &Family, model_type: Option<&str>) -> Candidate {
         let mut this = Candidate {
             tree: family.tree.clone(),
             family: family.name,
-            patterns: stored.len(),
+            patterns: 0,
             exact: 0,
             renamed: 0,
             open: Vec::new(),
@@ -96,11 +90,27 @@ impl Candidate {
             lost: 0.0,
             score: 0.0,
         };
-        let kept = this.fold_type(model_type);
+        this.score = 0.01 * this.fold_type(model_type);
+        this
+    }
+
+    /// The description, made to fit.
+    pub fn adapt(
+        self,
+        known: &Known,
+        config: &Config,
+        stored: &[Pattern],
+        prefix: &str,
+        family: &Family,
+    ) -> Candidate {
+        let mut this = Candidate { patterns: stored.len(), ..self };
+        let kept = this.score;
         let bound = this.bind(known, config);
         let task = this.heads(known, config, stored, prefix);
         let stored = this.weights(stored, prefix, family, config);
         this.linear_defaults(&stored, config);
+        this.layer_counts(config, &stored);
+        this.empty_tables(config);
         this.flip(known, config, task.as_deref(), &stored);
         let first = this.state(config, task.as_deref());
         let has = |name: &str| stored.iter().any(|p| p.name == name);
@@ -135,7 +145,7 @@ impl Candidate {
             + if is_complete { 3.0 } else { 0.0 }
             - if is_accepted { 0.0 } else { 30.0 }
             - if is_planned { 0.0 } else { 20.0 }
-            + 0.01 * kept;
+            + kept;
         let refused = std::mem::take(&mut this.refused);
         this.problems.extend(refused);
         this
@@ -237,7 +247,7 @@ impl Candidate {
                 fields(tree, "", &mut |field, value| {
                     let block = field.split('.').next().unwrap_or_default();
                     let all = known.fields.get(block).copied().unwrap_or(0);
-                    let few = known.fields.get(field).is_none_or(|n| n * 6 < all);
+                    let few = known.fields.get(field).is_none_or(|n| n * 4 < all);
                     if few
                         && !names(value).iter().any(is_said)
                         && evaluate(value, &values.scope) != Some(Tree::Null)

@@ -110,6 +110,15 @@ impl Candidate {
             let end = pattern.name.rsplit('.').next();
             for other in &view.free {
                 let same_end = end == other.name.rsplit('.').next();
+                // A norm of the embeddings is not the one behind the layers.
+                let of_embeddings = |name: &str| name.contains("emb");
+                let label = &view.tensors[*i].label;
+                if pattern.layers.is_empty()
+                    && label.ends_with("norm`")
+                    && of_embeddings(&other.name) != of_embeddings(&pattern.name)
+                {
+                    continue;
+                }
                 if other.group() != pattern.group()
                     || !view.may_fit(&other.shape, &pattern.shape, &view.tensors[*i].label)
                     || !same_end

@@ -107,8 +107,9 @@ impl Candidate {
         let Some((_, family, head)) = best else { return false };
         let mut head = head.clone();
         // What it is tied to is here what heads are tied to here, and the values it begins with must be there.
-        if let (Some(new), Some(old)) = (first_tie(&self.tree), first_tie(&head)) {
-            rename_ties(&mut head, &old, &new);
+        let tie = first_tie(&self.tree);
+        if let (Some(new), Some(old)) = (&tie, first_tie(&head)) {
+            rename_ties(&mut head, &old, new);
         }
         set(
             &mut head,
@@ -116,6 +117,22 @@ impl Candidate {
             Tree::Text(format!("this head is that of {}: its names are stored", family.name)),
         );
         let mut wanted = names(&head);
+        // Values that it begins with come along, where this model has none of that name.
+        let mut began = Vec::new();
+        head.visit_texts(&Address::root(), &mut |text, _| began.push(text.to_owned()));
+        for name in &began {
+            if self.tree.get("model").is_some_and(|model| model.get(name).is_some()) {
+                continue;
+            }
+            let other = family.tree.get("model").and_then(|model| model.get(name)).cloned();
+            if let (Some(mut value), Some(model)) = (other, get_mut(&mut self.tree, "model")) {
+                if let (Some(new), Some(old)) = (&tie, first_tie(&value)) {
+                    rename_ties(&mut value, &old, new);
+                }
+                wanted.extend(names(&value));
+                set(model, name, value);
+            }
+        }
         while let Some(name) = wanted.pop() {
             let other = family.tree.get("config").and_then(|c| c.get(&name));
             if let (Some(value), Some(Tree::Map(entries))) = (other, get_mut(&mut self.tree, "config"))

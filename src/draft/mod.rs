@@ -63,8 +63,14 @@ pub fn draft(config: &Config, index: &Index, without: &[&str]) -> Result<Draft> 
             [] => vec![None],
             types => types.iter().map(|t| Some(t.as_str())).collect(),
         };
+        let mut starts: Vec<Tree> = Vec::new();
         for model_type in types {
-            candidates.push(Candidate::new(&known, config, &stored, &prefix, family, model_type));
+            let start = Candidate::new(family, model_type);
+            // Most files are the same for all of their types.
+            if !starts.contains(&start.tree) {
+                starts.push(start.tree.clone());
+                candidates.push(start.adapt(&known, config, &stored, &prefix, family));
+            }
         }
     }
     // A later one must be better, not only as good.

@@ -6,7 +6,7 @@ use super::fit::View;
 use super::known::inside;
 use super::print::{NOTE, yaml};
 use crate::nn::TensorUse;
-use crate::spec::Tree;
+use crate::spec::{Address, Tree};
 
 impl Candidate {
     /// Norms of queries and keys, which other layers of this description do not have.
@@ -62,6 +62,29 @@ impl Candidate {
         0
     }
 
+    /// Norms that the first layer does not have.
+    pub(super) fn partial(&mut self, view: &View) -> usize {
+        for (pattern, i) in view.all.iter().filter(|(p, _)| !p.group().is_empty()) {
+            let tensor = &view.tensors[*i];
+            let Some(found) = view.stored.iter().find(|p| p.name == pattern.name) else { continue };
+            let lacks: Vec<usize> = pattern.layers.difference(&found.layers).copied().collect();
+            if lacks != [0] || !tensor.label.ends_with("norm`") {
+                continue;
+            }
+            let steps = tensor.at.steps();
+            for n in (1..steps.len()).rev() {
+                let Some(Tree::List(items)) = value_mut(&mut self.tree, &steps[..n]) else { continue };
+                let Some(item) = items.get_mut(steps[n]).filter(|item| item.get("when").is_none()) else {
+                    break;
+                };
+                set(item, "when", Tree::Text("${i > 0}".into()));
+                set(item, NOTE, Tree::Text(format!("the first layer has no `{}`", inside(&found.name))));
+                return 1;
+            }
+        }
+        0
+    }
+
     /// What is not stored, if it can be left out.
     pub(super) fn leave(&mut self, view: &View) -> usize {
         for (_, i) in &view.missing {
@@ -78,7 +101,7 @@ impl Candidate {
         }
         for (_, i) in view.missing.iter().filter(|(p, _)| !p.name.ends_with(".bias")) {
             if leave_out(&mut self.tree, &view.tensors[*i]) {
-                self.lost += if view.tensors[*i].label == "`embedding`" { 1.5 } else { 0.3 };
+                self.lost += if view.tensors[*i].label == "`embedding`" { 1.0 } else { 0.3 };
                 return 1;
             }
         }
@@ -99,8 +122,13 @@ impl Candidate {
         let is_there = view.all.iter().any(|(_, j)| {
             view.tensors[*j].at.steps().starts_with(&steps[..2]) && !view.missing.iter().any(|(_, m)| m == j)
         });
+        // A value may also be an optional field: the bias of an attention.
         let reads = |tree: &Tree| {
-            yaml(&Tree::Map(vec![("x".into(), tree.clone())])).contains(&format!("from: {name}"))
+            let mut found = false;
+            let mut rest = tree.clone();
+            drop_references(&mut rest, &name);
+            rest.visit_texts(&Address::root(), &mut |text, _| found |= text == name);
+            found
         };
         if is_there || ["hidden", "encoder"].contains(&name.as_str()) {
             return false;
@@ -109,7 +137,12 @@ impl Candidate {
             return false;
         }
         let Some(Tree::Map(heads)) = get_mut(&mut self.tree, "heads") else { return false };
-        heads.retain(|(_, head)| !reads(head));
+        let outputs = |head: &Tree| head.get("outputs").cloned().unwrap_or(Tree::Null);
+        heads.retain(|(_, head)| {
+            let mut values = head.clone();
+            set(&mut values, "outputs", Tree::Null);
+            outputs(head) != Tree::Null || !reads(&values)
+        });
         for (_, head) in heads.iter_mut() {
             match get_mut(head, "outputs") {
                 Some(Tree::List(outputs)) => outputs.retain(|x| x.as_text() != Some(&name)),
@@ -119,8 +152,23 @@ impl Candidate {
         }
         if let Some(Tree::Map(values)) = get_mut(&mut self.tree, "model") {
             values.retain(|(key, _)| *key != name);
+            values.iter_mut().for_each(|(_, value)| drop_references(value, &name));
         }
         true
+    }
+}
+
+/// Drops the fields in which blocks name a value that they can do without.
+fn drop_references(tree: &mut Tree, name: &str) {
+    match tree {
+        Tree::Map(entries) => {
+            entries.retain(|(key, value)| {
+                !["bias", "distances"].contains(&key.as_str()) || value.as_text() != Some(name)
+            });
+            entries.iter_mut().for_each(|(_, x)| drop_references(x, name));
+        }
+        Tree::List(items) => items.iter_mut().for_each(|x| drop_references(x, name)),
+        _ => {}
     }
 }
 

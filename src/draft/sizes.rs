@@ -3,7 +3,8 @@
 use super::adapt::Candidate;
 use super::edit::{at_owner, get_mut, owner, same_axes, set, value_mut};
 use super::fit::View;
-use super::print::NOTE;
+use super::patterns::Pattern;
+use super::print::{NOTE, yaml};
 use crate::plan::Config;
 use crate::spec::{Scope, Template, Tree};
 
@@ -50,6 +51,39 @@ impl Candidate {
             values.scope.insert(name.clone(), value);
         }
         values
+    }
+
+    /// Numbers of layers that nothing in the config said: those that are stored.
+    pub(super) fn layer_counts(&mut self, config: &Config, stored: &[Pattern]) {
+        let guessed: Vec<String> = self.values(config).guessed.into_iter().map(|(name, _)| name).collect();
+        let count = stored.iter().map(|p| p.layers.len()).max().unwrap_or(0);
+        let text = yaml(&self.tree);
+        let loops = |name: &&String| text.contains(&format!("repeat: ${name}\n"));
+        let used = self.keys();
+        let key = config.entries().iter().find(|(key, value)| {
+            let is_count = ["layer", "depth", "block"].iter().any(|word| key.contains(word));
+            is_count && size(value) == Some(count) && !used.contains(key)
+        });
+        for name in guessed.iter().filter(loops).filter(|_| count > 0) {
+            let Some(binding) = get_mut(&mut self.tree, "config").and_then(|c| get_mut(c, name)) else {
+                continue;
+            };
+            *binding = match key {
+                Some((key, _)) => Tree::Map(vec![
+                    ("key".into(), Tree::Text(key.clone())),
+                    (NOTE.into(), Tree::Text(format!("a guess: {count} layers are stored"))),
+                ]),
+                None => Tree::Text(format!("${{{count}}}")),
+            };
+        }
+    }
+
+    /// Leaves out tables to which the config gives no rows.
+    pub(super) fn empty_tables(&mut self, config: &Config) {
+        let scope = self.values(config).scope;
+        if let Some(model) = get_mut(&mut self.tree, "model") {
+            drop_empty(model, &scope);
+        }
     }
 
     /// Sizes that nothing in the config said, and that the shapes contradict.
@@ -353,4 +387,25 @@ fn ratio(config: &Config, hidden: usize, n: usize) -> Option<(String, String)> {
         let is_ratio = key.contains("ratio") || key.contains("expan") || key.contains("mult");
         (is_ratio && (hidden as f64 * ratio) as usize == n).then(|| (key.clone(), value.to_string()))
     })
+}
+
+/// Drops the branches of sums that are tables without rows.
+fn drop_empty(tree: &mut Tree, scope: &Scope) {
+    match tree {
+        Tree::Map(entries) => {
+            for (key, value) in entries {
+                if let ("sum", Tree::List(branches)) = (key.as_str(), &mut *value)
+                    && branches.len() > 2
+                {
+                    branches.retain(|branch| {
+                        let rows = branch.get("embedding").and_then(|table| table.get("rows"));
+                        rows.and_then(|rows| evaluate(rows, scope)) != Some(Tree::Int(0))
+                    });
+                }
+                drop_empty(value, scope);
+            }
+        }
+        Tree::List(items) => items.iter_mut().for_each(|x| drop_empty(x, scope)),
+        _ => {}
+    }
 }
