@@ -111,6 +111,7 @@ impl Candidate {
         this.linear_defaults(&stored, config);
         this.layer_counts(config, &stored);
         this.empty_tables(config);
+        this.unasked(known, config);
         this.flip(known, config, task.as_deref(), &stored);
         let first = this.state(config, task.as_deref());
         let has = |name: &str| stored.iter().any(|p| p.name == name);

@@ -120,6 +120,28 @@ impl Candidate {
         share + found / f64::max(all, 1.0)
     }
 
+    /// Leaves out what few descriptions have, where it only says a number that the config does not have.
+    pub(super) fn unasked(&mut self, known: &Known, config: &Config) {
+        let guessed: Vec<String> = self.section("config").iter().map(|(name, _)| name.clone()).collect();
+        let values = self.values(config);
+        let lacks = |name: &str| {
+            let binding = self.tree.get("config").and_then(|c| c.get(name));
+            let keys = match binding.and_then(|binding| binding.get("key")) {
+                Some(Tree::List(keys)) => keys.iter().filter_map(Tree::as_text).collect(),
+                Some(Tree::Text(key)) => vec![key.as_str()],
+                _ => Vec::new(),
+            };
+            !keys.is_empty()
+                && !keys.iter().any(|key| config.find(key).is_some())
+                && matches!(values.scope.get(name), Some(Tree::Float(_)))
+        };
+        let names: BTreeSet<String> =
+            guessed.into_iter().filter(|name| lacks(name)).map(|name| format!("${name}")).collect();
+        if let Some(model) = get_mut(&mut self.tree, "model") {
+            drop_unasked(model, "", known, &names);
+        }
+    }
+
     /// Keeps what is required of keys that the config has.
     pub(super) fn require(&mut self, config: &Config) {
         let mut refused = Vec::new();
@@ -191,5 +213,26 @@ fn one_of_kind(config: &Config, key: &str) -> Option<String> {
         _ if !are_maps => None,
         None => Some(format!("{outer}.{kind}")),
         Some(rest) => first.get(rest).map(|_| format!("{outer}.{kind}.{rest}")),
+    }
+}
+
+/// Drops rare fields, and factors, whose value is one of the names.
+fn drop_unasked(tree: &mut Tree, block: &str, known: &Known, names: &BTreeSet<String>) {
+    let is_name = |tree: &Tree| tree.as_text().is_some_and(|text| names.contains(text));
+    match tree {
+        Tree::Map(entries) => {
+            let all = known.fields.get(block).copied().unwrap_or(0);
+            let is_rare =
+                |key: &str| known.fields.get(&format!("{block}.{key}")).is_some_and(|n| 2 * n < all);
+            entries.retain(|(key, value)| !(is_name(value) && is_rare(key)));
+            entries.iter_mut().for_each(|(key, x)| drop_unasked(x, key, known, names));
+        }
+        Tree::List(items) => {
+            if items.len() > 1 {
+                items.retain(|item| !item.get("scale").is_some_and(is_name));
+            }
+            items.iter_mut().for_each(|x| drop_unasked(x, "", known, names));
+        }
+        _ => {}
     }
 }

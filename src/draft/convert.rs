@@ -6,6 +6,7 @@ use super::fit::View;
 use super::known::inside;
 use super::patterns::{Pattern, likeness};
 use super::print::NOTE;
+use super::sizes::product;
 use crate::spec::Tree;
 
 /// Whether a path in a layer belongs to an attention, by its name.
@@ -81,7 +82,7 @@ impl Candidate {
                 .collect();
             let Some(fields) = value_mut(&mut self.tree, &owner) else { continue };
             let hidden = down.shape[usize::from(view.is_turned(fields.get("down")))];
-            let wide = |p: &Pattern| p.shape.iter().product::<usize>() / hidden.max(1);
+            let wide = |p: &Pattern| product(&p.shape) / hidden.max(1);
             let is_fused = fields.get("gate_up").is_some();
             let is_gated = is_fused || fields.get("gate").is_some();
             let wanted: &[&str] = match weights.len() {
@@ -90,7 +91,9 @@ impl Candidate {
                     let [up, down] = pair[..] else { continue };
                     match (wide(up), wide(down)) {
                         (a, b) if a == b => &["up", "down"],
-                        (a, b) if a == 2 * b || b == 2 * a => &["gate_up", "down"],
+                        (a, b) if a == b.saturating_mul(2) || b == a.saturating_mul(2) => {
+                            &["gate_up", "down"]
+                        }
                         _ => continue,
                     }
                 }

@@ -5,7 +5,7 @@ use super::edit::{at_owner, owner, rename, value_mut};
 use super::fit::View;
 use super::patterns::Pattern;
 use super::print::NOTE;
-use super::sizes::set_groups;
+use super::shared::set_groups;
 use crate::spec::Tree;
 
 impl Candidate {

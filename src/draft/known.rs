@@ -1,7 +1,7 @@
 //! What the built-in descriptions say about names: which config keys mean the same, what parts of a layer are called,
 //! how classes are built from the name of a model.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::OnceLock;
 
 use super::patterns::{Pattern, group, patterns};
@@ -227,12 +227,19 @@ pub fn roles(tensors: &[TensorUse]) -> Vec<String> {
 /// The declared tensors as patterns, each with the number of one of its tensors.
 pub fn declared(tensors: &[TensorUse]) -> Vec<(Pattern, usize)> {
     let all = patterns(tensors.iter().map(|t| (t.name.as_str(), t.shape.as_slice())));
-    let of = |name: &str| -> Option<usize> {
-        tensors.iter().position(|t| {
-            t.name.split('.').count() == name.split('.').count()
-                && name.split('.').zip(t.name.split('.')).all(|(p, s)| p == "*" || p == s)
-        })
-    };
+    // A pattern has a star for the first number of a name, or for the first two.
+    let mut numbers: HashMap<String, usize> = HashMap::new();
+    for (i, tensor) in tensors.iter().enumerate() {
+        let mut segments: Vec<&str> = tensor.name.split('.').collect();
+        numbers.entry(tensor.name.clone()).or_insert(i);
+        for _ in 0..2 {
+            let number = segments.iter().position(|s| !s.is_empty() && s.bytes().all(|b| b.is_ascii_digit()));
+            let Some(at) = number else { break };
+            segments[at] = "*";
+            numbers.entry(segments.join(".")).or_insert(i);
+        }
+    }
+    let of = |name: &str| numbers.get(name).copied();
     let mut found: Vec<(Pattern, usize)> =
         all.into_iter().filter_map(|p| of(&p.name).map(|i| (p, i))).collect();
     found.sort_by_key(|(_, i)| *i);

@@ -16,10 +16,12 @@ mod fuse;
 mod heads;
 mod known;
 mod norms;
+mod outside;
 mod patterns;
 mod places;
 mod print;
 mod report;
+mod shared;
 mod sizes;
 mod weights;
 

@@ -13,8 +13,8 @@ impl Candidate {
     pub(super) fn head_norms(&mut self, view: &View) -> usize {
         for norm in view.free.iter().filter(|p| !p.group().is_empty() && p.name.ends_with(".weight")) {
             let path = stem(inside(&norm.name));
-            let named = path.split('.').filter(|s| s.contains("norm") && s.starts_with(['q', 'k']));
-            let last = named.last().unwrap_or_else(|| path.rsplit('.').next().unwrap_or(path));
+            let mut named = path.split('.').filter(|s| s.contains("norm") && s.starts_with(['q', 'k']));
+            let last = named.next_back().unwrap_or_else(|| path.rsplit('.').next().unwrap_or(path));
             let (field, part) = match last.chars().next() {
                 Some('q') if last.contains("norm") => ("q_norm", "`q` of"),
                 Some('k') if last.contains("norm") => ("k_norm", "`k` of"),
