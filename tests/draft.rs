@@ -1,7 +1,7 @@
 //! Drafts of the models in `tests/golden`, each without the description of its own family, beside that description.
 //!
 //! `SMELT_BLESS=1 cargo test --test draft -- --nocapture` writes `docs/drafts.md`.
-//! `SMELT_DRAFT_ONLY=gpt2` takes only paths with that in them, `SMELT_DRAFTS=DIR` writes the drafts there.
+//! `SMELT_DRAFT_ONLY=/causal` takes only paths with that in them, `SMELT_DRAFTS=DIR` writes the drafts there.
 
 mod common;
 

@@ -5,6 +5,7 @@ use super::edit::{get_mut, owner, same_axes, set, value_mut};
 use super::known::{Known, declared};
 use super::patterns::Pattern;
 use super::print::NOTE;
+use super::sizes::{evaluate, size};
 use crate::plan::Config;
 use crate::spec::Tree;
 
@@ -81,17 +82,15 @@ impl Candidate {
             return;
         };
         let q = state.tensors.iter().find(|t| t.label.starts_with("`q` of") && t.layer == k.layer);
-        let heads =
-            ["num_attention_heads", "n_head", "n_heads"].iter().find_map(|key| match config.find(key)?.0 {
-                Tree::Int(n) => usize::try_from(*n).ok(),
-                _ => None,
-            });
+        let scope = self.values(config).scope;
+        let Some(owner) = owner(&self.tree, &k.at, "heads") else { return };
+        let heads = value_mut(&mut self.tree, &owner).and_then(|fields| fields.get("heads").cloned());
+        let heads = heads.and_then(|heads| evaluate(&heads, &scope)).as_ref().and_then(size);
         let (Some(q), Some(heads)) = (q, heads) else { return };
-        if heads == 0 || q.shape[0] % heads != 0 {
+        if !q.shape[0].is_multiple_of(heads) {
             return;
         }
         let dim = q.shape[0] / heads;
-        let Some(owner) = owner(&self.tree, &k.at, "k") else { return };
         if let Some(fields @ Tree::Map(_)) = value_mut(&mut self.tree, &owner)
             && dim > 0
             && fields.get(NOTE).is_none()
