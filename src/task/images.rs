@@ -95,13 +95,20 @@ impl Model {
     /// are probabilities over the texts.
     ///
     /// # Errors
-    /// `Input` when the model is for another task, there are no texts, or one is too long; whatever
-    /// [`image_processor`](Self::image_processor) and its [`pixel_values`](ImageProcessor::pixel_values) give.
+    /// `Input` when the model is for another task, there are no texts, or one is too long; `Unsupported` when it compares
+    /// padded texts; whatever [`image_processor`](Self::image_processor) and its [`pixel_values`](ImageProcessor::pixel_values) give.
     pub fn describe_images(&self, images: &[Image], texts: &[&str]) -> Result<Vec<Classification>> {
         self.expect_task(&["similarity"])?;
         if texts.is_empty() {
             let message = "expected texts to compare images with, found none";
             return Err(Error::new(ErrorKind::Input, message).help("give some with `--label`"));
+        }
+        let tensors = &self.network.plan().declared.tensors;
+        if tensors.iter().any(|tensor| tensor.label == "`bias` of `similarity`") {
+            // Its score is that of one text alone, padded to the longest length.
+            let message = "a model whose similarity has a bias wants padded texts, which are not made here";
+            return Err(Error::new(ErrorKind::Unsupported, message)
+                .help("`--inputs` takes `input_ids` and `pixel_values` and gives `logits_per_image`"));
         }
         let processor = self.image_processor()?;
         let asked: Vec<Text<'_>> = texts.iter().map(|text| Text::from(*text)).collect();
