@@ -417,6 +417,11 @@ impl<'a> Builder<'a> {
         found
     }
 
+    /// Takes the name from a declared tensor: the next one of that name is another.
+    pub fn forget(&mut self, tensor: TensorId) {
+        self.tensors.remove(&self.declared.tensors[tensor.0].name);
+    }
+
     /// Declares a tensor.
     pub fn tensor(
         &mut self,

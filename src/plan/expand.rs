@@ -4,7 +4,7 @@ use std::collections::HashSet;
 
 use super::blocks::{Attempts, PlannedBlock, Within};
 use crate::nn::combinators::{Product, Repeat, Residual, Sequence, Sum};
-use crate::nn::{self, Builder, Built, PlannedValue, Rows, Shape, ValueId};
+use crate::nn::{self, Builder, Built, PlannedValue, Rows, Shape, TensorId, ValueId};
 use crate::spec::{Address, Head, Item, Spec, Step, Tree};
 
 /// Most layers of one loop.
@@ -56,6 +56,12 @@ impl<'s, 'b> Expander<'s, 'b> {
     pub fn turn_to(&mut self, head: &'s Head) {
         for value in self.head.iter().flat_map(|head| &head.values) {
             self.builder.values.remove(&value.name);
+            // Heads may have tensors of the same name and other shapes.
+            for block in self.done.iter().filter(|block| block.value == value.name) {
+                for i in block.indices(|ranges| &ranges.tensors) {
+                    self.builder.forget(TensorId(i));
+                }
+            }
         }
         self.head = Some(head);
         // What the model's values lack, another head may have.
