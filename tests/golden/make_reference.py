@@ -609,6 +609,9 @@ def register_more() -> None:
     case("siglip/vision", "SiglipVisionModel", "SiglipVisionConfig", vision, kind="vision")
     case("siglip/image-classification", "SiglipForImageClassification", "SiglipConfig", dict(text_config=text, vision_config=vision, num_labels=7), kind="clip", note="the mean of the patches; the pooling head is stored, but not used")
     case("siglip/model", "SiglipModel", "SiglipConfig", dict(text_config=text, vision_config=vision), tok="unigram-t5", kind="clip", inputs=_unmasked)
+    small = dict(hidden_size=36, num_heads=6, head_dim=12, n_groups=3, state_size=5, num_hidden_layers=3, expand=2, conv_kernel=4, chunk_size=4, bos_token_id=0, eos_token_id=0, pad_token_id=1)
+    case("mamba2/base", "Mamba2Model", "Mamba2Config", small, tok="bytebpe-gpt2")
+    case("mamba2/causal", "Mamba2ForCausalLM", "Mamba2Config", dict(small, use_bias=True), tok="bytebpe-gpt2", kind="causal", generate=10)
 
 
 register_encoders()
