@@ -34,6 +34,8 @@ fn fits(value: &Tree, schema: &Value, root: &Value) -> bool {
             text.contains('$')
         }
         ("items", Tree::List(items)) => items.iter().all(|item| fits(item, expected, root)),
+        ("minItems", Tree::List(items)) => items.len() as u64 >= expected.as_u64().unwrap(),
+        ("maxItems", Tree::List(items)) => items.len() as u64 <= expected.as_u64().unwrap(),
         ("properties", Tree::Map(entries)) => entries
             .iter()
             .all(|(key, value)| expected.get(key).is_none_or(|schema| fits(value, schema, root))),
@@ -50,7 +52,7 @@ fn fits(value: &Tree, schema: &Value, root: &Value) -> bool {
             value.get(key).is_none() || needed.all(|key| value.get(key.as_str().unwrap()).is_some())
         }),
         ("minimum" | "pattern" | "items" | "properties" | "additionalProperties" | "required", _)
-        | ("minProperties" | "dependentRequired", _) => true,
+        | ("minProperties" | "dependentRequired" | "minItems" | "maxItems", _) => true,
         (other, _) => panic!("the keyword `{other}` is not known here"),
     })
 }
