@@ -103,7 +103,13 @@ impl Candidate {
                 && value.get("default").is_some_and(is_plain)
                 && is_plain(seen)
             {
-                set(value, "default", seen.clone());
+                // What holds without the key only its configuration class says.
+                if let Tree::Map(entries) = &mut *value {
+                    entries.retain(|(field, _)| field != "default");
+                }
+                if let [(_, key @ Tree::Text(_))] = value.entries() {
+                    *value = key.clone();
+                }
             }
         }
         let structural: Vec<&str> = config
