@@ -6,7 +6,8 @@ use serde_json::{Value, json};
 
 use smelt::plan::{Cost, PlannedBlock, Row, Use};
 
-use crate::explain::{Explained, bytes, plain, shape, short, table};
+use crate::explained::Explained;
+use crate::show::{bytes, plain, shape, short, table};
 
 /// A block that one of them has, or that both have with differences.
 enum Change<'e> {

@@ -4,13 +4,13 @@ use std::path::PathBuf;
 
 use serde_json::{Value, json};
 
-use smelt::cpu::Cpu;
-use smelt::nn::{Rows, Shape, Stream};
-use smelt::plan::{self, Cost, Memory, Plan, Row, Stored, Target, Tokens, Use, builtin, load_source};
-use smelt::weights::{Index, Repository};
+use smelt::plan::{Stored, Tokens, Use};
 use smelt::{Result, WeightType};
 
 use crate::diff::Difference;
+use crate::explained::{Explained, Request};
+use crate::picture::svg;
+use crate::show::{bytes, plain, shape, short, table};
 
 #[derive(clap::Args)]
 pub struct Arguments {
@@ -54,19 +54,20 @@ pub struct Arguments {
     json: bool,
 }
 
-/// A plan with everything that is told of it.
-pub struct Explained {
-    pub plan: Plan,
-    pub rows: Vec<Row>,
-    pub total: Cost,
-    pub memory: Memory,
-    pub peak: u64,
-    pub tensors: Vec<Stored>,
-}
-
+/// Prints what the arguments ask for.
 pub fn run(arguments: &Arguments) -> Result<()> {
+    let request = Request {
+        model: &arguments.model,
+        task: arguments.task.as_deref(),
+        tokens: Tokens { new: arguments.tokens, past: arguments.past },
+        sequences: arguments.sequences,
+        dtype: arguments.dtype,
+        threads: arguments.threads,
+        all: arguments.all,
+    };
     if let Some([before, after]) = arguments.diff.as_deref() {
-        let (before, after) = (explain(arguments, Some(before))?, explain(arguments, Some(after))?);
+        let (before, after) =
+            (Explained::new(&request, Some(before))?, Explained::new(&request, Some(after))?);
         let difference = Difference::between(&before, &after);
         if arguments.json {
             println!("{:#}", difference.json());
@@ -75,9 +76,9 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         }
         return Ok(());
     }
-    let explained = explain(arguments, arguments.spec.as_deref())?;
+    let explained = Explained::new(&request, arguments.spec.as_deref())?;
     if arguments.svg {
-        print!("{}", crate::picture::svg(&explained.plan, &explained.rows));
+        print!("{}", svg(&explained.plan, &explained.rows));
     } else if arguments.json {
         println!("{:#}", json(arguments, &explained));
     } else if arguments.tensors {
@@ -86,69 +87,6 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         print!("{}", text(arguments, &explained));
     }
     Ok(())
-}
-
-fn explain(arguments: &Arguments, spec: Option<&str>) -> Result<Explained> {
-    let repository = Repository::open(&arguments.model)?;
-    let config = crate::check::model_config(&repository)?;
-    let source = match spec {
-        Some(name) => load_source(name)?,
-        None => builtin::find(&config)?,
-    };
-    let target = match arguments.task.as_deref() {
-        None if repository.has("modules.json") => Target::Features,
-        None => Target::Config,
-        Some("embed") => Target::Features,
-        Some(task) => Target::Task(task.to_owned()),
-    };
-    let index = Index::open_headers(&repository)?;
-    let plan = Plan::new(source, &config, &index, &target)?;
-    let cpu = Cpu::new(arguments.threads);
-    let tokens = Tokens { new: arguments.tokens, past: arguments.past };
-    let costs = plan::costs(&plan, &index, &cpu, arguments.dtype, tokens);
-    let stored = |tensor: usize| plan::stored_type(&plan, &index, tensor);
-    let memory = Memory::of(&plan.declared, &cpu, &stored, arguments.dtype);
-    Ok(Explained {
-        rows: plan::rows(&plan, &costs, arguments.all),
-        total: plan::totals(&costs),
-        memory,
-        peak: plan::peak(&plan, &index, &memory, tokens, arguments.sequences),
-        tensors: plan::stored(&plan, &index),
-        plan,
-    })
-}
-
-/// `N × 768`: rows and columns of a value.
-pub fn shape(shape: Shape) -> String {
-    match shape {
-        Shape::Matrix { rows, cols } => {
-            let rows = match rows {
-                Rows::Tokens(Stream::Decoder) => "M".to_owned(),
-                Rows::Tokens(_) => "N".to_owned(),
-                Rows::Sequences(_) => "1".to_owned(),
-                Rows::Fixed(_, n) | Rows::Learned(n) => n.to_string(),
-            };
-            format!("{rows} × {cols}")
-        }
-        Shape::Bias { heads, .. } => format!("bias of {heads} heads"),
-        Shape::Pairs { .. } => "1 × 1".to_owned(),
-    }
-}
-
-/// A count for people: `85.1 M`.
-pub fn short(n: u64) -> String {
-    let x = n as f64;
-    match n {
-        0 => "-".to_owned(),
-        n if n >= 1_000_000_000 => format!("{:.2} G", x / 1e9),
-        n if n >= 1_000_000 => format!("{:.1} M", x / 1e6),
-        n if n >= 10_000 => format!("{:.1} k", x / 1e3),
-        n => n.to_string(),
-    }
-}
-
-pub fn bytes(n: u64) -> String {
-    if n == 0 { "-".to_owned() } else { plan::shown(n) }
 }
 
 fn text(arguments: &Arguments, explained: &Explained) -> String {
@@ -192,27 +130,6 @@ fn text(arguments: &Arguments, explained: &Explained) -> String {
         bytes(memory.cache_per_token),
         bytes(explained.peak),
     )
-}
-
-/// Lines with their columns aligned, those of `right` to the right.
-pub fn table(lines: &[Vec<String>], right: &[usize]) -> String {
-    let columns = lines.iter().map(Vec::len).max().unwrap_or(0);
-    let width = |i: usize| {
-        // A line of one column is a heading.
-        let cells = lines.iter().filter(|line| line.len() > 1).filter_map(|line| line.get(i));
-        cells.map(|cell| cell.chars().count()).max().unwrap_or(0)
-    };
-    let widths: Vec<usize> = (0..columns).map(width).collect();
-    let mut text = String::new();
-    for line in lines {
-        let cells = line.iter().enumerate().map(|(i, cell)| {
-            let width = widths[i];
-            if right.contains(&i) { format!("{cell:>width$}") } else { format!("{cell:<width$}") }
-        });
-        text += cells.collect::<Vec<_>>().join("  ").trim_end();
-        text.push('\n');
-    }
-    text
 }
 
 fn tensor_lines(explained: &Explained) -> Vec<Vec<String>> {
@@ -279,14 +196,4 @@ fn json(arguments: &Arguments, explained: &Explained) -> Value {
         whole["tensors"] = tensors.collect();
     }
     whole
-}
-
-pub fn plain(tree: &smelt::spec::Tree) -> Value {
-    use smelt::spec::Tree;
-    match tree {
-        Tree::Bool(x) => json!(x),
-        Tree::Int(x) => json!(x),
-        Tree::Float(x) => json!(x),
-        other => json!(other.to_string()),
-    }
 }

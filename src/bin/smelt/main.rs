@@ -7,8 +7,10 @@ mod bench;
 mod check;
 mod diff;
 mod explain;
+mod explained;
 mod new;
 mod picture;
+mod show;
 mod verify;
 
 use std::process::ExitCode;

@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use smelt::plan::{Plan, PlannedBlock, Row, ranges};
 use smelt::spec::Tree;
 
-use crate::explain::shape;
+use crate::show::shape;
 
 /// Pixels of a character of the monospaced font, and of a line of text.
 const CHAR: f64 = 6.7;

@@ -1,0 +1,69 @@
+//! A plan with everything that is told of it.
+
+use std::path::Path;
+
+use smelt::cpu::Cpu;
+use smelt::plan::{self, Cost, Memory, Plan, Row, Stored, Target, Tokens, builtin, load_source};
+use smelt::weights::{Index, Repository};
+use smelt::{Result, WeightType};
+
+/// What is to be explained.
+pub struct Request<'a> {
+    /// The model directory.
+    pub model: &'a Path,
+    /// The head, `embed` for none; by default what the model's files ask for.
+    pub task: Option<&'a str>,
+    /// What is computed of each sequence.
+    pub tokens: Tokens,
+    /// Sequences at once.
+    pub sequences: u64,
+    /// How weights are kept, instead of as they are stored.
+    pub dtype: Option<WeightType>,
+    /// Threads to compute with.
+    pub threads: Option<usize>,
+    /// A row for each layer.
+    pub all: bool,
+}
+
+/// A plan with everything that is told of it.
+pub struct Explained {
+    pub plan: Plan,
+    pub rows: Vec<Row>,
+    pub total: Cost,
+    pub memory: Memory,
+    pub peak: u64,
+    pub tensors: Vec<Stored>,
+}
+
+impl Explained {
+    /// Plans a model with the description `spec`, or with the one for its config.
+    pub fn new(request: &Request<'_>, spec: Option<&str>) -> Result<Explained> {
+        let repository = Repository::open(request.model)?;
+        let config = crate::check::model_config(&repository)?;
+        let source = match spec {
+            Some(name) => load_source(name)?,
+            None => builtin::find(&config)?,
+        };
+        let target = match request.task {
+            None if repository.has("modules.json") => Target::Features,
+            None => Target::Config,
+            Some("embed") => Target::Features,
+            Some(task) => Target::Task(task.to_owned()),
+        };
+        let index = Index::open_headers(&repository)?;
+        let plan = Plan::new(source, &config, &index, &target)?;
+        let cpu = Cpu::new(request.threads);
+        let tokens = request.tokens;
+        let costs = plan::costs(&plan, &index, &cpu, request.dtype, tokens);
+        let stored = |tensor: usize| plan::stored_type(&plan, &index, tensor);
+        let memory = Memory::of(&plan.declared, &cpu, &stored, request.dtype);
+        Ok(Explained {
+            rows: plan::rows(&plan, &costs, request.all),
+            total: plan::totals(&costs),
+            memory,
+            peak: plan::peak(&plan, &index, &memory, tokens, request.sequences),
+            tensors: plan::stored(&plan, &index),
+            plan,
+        })
+    }
+}
