@@ -17,11 +17,14 @@ one batch, padded on the right. The file holds
     module.NAME.output     the first tensor that the module NAME gave
     module.NAME.input      the first tensor that it took
     module.NAME.calls      [when, how often]: number of its first call among all, and count of calls
+    noise.TENSOR           how far transformers' float32 is from its float64, with --noise
 
 of every module with parameters, under the name that its weight is stored by, or else the one that
 `named_modules` gives it: some models are loaded under other names than they are stored. A module that is called
 more than once is recorded the first time. Recorded are tensors of [batch, n, cols] or [batch, cols], and
-what is one of these in another shape: [1, seq, cols], [batch * seq, cols] and [batch, seq, heads, cols]. Nothing is downloaded. Made for transformers 5.
+what is one of these in another shape: [1, seq, cols], [batch * seq, cols] and [batch, seq, heads, cols]. Hidden states are what
+enters each layer, then the end, also of models that list what each layer gives. Nothing is downloaded. Made for
+transformers 5.
 """
 
 from __future__ import annotations
@@ -96,6 +99,39 @@ def stored_names(model: torch.nn.Module, directory: str) -> dict[str, str]:
     return {name: other for name, other in found.items() if not any(m.endswith(f".{other}") for m in modules)}
 
 
+class Layers:
+    """Hooks on the first of the layers, wherever there are some: what it takes and gives."""
+
+    def __init__(self, model: torch.nn.Module):
+        self.seen: list[tuple[int, Any, Any]] = []
+        self.hooks = [
+            part[0].register_forward_hook(
+                lambda of, args, kwargs, out, n=len(part): self.see(n, first_tensor([args, kwargs]), first_tensor(out)),
+                with_kwargs=True,
+            )
+            for part in model.modules()
+            if isinstance(part, torch.nn.ModuleList) and len(part)
+        ]
+
+    def see(self, n: int, *tensors: torch.Tensor | None) -> None:
+        self.seen.append((n, *(t if t is None else t.clone() for t in tensors)))  # some are changed in place later
+
+    def finish(self, found: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """`found` with hidden states that are inputs of layers where the model lists their outputs."""
+        for hook in self.hooks:
+            hook.remove()
+        stems = {name.rsplit(".", 1)[0] for name in found if name.rsplit(".", 1)[0].endswith("hidden_states")}
+        for stem in stems:
+            states = [found[f"{stem}.{i}"] for i in range(sum(name.rsplit(".", 1)[0] == stem for name in found))]
+            is_given = lambda out: torch.is_tensor(out) and out.shape == states[0].shape and torch.equal(out, states[0])
+            for n, taken, given in self.seen:
+                if n + 1 == len(states) and is_given(given) and not is_given(taken):
+                    states = [taken, *states[:-2], states[-1]]
+                    found = found | {f"{stem}.{i}": state for i, state in enumerate(states)}
+                    break
+        return found
+
+
 class Recorder:
     """Hooks on every module with parameters."""
 
@@ -119,7 +155,7 @@ class Recorder:
         for what, value in (("input", given), ("output", out)):
             rows = as_rows(first_tensor(value), self.sizes)
             if rows is not None:
-                self.tensors[f"module.{name}.{what}"] = rows.float().clone()  # some are changed in place later
+                self.tensors[f"module.{name}.{what}"] = rows.clone()  # some are changed in place later
 
     def finish(self) -> dict[str, torch.Tensor]:
         for hook in self.hooks:
@@ -213,6 +249,26 @@ def generate(model: Any, inputs: dict[str, torch.Tensor], steps: int) -> dict[st
     return out
 
 
+def compute(model: Any, inputs: dict[str, torch.Tensor], hidden_states: bool, recorder: Recorder | None) -> dict[str, torch.Tensor]:
+    """Outputs, and what modules take and give, by the names of the file."""
+    layers, found = Layers(model), {}
+    flatten(model(**inputs, output_hidden_states=hidden_states), "output", found)
+    return layers.finish(found) | (recorder.finish() if recorder else {})
+
+
+def noise(exact: dict[str, torch.Tensor], found: dict[str, torch.Tensor], mask: torch.Tensor | None) -> dict[str, torch.Tensor]:
+    """The largest differences of two runs, over what is not padding."""
+    largest = {}
+    for name, value in found.items():
+        if name.endswith(".calls") or not value.is_floating_point() or name not in exact:
+            continue
+        error = (value.double() - exact[name].double()).abs()
+        if mask is not None and error.shape[:2] == mask.shape:
+            error = error[mask == 1]
+        largest[f"noise.{name}"] = error.max() if error.numel() else torch.zeros(())
+    return largest
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, help="directory with config.json and *.safetensors")
@@ -229,6 +285,7 @@ def main() -> None:
     parser.add_argument("--no-modules", action="store_true", help="record outputs only")
     parser.add_argument("--attention", default="eager", help="implementation of attention; eager by default")
     parser.add_argument("--no-hidden-states", action="store_true", help="leave out what enters each layer")
+    parser.add_argument("--noise", action="store_true", help="compute in float64 too, and write how far float32 is off")
     parser.add_argument("--generate", type=int, default=0, metavar="N", help="greedy steps for each row")
     a = parser.parse_args()
 
@@ -240,16 +297,19 @@ def main() -> None:
     tokens = [inputs[k] for k in ("input_ids", "decoder_input_ids") if k in inputs]
     sizes = [tuple(t.shape) for t in tokens]
     sizes += [(len(inputs[k]), 0) for k in ("pixel_values", "input_features") if k in inputs]
-    recorder = None if a.no_modules else Recorder(model, sizes, a.only, stored_names(model, a.model))
-    outputs = model(**inputs, output_hidden_states=not a.no_hidden_states)
-    tensors = {f"input.{name}": value for name, value in inputs.items()}
-    flatten(outputs, "output", tensors)
-    if recorder:
-        tensors |= recorder.finish()
+    names = {} if a.no_modules else stored_names(model, a.model)
+    recorder = lambda: None if a.no_modules else Recorder(model, sizes, a.only, names)
+    found = compute(model, inputs, not a.no_hidden_states, recorder())
+    tensors = {f"input.{name}": value for name, value in inputs.items()} | found
     if a.generate:
         tensors |= generate(model, inputs, a.generate)
+    if a.noise:
+        model.double()
+        exact = {name: value.double() if value.is_floating_point() else value for name, value in inputs.items()}
+        tensors |= noise(compute(model, exact, not a.no_hidden_states, recorder()), found, inputs.get("attention_mask"))
     # Some modules give back what they were given: each tensor needs memory of its own.
-    save_file({name: t.detach().clone().contiguous() for name, t in tensors.items()}, a.out)
+    stored = lambda t: (t.float() if t.is_floating_point() else t).detach().clone().contiguous()
+    save_file({name: stored(t) for name, t in tensors.items()}, a.out)
     modules = sum(name.startswith("module.") and name.endswith(".output") for name in tensors)
     print(f"{a.out}: {modules} modules, {a.out.stat().st_size / 1024:.0f} KiB")
 

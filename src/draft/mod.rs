@@ -26,7 +26,7 @@ mod sizes;
 mod weights;
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::plan::{Config, check_spec};
+use crate::plan::{Config, check_spec, fits};
 use crate::spec::{Source, Tree};
 use crate::weights::Index;
 
@@ -193,10 +193,15 @@ fn unexplained(best: &Candidate, config: &Config) -> Vec<String> {
     }
     lines.extend(best.problems.iter().cloned());
     let used = best.keys();
+    let said: Vec<&str> = match best.tree.get("irrelevant") {
+        Some(Tree::List(keys)) => keys.iter().filter_map(Tree::as_text).collect(),
+        _ => Vec::new(),
+    };
+    let is_said = |key: &str| said.iter().any(|pattern| fits(pattern, key));
     let is_used = |key: &str| used.iter().any(|u| u == key || u.split('.').next() == Some(key));
     for (key, value) in config.entries() {
         let quiet = WITHOUT_INFLUENCE.iter().any(|part| key.contains(part)) || key == "model_type";
-        if !quiet && !is_used(key) && *value != Tree::Null {
+        if !quiet && !is_used(key) && !is_said(key) && *value != Tree::Null {
             lines.push(format!("config key `{key}`, which is {value}"));
         }
     }

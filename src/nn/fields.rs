@@ -179,7 +179,7 @@ macro_rules! nested {
             fn kind() -> String {
                 let names: Vec<&str> =
                     <$Name as $crate::nn::fields::Fields>::fields().iter().map(|f| f.name).collect();
-                format!("{{{}}}", names.join(", "))
+                format!("`{}` {{{}}}", <$Name as $crate::nn::fields::Fields>::NAME, names.join(", "))
             }
             fn read(
                 builder: &mut $crate::nn::builder::Builder<'_>,
@@ -408,7 +408,7 @@ fields! {
 impl FieldType for Projection {
     const SHAPE: FieldShape = FieldShape::PathOrFields(<Projection as Fields>::fields);
     fn kind() -> String {
-        "a path, or {at, bias, layout, tie}".into()
+        "a path, or `linear` {at, bias, layout, tie}".into()
     }
     fn read(builder: &mut Builder<'_>, value: &Tree, at: &Address) -> Option<Self> {
         match value {

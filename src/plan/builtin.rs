@@ -43,6 +43,7 @@ pub fn find(config: &Config) -> Result<Source> {
             (None, None) => format!("`{}` has neither `model_type` nor `architectures`", config.name()),
         };
         Error::new(ErrorKind::Unsupported, message)
-            .help(format!("write a YAML file for it, and name it; built in are {}", listed(&names())))
+            .help(format!("built in are {}", listed(&names())))
+            .help("`smelt new` drafts a YAML file for another; docs/adding-an-architecture.md tells the rest")
     })
 }

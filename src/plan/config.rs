@@ -97,6 +97,8 @@ pub struct Bound {
     pub matches: bool,
     /// Notes such as `` `heads` is `num_attention_heads` (12) in config.json:7 ``.
     pub origins: HashMap<String, String>,
+    /// Names that have their default, as the config says nothing.
+    pub defaulted: HashSet<String>,
 }
 
 /// Gives each name of a description its value, and checks what it matches and requires.
@@ -268,6 +270,7 @@ fn value_of(
         let why = if null.is_some() { "has null for" } else { "has no" };
         let origin = format!("`{}` is {value}, as {config} {why} `{}`", binding.name, keys.join("`, `"));
         bound.origins.insert(binding.name.clone(), origin);
+        bound.defaulted.insert(binding.name.clone());
         return Some(value);
     }
     if let Some((key, at)) = null {

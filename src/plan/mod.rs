@@ -22,6 +22,7 @@ use crate::weights::Index;
 pub use blocks::{PlannedBlock, Ranges, Within};
 pub use check::TASKS;
 pub use config::Config;
+pub(crate) use inspect::fits;
 pub use inspect::{Finding, Severity, inspect};
 pub use memory::{Memory, linear_type, shown, token_limit};
 pub use report::{Cost, Row, Stored, Tokens, Use, costs, peak, ranges, rows, stored, stored_type, totals};

@@ -149,7 +149,9 @@ pub fn resolve(
     tensors.ignored = ignored.filter(|name| !used.contains(name)).map(str::to_owned).collect();
     report_misshapen(spec, bound, &misshapen, problems);
     report_missing(spec, &names, &missing, &unused, problems);
-    report_unused(spec, &unused, problems);
+    let uses = declared.tensors.iter().zip(&tensors.stored);
+    let modules = uses.filter_map(|(tensor, stored)| Some((stored.rsplit_once('.')?.0, tensor)));
+    report_unused(spec, &unused, &modules.collect(), problems);
     tensors
 }
 
@@ -182,11 +184,19 @@ fn report_misshapen(
             format!("shape mismatch for {what}: expected {:?}, found {:?}", tensor.shape, entry.shape);
         let problem = problems.brief(&spec.source, &tensor.at, message, &label);
         let swapped = entry.shape.len() == 2 && entry.shape.iter().rev().eq(&tensor.shape);
-        for note in sizes(spec, bound, tensor, entry) {
+        let mut notes = sizes(spec, bound, tensor, entry);
+        if notes.is_empty() && !swapped {
+            notes = defaults(spec, bound);
+        }
+        let mut defaults = bound.defaulted.iter().filter_map(|name| bound.origins.get(name));
+        let has_default = defaults.any(|origin| notes.iter().any(|note| note.contains(origin)));
+        for note in notes {
             problem.remarks.push(Remark { tag: "note", text: note });
         }
         let help = if swapped {
             "the sizes are swapped; does this checkpoint store linear weights as `layout: in_out`?"
+        } else if has_default {
+            "where config.json lacks a key the description's default is the size; is the key spelt as it is there?"
         } else {
             "the sizes come from config.json; is it the one that belongs to this checkpoint?"
         };
@@ -204,6 +214,16 @@ fn sizes(spec: &Spec, bound: &Bound, tensor: &TensorUse, entry: &Entry) -> Vec<S
     let notes: Vec<String> =
         named.filter_map(|binding| bound.origins.get(&binding.name).cloned()).take(2).collect();
     if notes.is_empty() { products(spec, bound, &wrong) } else { notes }
+}
+
+/// Sizes that the config does not name, where it is not known what a shape is made of.
+fn defaults(spec: &Spec, bound: &Bound) -> Vec<String> {
+    let sized = spec
+        .config
+        .iter()
+        .filter(|binding| matches!(bound.scope.get(&binding.name), Some(Tree::Int(n)) if *n > 1));
+    let defaulted = sized.filter(|binding| bound.defaulted.contains(&binding.name));
+    defaulted.filter_map(|binding| bound.origins.get(&binding.name)).take(3).cloned().collect()
 }
 
 /// The same for a size that is the product of two names, if it is that of no others.
@@ -350,7 +370,8 @@ fn nearest<'a>(name: &str, names: &Names<'_>, unused: &[&'a str]) -> Option<&'a 
         .next()
 }
 
-fn report_unused(spec: &Spec, unused: &[&str], problems: &mut Problems) {
+/// Reports tensors that nothing uses; `modules` are those of which something is used, and by what.
+fn report_unused(spec: &Spec, unused: &[&str], modules: &HashMap<&str, &TensorUse>, problems: &mut Problems) {
     if unused.is_empty() {
         return;
     }
@@ -363,10 +384,15 @@ fn report_unused(spec: &Spec, unused: &[&str], problems: &mut Problems) {
     let mut problem = Problem::new(format!("{what} {verb} not used by {}", spec.source.name));
     problem.place = None::<Place>;
     for (pattern, names) in groups.iter().take(20) {
-        let text = match names.len() {
+        let mut text = match names.len() {
             1 => format!("`{}`", names[0]),
             n => format!("`{pattern}` ({n} tensors)"),
         };
+        let beside = names[0].rsplit_once('.').and_then(|(module, _)| modules.get(module));
+        if let Some((tensor, line)) = beside.and_then(|tensor| Some((tensor, spec.source.line(&tensor.at)?)))
+        {
+            text += &format!(": {}:{line} binds its module ({})", spec.source.name, tensor.label);
+        }
         problem.remarks.push(Remark { tag: "", text });
     }
     if groups.len() > 20 {

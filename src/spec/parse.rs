@@ -314,6 +314,12 @@ impl<'a> Reader<'a> {
                     "",
                 ),
             }
+            let compared = test.accepted.iter().chain(&test.default);
+            if compared.into_iter().any(|value| value.as_text().is_some_and(|text| text.contains('$'))) {
+                let place = if is_match { "match" } else { "require" };
+                let message = format!("values under `{place}` are plain, `$` has no meaning here");
+                self.wrong(&test.at, message, "");
+            }
             tests.push(test);
         }
         tests

@@ -31,6 +31,35 @@ pub struct Comparison {
     pub magnitude: f32,
     /// Number of elements that were compared.
     pub elements: usize,
+    /// How far the reference itself is from exact, where the file says so (`noise.…`), else 0.
+    pub noise: f32,
+    /// Of greedy tokens the first that is another.
+    pub other_token: Option<OtherToken>,
+}
+
+/// A token that is not the reference's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OtherToken {
+    /// Its place among the new tokens, from 0.
+    pub index: usize,
+    /// The token, where there is one.
+    pub found: Option<u32>,
+    /// The reference's, where there is one.
+    pub expected: Option<u32>,
+}
+
+/// The tolerance for values relative to their largest, as a part of the absolute one: it counts where values are beyond 100, of which
+/// float32 leaves no more.
+const RELATIVE: f32 = 1e-2;
+
+/// Two computations may each be as far from exact as the reference is.
+pub(super) const BOTH: f32 = 2.0;
+
+impl Comparison {
+    /// Whether it differs by no more than `tolerance`, a hundredth of that times the largest value, or twice the noise.
+    pub fn agrees(&self, tolerance: f32) -> bool {
+        self.largest <= tolerance.max(RELATIVE * tolerance * self.magnitude).max(BOTH * self.noise)
+    }
 }
 
 /// A greedy continuation: the tokens, and the logits from which each was taken.
@@ -158,20 +187,23 @@ impl Bundle {
         comparisons.sort_by_key(|c| order(&c.name));
         for (i, prompt, tokens, logits) in self.prompts()? {
             let greedy = self.greedy_of(network, &prompt, tokens.len())?;
-            if greedy.tokens != tokens {
-                comparisons.push(Comparison {
-                    name: format!("generate.{i}.tokens"),
-                    largest: f32::INFINITY,
-                    magnitude: 0.0,
-                    elements: tokens.len(),
-                });
-            }
-            let largest = largest(greedy.logits.data(), &logits);
+            let other_token = other_token(&greedy.tokens, &tokens);
             comparisons.push(Comparison {
-                name: format!("generate.{i}.logits"),
-                largest,
+                name: format!("generate.{i}.tokens"),
+                largest: if other_token.is_some() { f32::INFINITY } else { 0.0 },
+                magnitude: 0.0,
+                elements: tokens.len(),
+                noise: 0.0,
+                other_token,
+            });
+            let name = format!("generate.{i}.logits");
+            comparisons.push(Comparison {
+                largest: largest(greedy.logits.data(), &logits),
                 magnitude: magnitude(&logits),
                 elements: logits.len(),
+                noise: self.noise(&name),
+                other_token: None,
+                name,
             });
         }
         Ok(comparisons)
@@ -238,21 +270,43 @@ impl Bundle {
         }
     }
 
+    /// How far a tensor of the reference is from exact, as far as the file says.
+    pub(super) fn noise(&self, tensor: &str) -> f32 {
+        let stored = self.tensors.get(&format!("noise.{tensor}"));
+        stored.map_or(0.0, |noise| magnitude(&noise.to_f32()))
+    }
+
+    /// Whether the file says how far the reference is from exact.
+    pub fn has_noise(&self) -> bool {
+        self.tensors.keys().any(|name| name.starts_with("noise."))
+    }
+
     fn difference(&self, output: &Output, found: &[f32], reference: &[f32]) -> Comparison {
         let name = output.name.clone();
-        let magnitude = magnitude(reference);
+        let mut comparison = Comparison {
+            largest: 0.0,
+            magnitude: magnitude(reference),
+            elements: output.value.data().len(),
+            noise: self.noise(&format!("output.{name}")),
+            other_token: None,
+            name,
+        };
         let Rows::Tokens(stream) = output.rows else {
-            return Comparison { name, largest: largest(found, reference), magnitude, elements: found.len() };
+            return Comparison { largest: largest(found, reference), ..comparison };
         };
         let row = self.widths[usize::from(stream == Stream::Decoder)] * output.value.cols();
-        let mut comparison =
-            Comparison { name, largest: 0.0, magnitude, elements: output.value.data().len() };
         for (i, span) in self.tokens(stream).spans.iter().enumerate() {
             let range = i * row..i * row + span.rows.len() * output.value.cols();
             comparison.largest = comparison.largest.max(largest(&found[range.clone()], &reference[range]));
         }
         comparison
     }
+}
+
+fn other_token(found: &[u32], expected: &[u32]) -> Option<OtherToken> {
+    let (a, b) = (|i: usize| found.get(i).copied(), |i: usize| expected.get(i).copied());
+    let index = (0..found.len().max(expected.len())).find(|i| a(*i) != b(*i))?;
+    Some(OtherToken { index, found: a(index), expected: b(index) })
 }
 
 /// Numbers of so many axes.

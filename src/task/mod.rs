@@ -17,7 +17,7 @@ mod sentence;
 mod transcribe;
 
 pub use answer::{Answer, AnswerOptions};
-pub use bundle::{Bundle, Comparison, Greedy};
+pub use bundle::{Bundle, Comparison, Greedy, OtherToken};
 pub use classify::{Classification, Label, TokenLabel, TokenLabels};
 pub use embed::Embedding;
 pub use fill_mask::{Fill, MaskFills};

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
-use super::bundle::{Bundle, Comparison};
+use super::bundle::{BOTH, Bundle, Comparison};
 use crate::error::{Place, Problem, Result};
 use crate::model::{ModuleCall, Network};
 use crate::nn::Stream;
@@ -16,6 +16,8 @@ pub struct Difference {
     pub largest: f32,
     /// The largest absolute value of the reference.
     pub magnitude: f32,
+    /// How far the reference itself is from exact, where the file says so (`noise.…`), else 0.
+    pub noise: f32,
 }
 
 /// Values below this are compared as if they were of this size: what is left of large ones that cancel has their
@@ -35,9 +37,9 @@ const ALIKE: f32 = 1e-4;
 const SEARCHED: usize = 16;
 
 impl Difference {
-    /// The largest difference, relative to the largest value.
+    /// The largest difference, less what rounding in the reference explains, relative to the largest value.
     pub fn relative(&self) -> f32 {
-        self.largest / self.magnitude.max(SMALLEST_MAGNITUDE)
+        (self.largest - BOTH * self.noise).max(0.0) / self.magnitude.max(SMALLEST_MAGNITUDE)
     }
 }
 
@@ -255,7 +257,7 @@ impl Bundle {
         let Some(input) = &call.input else { return Vec::new() };
         let takes = |name: &&&str| {
             let recorded = self.tensors.get(&format!("module.{name}.input"));
-            let difference = recorded.and_then(|recorded| self.matrix_difference(input, recorded));
+            let difference = recorded.and_then(|recorded| self.matrix_difference(input, recorded, 0.0));
             difference.is_some_and(|difference| difference.relative() <= ALIKE)
         };
         names.iter().filter(takes).map(|name| (*name).to_owned()).collect()
@@ -268,13 +270,15 @@ impl Bundle {
         recorded: &str,
         places: &mut Places<'_>,
     ) -> Option<ModuleComparison> {
-        let tensor = |what: &str| self.tensors.get(&format!("module.{recorded}.{what}"));
-        let input = call.input.as_ref().zip(tensor("input"));
+        let difference = |found: &Tensor, what: &str| {
+            let name = format!("module.{recorded}.{what}");
+            self.matrix_difference(found, self.tensors.get(&name)?, self.noise(&name))
+        };
         Some(ModuleComparison {
             name: call.name.clone(),
             recorded: recorded.to_owned(),
-            input: input.and_then(|(found, reference)| self.matrix_difference(found, reference)),
-            output: self.matrix_difference(&call.output, tensor("output")?)?,
+            input: call.input.as_ref().and_then(|found| difference(found, "input")),
+            output: difference(&call.output, "output")?,
             place: places.find(&call.at, &in_layer(call, &call.label)),
             block: places.block(call),
             before: call.step.before.as_ref().and_then(|at| places.step(at)),
@@ -294,7 +298,7 @@ impl Bundle {
     }
 
     /// How rows of tokens or sequences differ from a padded reference; none if they are of other things.
-    fn matrix_difference(&self, found: &Tensor, reference: &Array) -> Option<Difference> {
+    fn matrix_difference(&self, found: &Tensor, reference: &Array, noise: f32) -> Option<Difference> {
         let (n, width, cols) = match *reference.shape() {
             [n, width, cols] => (n, width, cols),
             [n, cols] => (n, 1, cols),
@@ -311,7 +315,7 @@ impl Bundle {
             if stream_width != width || tokens.spans.len() != n || tokens.ids.len() != found.rows() {
                 continue;
             }
-            let mut difference = Difference { largest: 0.0, magnitude: 0.0 };
+            let mut difference = Difference { largest: 0.0, magnitude: 0.0, noise };
             for (i, span) in tokens.spans.iter().enumerate() {
                 let rows = &found.data()[span.rows.start * cols..span.rows.end * cols];
                 difference.add(rows, &values[i * width * cols..][..rows.len()]);
@@ -319,7 +323,7 @@ impl Bundle {
             ways.push(difference);
         }
         if ways.is_empty() && found.rows() == n * width {
-            let mut difference = Difference { largest: 0.0, magnitude: 0.0 };
+            let mut difference = Difference { largest: 0.0, magnitude: 0.0, noise };
             difference.add(found.data(), &values);
             ways.push(difference);
         }
@@ -401,7 +405,7 @@ impl ModuleTrace {
         }
         // Of several wrong outputs the one that is computed first.
         let order = |name: &str| self.ends.iter().position(|(end, _)| end == name).unwrap_or(usize::MAX);
-        let wrong = outputs.iter().filter(|output| output.largest > tolerance);
+        let wrong = outputs.iter().filter(|output| !output.agrees(tolerance));
         let wrong = wrong.min_by_key(|output| order(&output.name))?;
         if let Some(suspect) = self.suspect(outputs, tolerance) {
             return Some(suspect);
@@ -426,7 +430,7 @@ impl ModuleTrace {
     /// What modules take and give, in order, less what heals: where torch and the description draw the line around a module
     /// differently, such as an embedding with its scale or a head with its bias, only its output differs.
     fn events(&self, outputs: &[Comparison], tolerance: f32) -> Vec<Event<'_>> {
-        let all_right = outputs.iter().all(|output| output.largest <= tolerance);
+        let all_right = outputs.iter().all(|output| output.agrees(tolerance));
         let last = self.compared.iter().rposition(|module| !module.agrees(tolerance));
         let heals = |i: usize| match self.compared[i].input {
             _ if self.compared[i].agrees(tolerance) => false,

@@ -34,7 +34,10 @@ def main(only: list[str]) -> None:
     golden = ROOT / "tests/golden"
     cases = sorted(p.parent for p in golden.glob("*/*/reference.safetensors") if p.parts[-3] != "variants")
     types = {case: json.loads((case / "config.json").read_text())["model_type"] for case in cases}
-    for file in sorted((ROOT / "architectures").glob("*.yaml")):
+    files = sorted((ROOT / "architectures").glob("*.yaml"))
+    if unknown := set(only) - {file.stem for file in files}:
+        raise SystemExit(f"not in architectures/: {', '.join(sorted(unknown))}")
+    for file in files:
         if only and file.stem not in only:
             continue
         text = file.read_text()

@@ -39,6 +39,9 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 from transformers import PreTrainedTokenizerFast
 
 HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parents[1] / "tools"))
+
+from reference import Layers  # noqa: E402
 
 transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()
@@ -304,7 +307,7 @@ class Case:
     config: str  # transformers config class
     args: dict[str, Any]
     tok: str | None = None
-    kind: str = "encoder"  # encoder | causal | seq2seq | vision | speech | clip
+    kind: str = "encoder"  # encoder (one pass, nothing generated) | causal | seq2seq | vision | speech | clip
     generate: int = 0  # greedy steps
     pairs: bool = False  # batch of text pairs with token_type_ids
     hidden: bool = True  # store every layer's hidden state
@@ -818,13 +821,6 @@ def tokenization(tok: Tokenizer) -> list[dict[str, Any]]:
     return rows
 
 
-def states_of_inputs(found: dict[str, torch.Tensor], first: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Hidden states of a model that lists the outputs of its blocks, as the others list them: the inputs, then the end."""
-    states = [found[f"output.hidden_states.{i}"] for i in range(sum("hidden_states" in k for k in found))]
-    states = [first, *states[:-2], states[-1]]
-    return found | {f"output.hidden_states.{i}": state for i, state in enumerate(states)}
-
-
 def run(model: Any, c: Case, tok: Tokenizer | None, inputs: dict[str, torch.Tensor]) -> tuple[dict, dict]:
     """All reference tensors of a model, and facts for reference.json."""
     kwargs = dict(inputs)
@@ -832,10 +828,9 @@ def run(model: Any, c: Case, tok: Tokenizer | None, inputs: dict[str, torch.Tens
         kwargs["output_hidden_states"] = True
     tensors: dict[str, torch.Tensor] = {f"input.{k}": v.clone().contiguous() for k, v in inputs.items()}
     found: dict[str, torch.Tensor] = {}
+    layers = Layers(model)
     flatten(model(**kwargs), "output", found, c.hidden)
-    if c.hidden and type(model).__name__.startswith("Mamba"):
-        found = states_of_inputs(found, model.get_input_embeddings()(inputs["input_ids"]))
-    tensors.update(found)
+    tensors.update(layers.finish(found))
     facts: dict[str, Any] = {}
     if c.generate:
         more, gaps = greedy(model, c, tok, inputs)
@@ -908,16 +903,16 @@ def build(c: Case, out: Path) -> Path:
 
 def build_once(c: Case, out: Path) -> tuple[Path, dict[str, torch.Tensor], dict[str, Any]]:
     path = out / c.id
-    path.mkdir(parents=True, exist_ok=True)
-    for old in path.iterdir():
-        old.unlink()
     tok, names = build_tokenizer(c.tok) if c.tok else (None, {})
     model = build_model(c, tok.get_vocab_size() if tok else None)
     inputs = (c.inputs or default_inputs)(c, model, tok)
+    tensors, facts = run(model, c, tok, inputs)  # before anything is written: a case may be refused
+    path.mkdir(parents=True, exist_ok=True)
+    for old in path.iterdir():
+        old.unlink()
     model.save_pretrained(str(path))
     if tok is not None:
         save_tokenizer(tok, names, path)
-    tensors, facts = run(model, c, tok, inputs)
     if c.after:
         c.after(path, model)
     save_file(tensors, str(path / "reference.safetensors"))
@@ -957,7 +952,9 @@ def check(path: Path) -> float:
     got: dict[str, torch.Tensor] = {}
     hidden = any("hidden_states" in k for k in ref if not k.endswith("last_hidden_state"))
     kwargs = {"output_hidden_states": True} if hidden else {}
+    layers = Layers(model)
     flatten(model(**inputs, **kwargs), "output", got, hidden)
+    got = layers.finish(got)
     want = {k: v for k, v in ref.items() if k.startswith("output.")}
     if set(got) != set(want):
         raise RuntimeError(f"{info['case']}: outputs differ in kind: {sorted(set(got) ^ set(want))}")

@@ -16,7 +16,7 @@ import torch
 import transformers
 from safetensors.torch import load_file
 
-from make_reference import EAGER, flatten, states_of_inputs
+from make_reference import EAGER, Layers, flatten
 
 # Outputs that are less noisy than this are compared with the ordinary tolerance.
 LEAST = 5e-5
@@ -32,9 +32,9 @@ def noise(path: Path) -> dict[str, float]:
     inputs = {k: v.double() if v.is_floating_point() else v for k, v in inputs.items()}
     found: dict[str, torch.Tensor] = {}
     hidden = any("hidden_states." in k for k in reference)
+    layers = Layers(model)
     flatten(model(**inputs, **({"output_hidden_states": True} if hidden else {})), "output", found, hidden)
-    if hidden and info["model_class"].startswith("Mamba"):
-        found = states_of_inputs(found, model.get_input_embeddings()(inputs["input_ids"]))
+    found = layers.finish(found)
     result = {}
     for name, value in sorted(found.items()):
         error = (value.double() - reference[name].double()).abs()

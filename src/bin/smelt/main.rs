@@ -3,6 +3,11 @@
 
 #![forbid(unsafe_code)]
 
+/// As the macro of the standard library, but without a panic where nobody reads on: `smelt explain | head` is no mistake.
+macro_rules! println {
+    ($($text:tt)*) => { $crate::written({ use std::io::Write; writeln!(std::io::stdout(), $($text)*) }) };
+}
+
 mod bench;
 mod check;
 mod diff;
@@ -81,14 +86,32 @@ fn main() -> ExitCode {
     }
 }
 
+/// Ends the program where standard output does.
+fn written(result: std::io::Result<()>) {
+    if let Err(error) = result {
+        if error.kind() == std::io::ErrorKind::BrokenPipe {
+            // Whoever reads the output has had enough.
+            std::process::exit(0);
+        }
+        eprintln!("error: standard output: {error}");
+        std::process::exit(1);
+    }
+}
+
 fn blocks(name: Option<&str>, markdown: bool) -> Result<()> {
     if markdown {
-        print!("{}", smelt::docs::block_reference());
+        println!("{}", smelt::docs::block_reference().trim_end());
         return Ok(());
     }
     let Some(name) = name else {
         for block in &BLOCKS {
             println!("{:16} {}", block.name, block.doc.first().copied().unwrap_or_default().trim());
+        }
+        println!("\nMaps that blocks take as the value of a field:");
+        for (name, doc, _) in
+            GROUPS.iter().filter(|(name, ..)| BLOCKS.iter().all(|block| block.name != *name))
+        {
+            println!("{name:16} {}", doc.first().copied().unwrap_or_default().trim());
         }
         return Ok(());
     };

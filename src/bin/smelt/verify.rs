@@ -5,9 +5,14 @@ use std::path::PathBuf;
 use serde_json::{Value, json};
 
 use smelt::error::Place;
-use smelt::task::{Bundle, Comparison, Culprit, Difference, Fault, ModuleComparison, ModuleTrace};
-use smelt::weights::read_bundle;
+use smelt::plan::{Severity, Target, builtin, inspect, load_source};
+use smelt::task::{
+    Bundle, Comparison, Culprit, Difference, Fault, ModuleComparison, ModuleTrace, OtherToken,
+};
+use smelt::weights::{Index, Repository, read_bundle};
 use smelt::{BackendKind, Error, ErrorKind, Model, OpenOptions, Result};
+
+use super::check::model_config;
 
 #[derive(clap::Args)]
 pub struct Arguments {
@@ -62,7 +67,7 @@ pub fn run(arguments: &Arguments) -> Result<bool> {
     }
     let tolerance = arguments.tolerance;
     let culprit = trace.as_ref().and_then(|trace| trace.culprit(&outputs, tolerance));
-    let agrees = culprit.is_none() && outputs.iter().all(|output| output.largest <= tolerance);
+    let agrees = culprit.is_none() && outputs.iter().all(|output| output.agrees(tolerance));
     if arguments.json {
         println!("{}", to_json(&outputs, trace.as_ref(), culprit.as_ref(), agrees, tolerance));
         return Ok(agrees);
@@ -86,7 +91,37 @@ pub fn run(arguments: &Arguments) -> Result<bool> {
         }
         (None, None) => {}
     }
+    if !agrees {
+        let nearly = outputs.iter().all(|output| output.largest <= NEARLY * tolerance);
+        if nearly && !bundle.has_noise() {
+            println!(
+                "\nthat little may be rounding: `tools/reference.py --noise` writes how far the reference is from exact"
+            );
+        }
+        print_warnings(arguments);
+    }
     Ok(agrees)
+}
+
+/// An ill-conditioned model may be so many tolerances off by rounding alone.
+const NEARLY: f32 = 10.0;
+
+/// Prints what `smelt check --model` warns of: what the config asks for and the description does not read is often the reason.
+fn print_warnings(arguments: &Arguments) {
+    let found = Repository::open(&arguments.model).and_then(|repository| {
+        let (config, index) = (model_config(&repository)?, Index::open_headers(&repository)?);
+        let source = match &arguments.arch {
+            Some(arch) => load_source(arch)?,
+            None => builtin::find(&config)?,
+        };
+        Ok(inspect(source, Some(&config), Some(&index), &Target::Config))
+    });
+    // The model is open already: what cannot be read again says nothing new.
+    for finding in found.unwrap_or_default() {
+        if finding.severity == Severity::Warning {
+            println!("\nwarning: {}", finding.problem);
+        }
+    }
 }
 
 fn print_outputs(outputs: &[Comparison], tolerance: f32) {
@@ -96,23 +131,44 @@ fn print_outputs(outputs: &[Comparison], tolerance: f32) {
     let width = outputs.iter().map(|c| c.name.len()).max().unwrap_or(0);
     println!("{:width$}  largest difference", "output");
     for c in outputs {
-        let verdict = if c.largest > tolerance { "  differs" } else { "" };
-        println!("{:width$}  {:.2e}{verdict}", c.name, c.largest);
+        let verdict = if c.agrees(tolerance) { "" } else { "  differs" };
+        println!("{:width$}  {}{verdict}", c.name, difference(c));
     }
-    match outputs.iter().find(|c| c.largest > tolerance) {
+    match outputs.iter().find(|c| !c.agrees(tolerance)) {
         Some(first) => println!("\nfirst to differ by more than {tolerance:e}: {}", first.name),
-        None => println!("\neach of {} agrees within {tolerance:e}", outputs.len()),
+        None => println!("\neach of {} agrees within {}", outputs.len(), allowed(outputs, tolerance)),
+    }
+}
+
+/// What is allowed, where all agree.
+fn allowed(outputs: &[Comparison], tolerance: f32) -> String {
+    let is_within = outputs.iter().all(|c| c.largest <= tolerance);
+    format!("{tolerance:e}{}", if is_within { "" } else { " or rounding" })
+}
+
+fn difference(c: &Comparison) -> String {
+    match c.other_token {
+        Some(OtherToken { index, found, expected }) => {
+            let shown = |token: Option<u32>| token.map_or("missing".into(), |token| token.to_string());
+            format!("token {} of {} is {}, not {}", index + 1, c.elements, shown(found), shown(expected))
+        }
+        None if c.name.ends_with(".tokens") => format!("{} equal", c.elements),
+        None if c.noise > 0.0 => format!("{:.2e}  (reference itself {:.2e})", c.largest, c.noise),
+        None => format!("{:.2e}", c.largest),
     }
 }
 
 fn print_modules(trace: &ModuleTrace, tolerance: f32) {
     let width = trace.compared.iter().map(|c| c.name.len()).max().unwrap_or(0);
-    println!("{:width$}  input     output    of at most", "module");
+    println!("{:width$}  input     of at most  output    of at most", "module");
     for c in &trace.compared {
-        let input = c.input.map_or("-".into(), |input| format!("{:.2e}", input.largest));
         let verdict = if c.agrees(tolerance) { "" } else { "  differs" };
-        let Difference { largest, magnitude } = c.output;
-        println!("{:width$}  {input:8}  {:8}  {magnitude:.2e}{verdict}", c.name, format!("{largest:.2e}"));
+        let shown = |difference: &Difference| {
+            (format!("{:.2e}", difference.largest), format!("{:.2e}", difference.magnitude))
+        };
+        let (input, of_input) = c.input.as_ref().map_or(("-".into(), "-".into()), shown);
+        let (output, of_output) = shown(&c.output);
+        println!("{:width$}  {input:8}  {of_input:10}  {output:8}  {of_output}{verdict}", c.name);
     }
     for (what, names) in
         [("only in the reference", &trace.only_recorded), ("not in the reference", &trace.only_computed)]
@@ -132,8 +188,7 @@ fn to_json(
     agrees: bool,
     tolerance: f32,
 ) -> Value {
-    let output =
-        |c: &Comparison| json!({"name": c.name, "largest": number(c.largest), "magnitude": c.magnitude});
+    let output = |c: &Comparison| json!({"name": c.name, "largest": number(c.largest), "magnitude": c.magnitude, "noise": c.noise});
     let suspect = trace.filter(|_| culprit.is_none()).and_then(|trace| trace.suspect(outputs, tolerance));
     let modules = trace.map(|trace| trace.compared.iter().map(module).collect::<Vec<_>>());
     json!({
@@ -154,7 +209,8 @@ fn is_of(tensor: &str, name: &str) -> bool {
 }
 
 fn module(c: &ModuleComparison) -> Value {
-    let difference = |d: &Difference| json!({"largest": number(d.largest), "magnitude": d.magnitude});
+    let difference =
+        |d: &Difference| json!({"largest": number(d.largest), "magnitude": d.magnitude, "noise": d.noise});
     json!({
         "name": c.name,
         "recorded": c.recorded,
