@@ -1,5 +1,6 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use super::{
     Activation, AttentionParams, Backend, Epilogue, HeadScan, KvCache, Linear, LinearPart, Norm, Rotation,
@@ -14,6 +15,8 @@ pub struct Work {
     pub flops: u64,
     /// Bytes of weights, keys and values that were read: each linear map once per product, each cache once per query head group.
     pub bytes: u64,
+    /// Time in the backend: the rest of a pass is the interpreter's.
+    pub time: Duration,
 }
 
 /// A backend that counts the work of another one.
@@ -27,12 +30,19 @@ pub struct Counting {
 struct Counts {
     flops: AtomicU64,
     bytes: AtomicU64,
+    nanoseconds: AtomicU64,
 }
 
 impl Counts {
     fn add(&self, flops: u64, bytes: u64) {
         self.flops.fetch_add(flops, Ordering::Relaxed);
         self.bytes.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    fn timed(&self, call: impl FnOnce()) {
+        let start = Instant::now();
+        call();
+        self.nanoseconds.fetch_add(start.elapsed().as_nanos() as u64, Ordering::Relaxed);
     }
 }
 
@@ -45,7 +55,11 @@ impl Counting {
     /// The work since this was asked last.
     pub fn take(&self) -> Work {
         let take = |n: &AtomicU64| n.swap(0, Ordering::Relaxed);
-        Work { flops: take(&self.counts.flops), bytes: take(&self.counts.bytes) }
+        Work {
+            flops: take(&self.counts.flops),
+            bytes: take(&self.counts.bytes),
+            time: Duration::from_nanos(take(&self.counts.nanoseconds)),
+        }
     }
 }
 
@@ -70,7 +84,7 @@ impl Linear for CountingLinear {
 
     fn apply(&self, x: &Tensor, epilogue: &Epilogue<'_>, out: &mut Tensor) {
         self.counts.add(2 * (x.rows() * x.cols() * out.cols()) as u64, self.bytes());
-        self.inner.apply(x, epilogue, out);
+        self.counts.timed(|| self.inner.apply(x, epilogue, out));
     }
 }
 
@@ -88,31 +102,31 @@ impl Backend for Counting {
     }
 
     fn embedding(&self, table: &Array, ids: &[u32], accumulate: bool, out: &mut Tensor) {
-        self.inner.embedding(table, ids, accumulate, out);
+        self.counts.timed(|| self.inner.embedding(table, ids, accumulate, out));
     }
 
     fn layer_norm(&self, x: &Tensor, norm: &Norm<'_>, out: &mut Tensor) {
-        self.inner.layer_norm(x, norm, out);
+        self.counts.timed(|| self.inner.layer_norm(x, norm, out));
     }
 
     fn rms_norm(&self, x: &Tensor, norm: &Norm<'_>, out: &mut Tensor) {
-        self.inner.rms_norm(x, norm, out);
+        self.counts.timed(|| self.inner.rms_norm(x, norm, out));
     }
 
     fn activate(&self, act: Activation, x: &mut Tensor) {
-        self.inner.activate(act, x);
+        self.counts.timed(|| self.inner.activate(act, x));
     }
 
     fn add(&self, x: &mut Tensor, y: &Tensor) {
-        self.inner.add(x, y);
+        self.counts.timed(|| self.inner.add(x, y));
     }
 
     fn scale(&self, x: &mut Tensor, factor: f32) {
-        self.inner.scale(x, factor);
+        self.counts.timed(|| self.inner.scale(x, factor));
     }
 
     fn rope(&self, x: &mut Tensor, start: usize, heads: usize, head_dim: usize, rope: &Rotation<'_>) {
-        self.inner.rope(x, start, heads, head_dim, rope);
+        self.counts.timed(|| self.inner.rope(x, start, heads, head_dim, rope));
     }
 
     fn append_kv(
@@ -123,7 +137,7 @@ impl Backend for Counting {
         spans: &[Span],
         caches: &mut [&mut KvCache],
     ) {
-        self.inner.append_kv(x, k_start, v_start, spans, caches);
+        self.counts.timed(|| self.inner.append_kv(x, k_start, v_start, spans, caches));
     }
 
     fn attention(
@@ -142,7 +156,7 @@ impl Backend for Counting {
             let bytes = 4 * cache.len() * cache.kv_heads() * (cache.k_dim() + cache.v_dim());
             self.counts.add(flops as u64, bytes as u64);
         }
-        self.inner.attention(x, q_start, spans, caches, params, out);
+        self.counts.timed(|| self.inner.attention(x, q_start, spans, caches, params, out));
     }
 
     fn head_products(
@@ -155,17 +169,17 @@ impl Backend for Counting {
         out: &mut Tensor,
     ) {
         self.counts.add(2 * (x.rows() * y.rows() * heads * head_dim) as u64, 0);
-        self.inner.head_products(x, start, y, heads, head_dim, out);
+        self.counts.timed(|| self.inner.head_products(x, start, y, heads, head_dim, out));
     }
 
     fn scan(&self, scan: &Scan<'_>, spans: &[Span], states: &mut [&mut [f32]], out: &mut Tensor) {
         self.counts.add(6 * (scan.x.rows() * scan.a.len()) as u64, 0);
-        self.inner.scan(scan, spans, states, out);
+        self.counts.timed(|| self.inner.scan(scan, spans, states, out));
     }
 
     fn scan_heads(&self, scan: &HeadScan<'_>, spans: &[Span], states: &mut [&mut [f32]], out: &mut Tensor) {
         self.counts.add(5 * (out.rows() * out.cols() * scan.state) as u64, 0);
-        self.inner.scan_heads(scan, spans, states, out);
+        self.counts.timed(|| self.inner.scan_heads(scan, spans, states, out));
     }
 }
 
@@ -182,7 +196,9 @@ mod tests {
         let part = LinearPart { weight: &weight, layout: Layout::OutIn, outputs: None };
         let linear = backend.linear(&[part], WeightType::F32);
         linear.apply(&Tensor::zeros(2, 5), &Epilogue::default(), &mut Tensor::zeros(2, 3));
-        assert_eq!(backend.take(), Work { flops: 2 * 2 * 3 * 5, bytes: 15 * 4 });
+        let work = backend.take();
+        assert_eq!((work.flops, work.bytes), (2 * 2 * 3 * 5, 15 * 4));
+        assert!(work.time > Duration::ZERO);
         assert_eq!(backend.take(), Work::default());
     }
 }

@@ -161,11 +161,13 @@ pub fn run(arguments: &Arguments, started: Instant) -> Result<()> {
         bench.small(shape)?;
         let cold_ms = started.elapsed().as_secs_f64() * 1e3;
         bench.time(shape)?;
-        let (mut times, mut peaks, mut work) = (Vec::new(), Vec::new(), Work::default());
+        let (mut times, mut outside, mut peaks, mut work) =
+            (Vec::new(), Vec::new(), Vec::new(), Work::default());
         let meter = Meter::default();
         for _ in 0..arguments.runs {
             let timing = bench.time(shape)?;
             times.push(timing.ms);
+            outside.push(timing.ms - timing.work.time.as_secs_f64() * 1e3);
             work = timing.work;
             peaks.push(meter.measure(&cpu));
         }
@@ -183,6 +185,7 @@ pub fn run(arguments: &Arguments, started: Instant) -> Result<()> {
             },
             // Only the first shape tells how long a start takes.
             cold_ms: (i == 0).then_some(cold_ms),
+            interpreter_ms: median(outside.into_iter()),
             times,
             work,
         };
@@ -292,7 +295,10 @@ impl Bench {
         let steps = if timed == Timed::Step { new - 1 } else { 1 };
         let ms = start.elapsed().as_secs_f64() * 1e3 / steps as f64;
         let work = self.counting.take();
-        Ok(Timing { ms, work: Work { flops: work.flops / steps as u64, bytes: work.bytes / steps as u64 } })
+        let per_step = |n: u64| n / steps as u64;
+        let work =
+            Work { flops: per_step(work.flops), bytes: per_step(work.bytes), time: work.time / steps as u32 };
+        Ok(Timing { ms, work })
     }
 }
 
@@ -309,6 +315,8 @@ struct Measured {
     threads: usize,
     tokens: usize,
     times: Vec<f64>,
+    /// Of a time, what is not spent in the backend.
+    interpreter_ms: f64,
     work: Work,
     peaks: Peaks,
     cold_ms: Option<f64>,
@@ -349,6 +357,7 @@ impl Measured {
             "peak_gb_per_s": rounded(self.peaks.bytes_per_s / 1e9, 2),
             "peak_gflops_per_s": rounded(self.peaks.flops_per_s / 1e9, 2),
             "region_us": rounded(self.peaks.region_s * 1e6, 3),
+            "interpreter_us": rounded(self.interpreter_ms * 1e3, 1),
         })
     }
 
@@ -361,7 +370,8 @@ impl Measured {
              time        {ms:.3} ms ({min:.3} to {max:.3} in {runs} runs), {tokens:.1} tokens/s\n  \
              memory      {gb:.1} GB/s, {gb_share:.0} % of the {bytes:.1} that the machine reads\n  \
              arithmetic  {gf:.1} GFLOP/s, {gf_share:.0} % of the {flops:.1} that the machine computes\n  \
-             threads     {region:.2} us to hand an empty loop to all of them and to come back\n",
+             threads     {region:.2} us to hand an empty loop to all of them and to come back\n  \
+             interpreter {outside:.1} us, {outside_share:.2} % of the time: what is not spent in the backend\n",
             name = self.name,
             dtype = self.dtype,
             backend = self.backend,
@@ -372,6 +382,8 @@ impl Measured {
             gf = self.gflops_per_s(),
             gf_share = share(self.gflops_per_s(), flops),
             region = self.peaks.region_s * 1e6,
+            outside = self.interpreter_ms * 1e3,
+            outside_share = share(self.interpreter_ms, ms),
         )
     }
 }
