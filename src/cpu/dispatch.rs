@@ -11,8 +11,12 @@ use super::kernels::x86::{Avx2, Avx512};
 /// A set of instructions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SimdLevel {
+    /// Vectors of 16 on x86-64, and sums of four products of bytes.
+    Avx512Vnni,
     /// Vectors of 16 on x86-64.
     Avx512,
+    /// Vectors of 8 on x86-64, and sums of four products of bytes.
+    AvxVnni,
     /// Vectors of 8 on x86-64.
     Avx2,
     /// Vectors on 64-bit Arm.
@@ -25,9 +29,13 @@ pub enum SimdLevel {
 #[derive(Clone, Copy, Debug)]
 pub enum Simds {
     #[cfg(target_arch = "x86_64")]
-    Avx512(Avx512),
+    Avx512Vnni(Avx512<true>),
     #[cfg(target_arch = "x86_64")]
-    Avx2(Avx2),
+    Avx512(Avx512<false>),
+    #[cfg(target_arch = "x86_64")]
+    AvxVnni(Avx2<true>),
+    #[cfg(target_arch = "x86_64")]
+    Avx2(Avx2<false>),
     #[cfg(target_arch = "aarch64")]
     Neon(Neon),
     Portable(Portable),
@@ -35,14 +43,24 @@ pub enum Simds {
 
 impl SimdLevel {
     /// All, the fastest first.
-    pub const ALL: [SimdLevel; 4] =
-        [SimdLevel::Avx512, SimdLevel::Avx2, SimdLevel::Neon, SimdLevel::Portable];
+    pub const ALL: [SimdLevel; 6] = [
+        SimdLevel::Avx512Vnni,
+        SimdLevel::Avx512,
+        SimdLevel::AvxVnni,
+        SimdLevel::Avx2,
+        SimdLevel::Neon,
+        SimdLevel::Portable,
+    ];
 
     /// The tokens, if this machine has the instructions.
     pub(super) fn detect(self) -> Option<Simds> {
         match self {
             #[cfg(target_arch = "x86_64")]
+            SimdLevel::Avx512Vnni => Avx512::detect().map(Simds::Avx512Vnni),
+            #[cfg(target_arch = "x86_64")]
             SimdLevel::Avx512 => Avx512::detect().map(Simds::Avx512),
+            #[cfg(target_arch = "x86_64")]
+            SimdLevel::AvxVnni => Avx2::detect().map(Simds::AvxVnni),
             #[cfg(target_arch = "x86_64")]
             SimdLevel::Avx2 => Avx2::detect().map(Simds::Avx2),
             #[cfg(target_arch = "aarch64")]
@@ -59,7 +77,11 @@ macro_rules! with_simd {
     ($simds:expr, $s:ident => $body:expr) => {
         match $simds {
             #[cfg(target_arch = "x86_64")]
+            $crate::cpu::dispatch::Simds::Avx512Vnni($s) => $body,
+            #[cfg(target_arch = "x86_64")]
             $crate::cpu::dispatch::Simds::Avx512($s) => $body,
+            #[cfg(target_arch = "x86_64")]
+            $crate::cpu::dispatch::Simds::AvxVnni($s) => $body,
             #[cfg(target_arch = "x86_64")]
             $crate::cpu::dispatch::Simds::Avx2($s) => $body,
             #[cfg(target_arch = "aarch64")]

@@ -46,15 +46,17 @@ impl Packed {
     /// Packs the parts of a map, on all threads.
     pub fn new(engine: Arc<Engine>, parts: &[LinearPart<'_>], kept: WeightType) -> Packed {
         let sources = Sources::new(parts);
-        let width = engine.panel_width();
+        let (width, group) = (engine.panel_width(), engine.group());
         let data = match kept {
             WeightType::F32 => Data::F32(sources.pack(&engine.pool, width, |x| x)),
             WeightType::F16 => Data::F16(sources.pack(&engine.pool, width, f16::from_f32)),
             WeightType::Bf16 => Data::Bf16(sources.pack(&engine.pool, width, bf16::from_f32)),
             WeightType::Q8 => {
-                Data::Quantised(Bits::Eight, sources.quantise(&engine.pool, width, Bits::Eight))
+                Data::Quantised(Bits::Eight, sources.quantise(&engine.pool, width, group, Bits::Eight))
             }
-            WeightType::Q4 => Data::Quantised(Bits::Four, sources.quantise(&engine.pool, width, Bits::Four)),
+            WeightType::Q4 => {
+                Data::Quantised(Bits::Four, sources.quantise(&engine.pool, width, group, Bits::Four))
+            }
         };
         let Sources { inputs, outputs, .. } = sources;
         Packed { engine, data, inputs, outputs }
@@ -110,7 +112,7 @@ impl Linear for Packed {
                 });
             }
             Data::Quantised(bits, data) => {
-                let rounded = self.engine.run(Round { pool, x });
+                let rounded = self.engine.run(Round { pool, x, bits: *bits });
                 self.engine.run(QuantisedProduct {
                     pool,
                     x: &rounded,

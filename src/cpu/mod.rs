@@ -59,6 +59,14 @@ impl Engine {
         }
         with_simd!(self.simds, s => width(s))
     }
+
+    /// Inputs whose products with quantised weights are added up at once.
+    fn group(&self) -> usize {
+        fn group<S: Simd>(_: S) -> usize {
+            S::GROUP
+        }
+        with_simd!(self.simds, s => group(s))
+    }
 }
 
 impl Cpu {

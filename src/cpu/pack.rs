@@ -48,12 +48,12 @@ impl<'a> Sources<'a> {
         })
     }
 
-    /// Panels of quantised weights, one after another.
-    pub fn quantise(&self, pool: &Pool, width: usize, bits: Bits) -> Memory<u8> {
+    /// Panels of quantised weights, one after another, with inputs in groups of `group`.
+    pub fn quantise(&self, pool: &Pool, width: usize, group: usize, bits: Bits) -> Memory<u8> {
         self.each_panel(pool, width, bits.panel_bytes(self.inputs, width), |outputs, bytes| {
             let mut panel = vec![0.0; self.inputs * width];
             self.pack_panel(outputs, width, &mut panel, &|x| x);
-            bits.pack(&panel, width, bytes);
+            bits.pack(&panel, width, group, bytes);
         })
     }
 

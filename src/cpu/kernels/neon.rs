@@ -120,26 +120,26 @@ impl Simd for Neon {
         both!(vrndnq_f32, a)
     }
     #[inline(always)]
-    unsafe fn zeros(self) -> Self::I {
-        unsafe { (vdupq_n_s32(0), vdupq_n_s32(0)) }
+    unsafe fn splat_whole(self, x: i32) -> Self::I {
+        unsafe { (vdupq_n_s32(x), vdupq_n_s32(x)) }
     }
     #[inline(always)]
     unsafe fn float(self, x: Self::I) -> Self::V {
         unsafe { (vcvtq_f32_s32(x.0), vcvtq_f32_s32(x.1)) }
     }
     #[inline(always)]
-    unsafe fn splat_pair(self, x: i32) -> Self::W {
+    unsafe fn splat_group(self, x: i32) -> Self::W {
         unsafe {
             let x = vreinterpretq_s16_s32(vdupq_n_s32(x));
             (x, x)
         }
     }
     #[inline(always)]
-    unsafe fn load_words(self, p: *const u8) -> Self::W {
+    unsafe fn load_bytes(self, p: *const u8) -> Self::W {
         unsafe { (vreinterpretq_s16_u8(vld1q_u8(p)), vreinterpretq_s16_u8(vld1q_u8(p.add(16)))) }
     }
     #[inline(always)]
-    unsafe fn widen(self, p: *const u8) -> Self::W {
+    unsafe fn load_eights(self, p: *const u8) -> Self::W {
         unsafe { (vmovl_s8(vld1_s8(p.cast())), vmovl_s8(vld1_s8(p.add(8).cast()))) }
     }
     #[inline(always)]

@@ -1,11 +1,14 @@
 //! The matrix product with quantised weights: `out[m, n] = epilogue(x[m, k] W[n, k]ᵀ)`.
 //!
-//! Rows of x are rounded to 16-bit whole numbers, each row with a scale of its own; products of whole numbers and their sums over a
-//! block of [`BLOCK`] inputs are exact, and blocks are added up in order, in float32. So a row's bits do not depend on what is computed
-//! with it. Sixteen bits rather than eight cost nothing where there are no instructions for sums of four products, and leave the weights
-//! as the only source of error.
+//! Rows of x are rounded to whole numbers; products of whole numbers and their sums over a block of [`BLOCK`] inputs are exact, and blocks
+//! are added up in order, in float32. So a row's bits do not depend on what is computed with it.
 //!
-//! Weights lie in panels of two vectors' width, block after block: the scales of the panel's outputs in bfloat16, then the numbers.
+//! How far x is rounded is up to the instructions. Where there are some for sums of four products of bytes, each block of a row becomes
+//! numbers of 8 bits with a scale of its own. Elsewhere numbers of 16 bits cost nothing, and one scale for a row is enough: the
+//! weights are then the only source of error.
+//!
+//! Weights lie in panels of two vectors' width, block after block: the scales of the panel's outputs in bfloat16, then the numbers, in
+//! groups of [`Simd::GROUP`] inputs for each output. In groups of four they have no sign: what was added to them is taken off the sum.
 
 use std::ops::Range;
 
@@ -18,9 +21,6 @@ use crate::tensor::Tensor;
 
 /// Inputs of a block.
 pub const BLOCK: usize = crate::backend::QUANT_BLOCK;
-
-/// Pairs of inputs of a block: a pair of products is what is added up at once.
-const PAIRS: usize = BLOCK / 2;
 
 /// Bits of a weight.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,13 +45,18 @@ impl Bits {
         }
     }
 
+    /// What is added to a number so that it has no sign.
+    fn zero(self) -> i32 {
+        1 << (self.count() - 1)
+    }
+
     /// Bytes of a panel of `width` outputs.
     pub fn panel_bytes(self, inputs: usize, width: usize) -> usize {
         inputs.div_ceil(BLOCK) * width * (2 + self.bytes())
     }
 
-    /// Rounds a panel `[inputs][width]` of weights into its bytes.
-    pub fn pack(self, panel: &[f32], width: usize, bytes: &mut [u8]) {
+    /// Rounds a panel `[inputs][width]` of weights into its bytes, with inputs in groups of `group`.
+    pub fn pack(self, panel: &[f32], width: usize, group: usize, bytes: &mut [u8]) {
         let block_bytes = width * (2 + self.bytes());
         for (rows, bytes) in panel.chunks(BLOCK * width).zip(bytes.chunks_exact_mut(block_bytes)) {
             let (scales, numbers) = bytes.split_at_mut(2 * width);
@@ -65,13 +70,19 @@ impl Bits {
                 let scale = half::bf16::from_f32(block.scale);
                 scales[2 * lane..2 * lane + 2].copy_from_slice(&scale.to_le_bytes());
                 for (i, w) in block.weights.into_iter().enumerate() {
+                    let w = if group == 4 { w.wrapping_add(self.zero() as i8) } else { w } as u8;
                     match self {
-                        // A pair of inputs side by side, for each output.
-                        Bits::Eight => numbers[(i / 2 * width + lane) * 2 + i % 2] = w as u8,
-                        // Word `lane` of eight inputs holds, for each of its two halves, the four numbers of one side of the pairs.
+                        // A group of inputs side by side, for each output.
+                        Bits::Eight => numbers[(i / group * width + lane) * group + i % group] = w,
+                        // Of eight inputs of an output, four bytes with two inputs each.
                         Bits::Four => {
-                            let byte = ((i / 8 * width + lane) * 2 + i % 2) * 2 + i % 8 / 4;
-                            numbers[byte] |= (w as u8 & 15) << (4 * (i / 2 % 2));
+                            let (byte, half) = match group {
+                                // A byte for each of four inputs, whose upper halves are the other four.
+                                4 => (i % 4, i % 8 / 4),
+                                // A word for the first of each pair and one for the second, each with all four in order.
+                                _ => (i % 2 * 2 + i % 8 / 4, i / 2 % 2),
+                            };
+                            numbers[(i / 8 * width + lane) * 4 + byte] |= (w & 15) << (4 * half);
                         }
                     }
                 }
@@ -82,16 +93,28 @@ impl Bits {
 
 /// Rows as whole numbers.
 pub struct Rounded {
-    /// `[rows][pairs]`: two 16-bit numbers each, of `pairs` the last block filled up with zeros.
+    rows: usize,
+    blocks: usize,
+    /// `[rows][blocks][groups]`, the last block filled up with zeros.
     numbers: Vec<i32>,
-    scales: Vec<f32>,
-    pairs: usize,
+    /// `[rows]`, or in groups of four `[rows][blocks]`.
+    scales: Vec<Scale>,
+}
+
+/// What numbers are to be multiplied with.
+#[derive(Clone, Copy, Default)]
+struct Scale {
+    scale: f32,
+    /// In groups of four: what takes off a block's sum of products what was added to the weights.
+    offset: i32,
 }
 
 /// Rounds all rows of a matrix.
 pub struct Round<'a> {
     pub pool: &'a Pool,
     pub x: &'a Tensor,
+    /// Of the weights.
+    pub bits: Bits,
 }
 
 impl Kernel for Round<'_> {
@@ -101,17 +124,24 @@ impl Kernel for Round<'_> {
     /// None beyond the features.
     #[inline(always)]
     unsafe fn run<S: Simd>(self, s: S) -> Rounded {
-        let Round { pool, x } = self;
-        let pairs = x.cols().div_ceil(BLOCK) * PAIRS;
-        let mut rounded = Rounded { numbers: vec![0; x.rows() * pairs], scales: vec![0.0; x.rows()], pairs };
+        let Round { pool, x, bits } = self;
+        let (rows, blocks) = (x.rows(), x.cols().div_ceil(BLOCK));
+        let (width, scales) = (blocks * BLOCK / S::GROUP, if S::GROUP == 4 { blocks } else { 1 });
+        let mut rounded = Rounded {
+            rows,
+            blocks,
+            numbers: vec![0; rows * width],
+            scales: vec![Scale::default(); rows * scales],
+        };
         let some = (TASK_ELEMENTS / x.cols().max(1)).max(1);
-        let numbers = rounded.numbers.chunks_mut((some * pairs).max(1));
-        let parts = numbers.zip(rounded.scales.chunks_mut(some)).enumerate();
-        pool.run_each(parts, |(i, (numbers, scales))| {
+        let numbers = rounded.numbers.chunks_mut((some * width).max(1));
+        let parts = numbers.zip(rounded.scales.chunks_mut((some * scales).max(1))).enumerate();
+        pool.run_each(parts, |(i, (numbers, of_rows))| {
             let rows = x.data()[i * some * x.cols()..].chunks(x.cols().max(1));
-            for ((row, numbers), scale) in rows.zip(numbers.chunks_mut(pairs.max(1))).zip(scales) {
+            let to = numbers.chunks_mut(width.max(1)).zip(of_rows.chunks_mut(scales.max(1)));
+            for (row, (numbers, scales)) in rows.zip(to) {
                 // SAFETY: the token turns its features on.
-                unsafe { s.run(RoundRow { row, numbers, scale }) };
+                unsafe { s.run(RoundRow { row, numbers, scales, zero: bits.zero() }) };
             }
         });
         rounded
@@ -121,7 +151,8 @@ impl Kernel for Round<'_> {
 struct RoundRow<'a> {
     row: &'a [f32],
     numbers: &'a mut [i32],
-    scale: &'a mut f32,
+    scales: &'a mut [Scale],
+    zero: i32,
 }
 
 impl Kernel for RoundRow<'_> {
@@ -131,33 +162,49 @@ impl Kernel for RoundRow<'_> {
     /// None beyond the features, with which the compiler makes vectors of these loops.
     #[inline(always)]
     unsafe fn run<S: Simd>(self, _: S) {
-        /// The largest number: a block's sum of products with weights of 8 bits stays below 2^31.
-        const LARGEST: f32 = 32767.0;
-        /// Added to a number below 2^22 it leaves the nearest whole one, the even of two, in the lower bits.
-        const SHIFT: f32 = 12_582_912.0;
-        let RoundRow { row, numbers, scale } = self;
-        // As whole numbers, sizes compare as the numbers do, and what is infinite or no number is larger than all.
-        let mut furthest = 0;
-        for x in row {
-            furthest = furthest.max(x.to_bits() & 0x7fff_ffff);
-        }
-        let furthest = f32::from_bits(furthest);
-        let factor = if furthest > 0.0 { LARGEST / furthest } else { 0.0 };
-        if !furthest.is_finite() || !factor.is_finite() {
-            // A row that cannot be rounded must not come out as one that could; the smallest numbers count as 0.
-            *scale = if furthest.is_finite() { 0.0 } else { f32::NAN };
+        let RoundRow { row, numbers, scales, zero } = self;
+        if S::GROUP == 2 {
+            scales[0].scale = round::<2>(row, numbers);
             return;
         }
-        let (whole, rest) = row.as_chunks::<2>();
-        for (to, [a, b]) in numbers.iter_mut().zip(whole) {
-            let (a, b) = ((a * factor + SHIFT).to_bits(), (b * factor + SHIFT).to_bits());
-            *to = ((a & 0xffff) | b << 16) as i32;
+        let blocks = row.chunks(BLOCK).zip(numbers.chunks_mut(BLOCK / 4));
+        for ((block, numbers), to) in blocks.zip(scales) {
+            let scale = round::<4>(block, numbers);
+            let sum: i32 =
+                numbers.iter().flat_map(|four| four.to_le_bytes()).map(|x| i32::from(x as i8)).sum();
+            *to = Scale { scale, offset: -zero * sum };
         }
-        if let [last] = rest {
-            numbers[whole.len()] = ((last * factor + SHIFT).to_bits() & 0xffff) as i32;
-        }
-        *scale = furthest / LARGEST;
     }
+}
+
+/// Rounds to groups of whole numbers, of `32 / GROUP` bits each; gives their scale.
+#[inline(always)]
+fn round<const GROUP: usize>(values: &[f32], numbers: &mut [i32]) -> f32 {
+    /// Added to a number below 2^22 it leaves the nearest whole one, the even of two, in the lower bits.
+    const SHIFT: f32 = 12_582_912.0;
+    let bits = 32 / GROUP;
+    // A block's sum of products with weights of 8 bits stays below 2^31.
+    let largest = ((1u32 << (bits - 1)) - 1) as f32;
+    // As whole numbers, sizes compare as the numbers do, and what is infinite or no number is larger than all.
+    let furthest = values.iter().fold(0, |furthest, x| (x.to_bits() & 0x7fff_ffff).max(furthest));
+    let furthest = f32::from_bits(furthest);
+    let factor = if furthest > 0.0 { largest / furthest } else { 0.0 };
+    if !furthest.is_finite() || !factor.is_finite() {
+        // What cannot be rounded must not come out as if it could; the smallest numbers count as 0.
+        return if furthest.is_finite() { 0.0 } else { f32::NAN };
+    }
+    let group = |group: &[f32; GROUP]| {
+        let whole = group.map(|x| (x * factor + SHIFT).to_bits() & (u32::MAX >> (32 - bits)));
+        whole.iter().rev().fold(0, |group, x| group << (bits % 32) | x) as i32
+    };
+    let (whole, rest) = values.as_chunks::<GROUP>();
+    numbers.iter_mut().zip(whole).for_each(|(to, values)| *to = group(values));
+    if !rest.is_empty() {
+        let mut last = [0.0; GROUP];
+        last[..rest.len()].copy_from_slice(rest);
+        numbers[whole.len()] = group(&last);
+    }
+    furthest / largest
 }
 
 /// A product over all rows, on all threads of a pool.
@@ -180,12 +227,12 @@ impl Kernel for QuantisedProduct<'_> {
     #[inline(always)]
     unsafe fn run<S: Simd>(self, s: S) {
         let QuantisedProduct { pool, x, panels, bits, inputs, outputs, epilogue, out } = self;
-        let (rows, width) = (x.scales.len(), panel_width::<S>());
+        let (rows, width) = (x.rows, panel_width::<S>());
         let panel_bytes = bits.panel_bytes(inputs, width);
         let count = outputs.div_ceil(width);
         assert_eq!(panels.len(), count * panel_bytes, "packed weights");
         assert_eq!((out.rows(), out.cols()), (rows, outputs), "shape of a product");
-        assert_eq!(x.pairs, inputs.div_ceil(BLOCK) * PAIRS, "rounded rows");
+        assert_eq!(x.blocks, inputs.div_ceil(BLOCK), "rounded rows");
         let store = Store::new(epilogue, rows, outputs, Shared::new(out));
         let Some(split) = Split::new(rows, count, panel_bytes, pool.threads()) else { return };
         pool.run(split.tasks(), &|i| {
@@ -263,84 +310,104 @@ impl Tiles<'_> {
         panel: usize,
         row: usize,
     ) {
-        let width = panel_width::<S>();
-        let pairs = self.x.pairs;
+        let (width, blocks) = (panel_width::<S>(), self.x.blocks);
+        let groups = BLOCK / S::GROUP;
+        let step = blocks * groups;
         let block_bytes = width * (2 + self.bits.bytes());
         // SAFETY: blocks lie inside of the panels, rows inside of the numbers.
         unsafe {
-            let x = self.x.numbers.as_ptr().add(row * pairs);
+            let x = self.x.numbers.as_ptr().add(row * step);
             let b = self.panels.as_ptr().add(panel * self.panel_bytes);
             let mut totals = [[[s.splat(0.0); 2]; R]; P];
-            for block in 0..pairs / PAIRS {
-                let x = x.add(block * PAIRS);
+            for block in 0..blocks {
+                let x = x.add(block * groups);
                 for p in 0..P {
                     let scales = b.add(p * self.panel_bytes + block * block_bytes);
                     let numbers = scales.add(2 * width);
-                    let mut sums = [[s.zeros(); 2]; R];
+                    let mut sums = [[s.splat_whole(0); 2]; R];
+                    if S::GROUP == 4 {
+                        for (r, sums) in sums.iter_mut().enumerate() {
+                            *sums = [s.splat_whole(self.scale((row + r) * blocks + block).offset); 2];
+                        }
+                    }
                     if FOUR {
-                        for four in 0..PAIRS / 4 {
-                            let w = numbers.add(four * width * 4);
-                            let w = [s.load_words(w), s.load_words(w.add(S::LANES * 4))];
-                            let x = x.add(four * 4);
-                            quarter::<S, R, 0>(s, w, x, pairs, &mut sums);
-                            quarter::<S, R, 1>(s, w, x.add(1), pairs, &mut sums);
-                            quarter::<S, R, 2>(s, w, x.add(2), pairs, &mut sums);
-                            quarter::<S, R, 3>(s, w, x.add(3), pairs, &mut sums);
+                        for eight in 0..BLOCK / 8 {
+                            let w = numbers.add(eight * width * 4);
+                            let w = [s.load_bytes(w), s.load_bytes(w.add(S::LANES * 4))];
+                            let x = x.add(eight * 8 / S::GROUP);
+                            part_of_eight::<S, R, 0>(s, w, x, step, &mut sums);
+                            part_of_eight::<S, R, 1>(s, w, x.add(1), step, &mut sums);
+                            if S::GROUP == 2 {
+                                part_of_eight::<S, R, 2>(s, w, x.add(2), step, &mut sums);
+                                part_of_eight::<S, R, 3>(s, w, x.add(3), step, &mut sums);
+                            }
                         }
                     } else {
-                        for pair in 0..PAIRS {
-                            let w = numbers.add(pair * width * 2);
-                            let w = [s.widen(w), s.widen(w.add(S::LANES * 2))];
-                            multiply::<S, R>(s, w, x.add(pair), pairs, &mut sums);
+                        for group in 0..groups {
+                            let w = numbers.add(group * width * S::GROUP);
+                            let w = [s.load_eights(w), s.load_eights(w.add(S::LANES * S::GROUP))];
+                            multiply::<S, R>(s, w, x.add(group), step, &mut sums);
                         }
                     }
                     let scales =
                         [s.load_bf16(scales.cast()), s.load_bf16(scales.cast::<u16>().add(S::LANES))];
                     for r in 0..R {
                         for half in 0..2 {
-                            totals[p][r][half] =
-                                s.fma(s.float(sums[r][half]), scales[half], totals[p][r][half]);
+                            let mut sum = s.float(sums[r][half]);
+                            if S::GROUP == 4 {
+                                sum = s.mul(sum, s.splat(self.scale((row + r) * blocks + block).scale));
+                            }
+                            totals[p][r][half] = s.fma(sum, scales[half], totals[p][r][half]);
                         }
                     }
                 }
             }
             for p in 0..P {
-                for r in 0..R {
-                    let scale = s.splat(self.x.scales[row + r]);
-                    totals[p][r] = [s.mul(totals[p][r][0], scale), s.mul(totals[p][r][1], scale)];
+                if S::GROUP == 2 {
+                    for r in 0..R {
+                        let scale = s.splat(self.scale(row + r).scale);
+                        totals[p][r] = [s.mul(totals[p][r][0], scale), s.mul(totals[p][r][1], scale)];
+                    }
                 }
                 self.store.tile::<S, R>(s, panel + p, row, &totals[p]);
             }
         }
     }
+
+    /// Scale `i` of the rows.
+    #[inline(always)]
+    unsafe fn scale(&self, i: usize) -> Scale {
+        // SAFETY: the caller's.
+        unsafe { *self.x.scales.get_unchecked(i) }
+    }
 }
 
-/// The products of pair `J` of four, whose weights of four bits lie side by side in `w`.
+/// The products of group `J` of those whose weights of four bits lie side by side in `w`.
 #[inline(always)]
-unsafe fn quarter<S: Simd, const R: usize, const J: u32>(
+unsafe fn part_of_eight<S: Simd, const R: usize, const J: u32>(
     s: S,
     w: [S::W; 2],
     x: *const i32,
-    pairs: usize,
+    step: usize,
     sums: &mut [[S::I; 2]; R],
 ) {
     // SAFETY: the caller's.
-    unsafe { multiply::<S, R>(s, [s.nibbles::<J>(w[0]), s.nibbles::<J>(w[1])], x, pairs, sums) }
+    unsafe { multiply::<S, R>(s, [s.nibbles::<J>(w[0]), s.nibbles::<J>(w[1])], x, step, sums) }
 }
 
-/// Adds the products of a pair of inputs of `R` rows.
+/// Adds the products of a group of inputs of `R` rows, which lie `step` groups apart.
 #[inline(always)]
 unsafe fn multiply<S: Simd, const R: usize>(
     s: S,
     w: [S::W; 2],
     x: *const i32,
-    pairs: usize,
+    step: usize,
     sums: &mut [[S::I; 2]; R],
 ) {
     for r in 0..R {
         // SAFETY: the caller's.
         unsafe {
-            let x = s.splat_pair(*x.add(r * pairs));
+            let x = s.splat_group(*x.add(r * step));
             sums[r][0] = s.add_products(sums[r][0], w[0], x);
             sums[r][1] = s.add_products(sums[r][1], w[1], x);
         }

@@ -25,7 +25,7 @@ pub trait Simd: Copy + Send + Sync + 'static {
     /// As many 32-bit whole numbers.
     type I: Copy;
 
-    /// Pairs of 16-bit whole numbers, one for each of those.
+    /// Groups of [`Simd::GROUP`] small whole numbers, one for each of those.
     type W: Copy;
 
     /// Elements of a vector.
@@ -33,6 +33,9 @@ pub trait Simd: Copy + Send + Sync + 'static {
 
     /// Rows that a tile of the matrix product has at most, two vectors wide: what the registers hold.
     const TILE_ROWS: usize;
+
+    /// Numbers of a group: 2 of 16 bits, or, where there are instructions for sums of four products, 4 of 8 bits.
+    const GROUP: usize = 2;
 
     /// Runs a kernel with the features turned on.
     unsafe fn run<K: Kernel>(self, kernel: K) -> K::Output;
@@ -64,18 +67,19 @@ pub trait Simd: Copy + Send + Sync + 'static {
     /// `2^n` for whole `n` from -126 to 127.
     unsafe fn exp2_whole(self, n: Self::V) -> Self::V;
 
-    unsafe fn zeros(self) -> Self::I;
+    unsafe fn splat_whole(self, x: i32) -> Self::I;
     unsafe fn float(self, x: Self::I) -> Self::V;
-    /// The same pair of numbers everywhere: the first in the lower half of `x`.
-    unsafe fn splat_pair(self, x: i32) -> Self::W;
-    /// `2 * LANES` numbers of 16 bits.
-    unsafe fn load_words(self, p: *const u8) -> Self::W;
-    /// `2 * LANES` numbers of 8 bits, widened.
-    unsafe fn widen(self, p: *const u8) -> Self::W;
-    /// Of each 16 bits the four from bit `4 J` on, as a number with a sign.
+    /// The same group of numbers everywhere: the first in the lowest bits of `x`.
+    unsafe fn splat_group(self, x: i32) -> Self::W;
+    /// `4 * LANES` bytes as they are.
+    unsafe fn load_bytes(self, p: *const u8) -> Self::W;
+    /// Groups of numbers of 8 bits, `GROUP * LANES` bytes: with a sign in groups of two, without in groups of four.
+    unsafe fn load_eights(self, p: *const u8) -> Self::W;
+    /// Group `J` of the eight numbers of 4 bits in each 32 bits, [`crate::cpu::kernels::quantised::Bits`] says how: with a sign in groups
+    /// of two, without in groups of four.
     unsafe fn nibbles<const J: u32>(self, x: Self::W) -> Self::W;
-    /// `sum + a₀ b₀ + a₁ b₁` for each pair. Exact as long as nothing exceeds 32 bits.
-    unsafe fn add_products(self, sum: Self::I, a: Self::W, b: Self::W) -> Self::I;
+    /// `sum + Σ wᵢ xᵢ` over each group. Exact as long as nothing exceeds 32 bits.
+    unsafe fn add_products(self, sum: Self::I, w: Self::W, x: Self::W) -> Self::I;
 
     /// The sum of all elements, in a fixed order: halves onto each other.
     #[inline(always)]
@@ -248,23 +252,23 @@ impl Simd for Portable {
         each(|i| a[i].round_ties_even())
     }
     #[inline(always)]
-    unsafe fn zeros(self) -> Self::I {
-        [0; 8]
+    unsafe fn splat_whole(self, x: i32) -> Self::I {
+        [x; 8]
     }
     #[inline(always)]
     unsafe fn float(self, x: Self::I) -> Self::V {
         each(|i| x[i] as f32)
     }
     #[inline(always)]
-    unsafe fn splat_pair(self, x: i32) -> Self::W {
+    unsafe fn splat_group(self, x: i32) -> Self::W {
         std::array::from_fn(|i| if i % 2 == 0 { x as i16 } else { (x >> 16) as i16 })
     }
     #[inline(always)]
-    unsafe fn load_words(self, p: *const u8) -> Self::W {
+    unsafe fn load_bytes(self, p: *const u8) -> Self::W {
         std::array::from_fn(|i| i16::from_le_bytes(unsafe { p.cast::<[u8; 2]>().add(i).read() }))
     }
     #[inline(always)]
-    unsafe fn widen(self, p: *const u8) -> Self::W {
+    unsafe fn load_eights(self, p: *const u8) -> Self::W {
         std::array::from_fn(|i| i16::from(unsafe { p.add(i).cast::<i8>().read() }))
     }
     #[inline(always)]

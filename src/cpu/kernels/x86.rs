@@ -4,22 +4,29 @@ use std::arch::x86_64::*;
 
 use super::simd::{Kernel, Simd};
 
-/// AVX2 with fused multiply-add and half-precision conversion.
+/// AVX2 with fused multiply-add and half-precision conversion; with `VNNI` also with sums of four products of bytes.
 #[derive(Clone, Copy, Debug)]
-pub struct Avx2(());
+pub struct Avx2<const VNNI: bool>(());
 
-impl Avx2 {
+impl<const VNNI: bool> Avx2<VNNI> {
     /// The token, on a machine that has the features.
     pub fn detect() -> Option<Self> {
         let has = is_x86_feature_detected!("avx2")
             && is_x86_feature_detected!("fma")
-            && is_x86_feature_detected!("f16c");
+            && is_x86_feature_detected!("f16c")
+            && (!VNNI || is_x86_feature_detected!("avxvnni"));
         has.then_some(Avx2(()))
     }
 
     #[target_feature(enable = "avx2,fma,f16c")]
     unsafe fn go<K: Kernel>(self, kernel: K) -> K::Output {
         // SAFETY: the caller's promise for the kernel; the features are on.
+        unsafe { kernel.run(self) }
+    }
+
+    #[target_feature(enable = "avx2,fma,f16c,avxvnni")]
+    unsafe fn go_vnni<K: Kernel>(self, kernel: K) -> K::Output {
+        // SAFETY: as above.
         unsafe { kernel.run(self) }
     }
 
@@ -33,16 +40,17 @@ impl Avx2 {
 }
 
 // SAFETY of the whole impl: the token proves the features; pointers are the caller's promise.
-impl Simd for Avx2 {
+impl<const VNNI: bool> Simd for Avx2<VNNI> {
     type V = __m256;
     type I = __m256i;
     type W = __m256i;
     const LANES: usize = 8;
     const TILE_ROWS: usize = 6;
+    const GROUP: usize = if VNNI { 4 } else { 2 };
 
     #[inline(always)]
     unsafe fn run<K: Kernel>(self, kernel: K) -> K::Output {
-        unsafe { self.go(kernel) }
+        unsafe { if VNNI { self.go_vnni(kernel) } else { self.go(kernel) } }
     }
     #[inline(always)]
     unsafe fn splat(self, x: f32) -> Self::V {
@@ -112,28 +120,32 @@ impl Simd for Avx2 {
         unsafe { _mm256_round_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(a) }
     }
     #[inline(always)]
-    unsafe fn zeros(self) -> Self::I {
-        unsafe { _mm256_setzero_si256() }
+    unsafe fn splat_whole(self, x: i32) -> Self::I {
+        unsafe { _mm256_set1_epi32(x) }
     }
     #[inline(always)]
     unsafe fn float(self, x: Self::I) -> Self::V {
         unsafe { _mm256_cvtepi32_ps(x) }
     }
     #[inline(always)]
-    unsafe fn splat_pair(self, x: i32) -> Self::W {
+    unsafe fn splat_group(self, x: i32) -> Self::W {
         unsafe { _mm256_set1_epi32(x) }
     }
     #[inline(always)]
-    unsafe fn load_words(self, p: *const u8) -> Self::W {
+    unsafe fn load_bytes(self, p: *const u8) -> Self::W {
         unsafe { _mm256_loadu_si256(p.cast()) }
     }
     #[inline(always)]
-    unsafe fn widen(self, p: *const u8) -> Self::W {
-        unsafe { _mm256_cvtepi8_epi16(_mm_loadu_si128(p.cast())) }
+    unsafe fn load_eights(self, p: *const u8) -> Self::W {
+        unsafe { if VNNI { self.load_bytes(p) } else { _mm256_cvtepi8_epi16(_mm_loadu_si128(p.cast())) } }
     }
     #[inline(always)]
     unsafe fn nibbles<const J: u32>(self, x: Self::W) -> Self::W {
         unsafe {
+            if VNNI {
+                let x = if J == 0 { x } else { _mm256_srli_epi16::<4>(x) };
+                return _mm256_and_si256(x, _mm256_set1_epi8(15));
+            }
             // The shift counts are constants: the compiler sees through the match.
             let x = match J {
                 0 => _mm256_slli_epi16::<12>(x),
@@ -145,8 +157,13 @@ impl Simd for Avx2 {
         }
     }
     #[inline(always)]
-    unsafe fn add_products(self, sum: Self::I, a: Self::W, b: Self::W) -> Self::I {
-        unsafe { _mm256_add_epi32(sum, _mm256_madd_epi16(a, b)) }
+    unsafe fn add_products(self, sum: Self::I, w: Self::W, x: Self::W) -> Self::I {
+        unsafe {
+            if VNNI {
+                return _mm256_dpbusd_avx_epi32(sum, w, x);
+            }
+            _mm256_add_epi32(sum, _mm256_madd_epi16(w, x))
+        }
     }
     #[inline(always)]
     unsafe fn exp2_whole(self, n: Self::V) -> Self::V {
@@ -157,24 +174,31 @@ impl Simd for Avx2 {
     }
 }
 
-/// AVX-512 with its byte, word, doubleword and short-vector extensions.
+/// AVX-512 with its byte, word, doubleword and short-vector extensions; with `VNNI` also with sums of four products of bytes.
 #[derive(Clone, Copy, Debug)]
-pub struct Avx512(());
+pub struct Avx512<const VNNI: bool>(());
 
-impl Avx512 {
+impl<const VNNI: bool> Avx512<VNNI> {
     /// The token, on a machine that has the features.
     pub fn detect() -> Option<Self> {
         let has = is_x86_feature_detected!("avx512f")
             && is_x86_feature_detected!("avx512bw")
             && is_x86_feature_detected!("avx512dq")
             && is_x86_feature_detected!("avx512vl")
-            && Avx2::detect().is_some();
+            && (!VNNI || is_x86_feature_detected!("avx512vnni"))
+            && Avx2::<false>::detect().is_some();
         has.then_some(Avx512(()))
     }
 
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
     unsafe fn go<K: Kernel>(self, kernel: K) -> K::Output {
         // SAFETY: the caller's promise for the kernel; the features are on.
+        unsafe { kernel.run(self) }
+    }
+
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
+    unsafe fn go_vnni<K: Kernel>(self, kernel: K) -> K::Output {
+        // SAFETY: as above.
         unsafe { kernel.run(self) }
     }
 
@@ -185,16 +209,17 @@ impl Avx512 {
 }
 
 // SAFETY of the whole impl: the token proves the features; pointers are the caller's promise.
-impl Simd for Avx512 {
+impl<const VNNI: bool> Simd for Avx512<VNNI> {
     type V = __m512;
     type I = __m512i;
     type W = __m512i;
     const LANES: usize = 16;
     const TILE_ROWS: usize = 12;
+    const GROUP: usize = if VNNI { 4 } else { 2 };
 
     #[inline(always)]
     unsafe fn run<K: Kernel>(self, kernel: K) -> K::Output {
-        unsafe { self.go(kernel) }
+        unsafe { if VNNI { self.go_vnni(kernel) } else { self.go(kernel) } }
     }
     #[inline(always)]
     unsafe fn splat(self, x: f32) -> Self::V {
@@ -264,28 +289,32 @@ impl Simd for Avx512 {
         unsafe { _mm512_roundscale_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(a) }
     }
     #[inline(always)]
-    unsafe fn zeros(self) -> Self::I {
-        unsafe { _mm512_setzero_si512() }
+    unsafe fn splat_whole(self, x: i32) -> Self::I {
+        unsafe { _mm512_set1_epi32(x) }
     }
     #[inline(always)]
     unsafe fn float(self, x: Self::I) -> Self::V {
         unsafe { _mm512_cvtepi32_ps(x) }
     }
     #[inline(always)]
-    unsafe fn splat_pair(self, x: i32) -> Self::W {
+    unsafe fn splat_group(self, x: i32) -> Self::W {
         unsafe { _mm512_set1_epi32(x) }
     }
     #[inline(always)]
-    unsafe fn load_words(self, p: *const u8) -> Self::W {
+    unsafe fn load_bytes(self, p: *const u8) -> Self::W {
         unsafe { _mm512_loadu_si512(p.cast()) }
     }
     #[inline(always)]
-    unsafe fn widen(self, p: *const u8) -> Self::W {
-        unsafe { _mm512_cvtepi8_epi16(_mm256_loadu_si256(p.cast())) }
+    unsafe fn load_eights(self, p: *const u8) -> Self::W {
+        unsafe { if VNNI { self.load_bytes(p) } else { _mm512_cvtepi8_epi16(_mm256_loadu_si256(p.cast())) } }
     }
     #[inline(always)]
     unsafe fn nibbles<const J: u32>(self, x: Self::W) -> Self::W {
         unsafe {
+            if VNNI {
+                let x = if J == 0 { x } else { _mm512_srli_epi16::<4>(x) };
+                return _mm512_and_si512(x, _mm512_set1_epi8(15));
+            }
             // The shift counts are constants: the compiler sees through the match.
             let x = match J {
                 0 => _mm512_slli_epi16::<12>(x),
@@ -297,8 +326,13 @@ impl Simd for Avx512 {
         }
     }
     #[inline(always)]
-    unsafe fn add_products(self, sum: Self::I, a: Self::W, b: Self::W) -> Self::I {
-        unsafe { _mm512_add_epi32(sum, _mm512_madd_epi16(a, b)) }
+    unsafe fn add_products(self, sum: Self::I, w: Self::W, x: Self::W) -> Self::I {
+        unsafe {
+            if VNNI {
+                return _mm512_dpbusd_epi32(sum, w, x);
+            }
+            _mm512_add_epi32(sum, _mm512_madd_epi16(w, x))
+        }
     }
     #[inline(always)]
     unsafe fn exp2_whole(self, n: Self::V) -> Self::V {
