@@ -62,7 +62,7 @@ pub mod tensor;
 pub mod tokenizer;
 pub mod weights;
 
-pub use backend::WeightType;
+pub use backend::{Compute, WeightType};
 pub use error::{Error, ErrorKind, Result};
 pub use generate::SamplingOptions;
 pub use preprocess::{Image, Sound};

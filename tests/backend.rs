@@ -1,8 +1,8 @@
 //! The fast backend against the plain one, and bit for bit against itself.
 
 use smelt::backend::{
-    Activation, AttentionParams, Backend, Epilogue, KvCache, Layout, LinearPart, Norm, PositionBias, Reach,
-    Rotation, Span, WeightType,
+    Activation, AttentionParams, Backend, Compute, Epilogue, KvCache, Layout, LinearPart, Norm, PositionBias,
+    Reach, Rotation, Span, WeightType,
 };
 use smelt::cpu::{Cpu, SimdLevel};
 use smelt::reference::Reference;
@@ -45,7 +45,7 @@ fn close(found: &Tensor, expected: &Tensor, tolerance: f32, what: &str) {
 /// they have 16 bits.
 fn rounded(x: &Tensor, level: SimdLevel) -> Tensor {
     let mut rounded = x.clone();
-    if matches!(level, SimdLevel::Avx512Vnni | SimdLevel::AvxVnni) {
+    if matches!(level, SimdLevel::Avx512Bf16 | SimdLevel::Avx512Vnni | SimdLevel::AvxVnni) {
         for row in 0..x.rows() {
             for block in rounded.row_mut(row).chunks_mut(32) {
                 let furthest = block.iter().fold(0f32, |a, b| a.max(b.abs()));
@@ -125,6 +125,40 @@ fn products_agree() {
                         }
                     }
                 }
+            }
+        }
+    }
+}
+
+#[test]
+fn products_of_bf16_agree() {
+    let mut random = Random(8);
+    for (inputs, outputs) in SIZES {
+        let weight = Array::from_f32(vec![outputs, inputs], &random.vec(inputs * outputs));
+        let parts = [LinearPart { weight: &weight, layout: Layout::OutIn, outputs: None }];
+        let expected = Reference.linear(&parts, WeightType::Bf16);
+        for level in levels() {
+            let cpu = cpu(level, 2).with_compute(Compute::Bf16);
+            let linear = cpu.linear(&parts, WeightType::Bf16);
+            assert_eq!(linear.bytes(), cpu.linear_bytes(inputs, outputs, WeightType::Bf16));
+            let x = random.tensor(40, inputs);
+            let mut found = Tensor::zeros(40, outputs);
+            linear.apply(&x, &Epilogue::default(), &mut found);
+            let mut rounded = x.clone();
+            rounded.data_mut().iter_mut().for_each(|x| *x = half::bf16::from_f32(*x).to_f32());
+            let mut truth = Tensor::zeros(40, outputs);
+            expected.apply(&rounded, &Epilogue::default(), &mut truth);
+            close(&found, &truth, 2e-5, &format!("{level:?} {inputs}x{outputs}"));
+            // A row by itself.
+            for rows in [1, 2, 5, 13] {
+                let part = Tensor::from_vec(rows, inputs, x.data()[7 * inputs..(7 + rows) * inputs].to_vec());
+                let mut out = Tensor::zeros(rows, outputs);
+                linear.apply(&part, &Epilogue::default(), &mut out);
+                let whole = found.data()[7 * outputs..(7 + rows) * outputs].iter();
+                assert!(
+                    out.data().iter().zip(whole).all(|(a, b)| a.to_bits() == b.to_bits()),
+                    "{level:?} {rows}"
+                );
             }
         }
     }

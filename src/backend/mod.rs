@@ -19,7 +19,7 @@ pub use activation::Activation;
 pub use counting::{Counting, Work};
 pub use kv_cache::{KvCache, PAGE_KEYS};
 pub use quantise::{BLOCK as QUANT_BLOCK, Block as QuantBlock};
-pub use weight_type::WeightType;
+pub use weight_type::{Compute, WeightType};
 
 /// The operations that blocks are made of.
 ///

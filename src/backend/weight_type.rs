@@ -46,6 +46,28 @@ impl WeightType {
     }
 }
 
+/// How a backend multiplies the weights of linear maps that it keeps in bfloat16.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Compute {
+    /// As float32: only the weights are rounded.
+    #[default]
+    F32,
+    /// As bfloat16: what is multiplied with them is rounded to bfloat16 as well, products are added up in float32.
+    Bf16,
+}
+
+impl FromStr for Compute {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<Self, String> {
+        match name {
+            "f32" => Ok(Compute::F32),
+            "bf16" => Ok(Compute::Bf16),
+            _ => Err("expected f32 or bf16".into()),
+        }
+    }
+}
+
 impl fmt::Display for WeightType {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.name())

@@ -16,8 +16,8 @@ use smelt::nn::Stream;
 use smelt::task::Bundle;
 use smelt::weights::{BundleData, Repository, read_bundle, write_bundle};
 use smelt::{
-    AnswerOptions, BackendKind, Error, ErrorKind, GenerateOptions, Image, Label, Model, OpenOptions, Pooling,
-    Result, SamplingOptions, Sound, Text, TranscribeOptions,
+    AnswerOptions, BackendKind, Compute, Error, ErrorKind, GenerateOptions, Image, Label, Model, OpenOptions,
+    Pooling, Result, SamplingOptions, Sound, Text, TranscribeOptions,
 };
 
 /// Files by their names.
@@ -81,6 +81,11 @@ struct Arguments {
     /// How weights are kept, instead of as they are stored: f32, f16, bf16, q8 or q4
     #[arg(long, value_name = "TYPE")]
     dtype: Option<WeightType>,
+
+    /// How products are computed: f32, or bf16, which rounds both sides and is faster where the processor has
+    /// instructions for it
+    #[arg(long, value_name = "TYPE", default_value = "f32", hide_default_value = true)]
+    compute: Compute,
 
     /// Threads to compute with; one per core by default
     #[arg(long)]
@@ -211,6 +216,7 @@ fn run(arguments: &Arguments) -> std::result::Result<(), Failure> {
         arch: arguments.arch.clone(),
         task: arguments.task.clone(),
         dtype: arguments.dtype,
+        compute: arguments.compute,
         threads: arguments.threads,
         memory_limit: arguments.memory_limit,
         truncate: arguments.truncate,

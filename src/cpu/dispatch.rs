@@ -11,6 +11,8 @@ use super::kernels::x86::{Avx2, Avx512};
 /// A set of instructions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SimdLevel {
+    /// Vectors of 16 on x86-64, sums of four products of bytes and of two of bfloat16.
+    Avx512Bf16,
     /// Vectors of 16 on x86-64, and sums of four products of bytes.
     Avx512Vnni,
     /// Vectors of 16 on x86-64.
@@ -29,9 +31,11 @@ pub enum SimdLevel {
 #[derive(Clone, Copy, Debug)]
 pub enum Simds {
     #[cfg(target_arch = "x86_64")]
-    Avx512Vnni(Avx512<true>),
+    Avx512Bf16(Avx512<true, true>),
     #[cfg(target_arch = "x86_64")]
-    Avx512(Avx512<false>),
+    Avx512Vnni(Avx512<true, false>),
+    #[cfg(target_arch = "x86_64")]
+    Avx512(Avx512<false, false>),
     #[cfg(target_arch = "x86_64")]
     AvxVnni(Avx2<true>),
     #[cfg(target_arch = "x86_64")]
@@ -43,7 +47,8 @@ pub enum Simds {
 
 impl SimdLevel {
     /// All, the fastest first.
-    pub const ALL: [SimdLevel; 6] = [
+    pub const ALL: [SimdLevel; 7] = [
+        SimdLevel::Avx512Bf16,
         SimdLevel::Avx512Vnni,
         SimdLevel::Avx512,
         SimdLevel::AvxVnni,
@@ -55,6 +60,8 @@ impl SimdLevel {
     /// The tokens, if this machine has the instructions.
     pub(super) fn detect(self) -> Option<Simds> {
         match self {
+            #[cfg(target_arch = "x86_64")]
+            SimdLevel::Avx512Bf16 => Avx512::detect().map(Simds::Avx512Bf16),
             #[cfg(target_arch = "x86_64")]
             SimdLevel::Avx512Vnni => Avx512::detect().map(Simds::Avx512Vnni),
             #[cfg(target_arch = "x86_64")]
@@ -76,6 +83,8 @@ impl SimdLevel {
 macro_rules! with_simd {
     ($simds:expr, $s:ident => $body:expr) => {
         match $simds {
+            #[cfg(target_arch = "x86_64")]
+            $crate::cpu::dispatch::Simds::Avx512Bf16($s) => $body,
             #[cfg(target_arch = "x86_64")]
             $crate::cpu::dispatch::Simds::Avx512Vnni($s) => $body,
             #[cfg(target_arch = "x86_64")]

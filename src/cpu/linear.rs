@@ -8,10 +8,11 @@ use half::{bf16, f16};
 
 use super::Engine;
 use super::kernels::matmul::{Panels, Product};
+use super::kernels::pairs::{Pair, RoundToPairs};
 use super::kernels::quantised::{Bits, QuantisedProduct, Round};
 use super::memory::Memory;
 use super::pack::Sources;
-use crate::backend::{Epilogue, Linear, LinearPart, WeightType};
+use crate::backend::{Compute, Epilogue, Linear, LinearPart, WeightType};
 use crate::tensor::Tensor;
 
 /// A linear map with its weights in panels: `[outputs / width][inputs][width]`.
@@ -28,12 +29,15 @@ enum Data {
     F32(Memory<f32>),
     F16(Memory<f16>),
     Bf16(Memory<bf16>),
+    /// bfloat16 that is multiplied with bfloat16.
+    Pairs(Memory<Pair>),
     Quantised(Bits, Memory<u8>),
 }
 
 /// Bytes of the panels of a map, `width` outputs each.
-pub fn packed_bytes(inputs: usize, outputs: usize, width: usize, kept: WeightType) -> u64 {
+pub fn packed_bytes(inputs: usize, outputs: usize, width: usize, kept: WeightType, compute: Compute) -> u64 {
     let panel = match kept {
+        WeightType::Bf16 if compute == Compute::Bf16 => 4 * inputs.div_ceil(2) * width,
         WeightType::F32 => 4 * inputs * width,
         WeightType::F16 | WeightType::Bf16 => 2 * inputs * width,
         WeightType::Q8 => Bits::Eight.panel_bytes(inputs, width),
@@ -44,12 +48,15 @@ pub fn packed_bytes(inputs: usize, outputs: usize, width: usize, kept: WeightTyp
 
 impl Packed {
     /// Packs the parts of a map, on all threads.
-    pub fn new(engine: Arc<Engine>, parts: &[LinearPart<'_>], kept: WeightType) -> Packed {
+    pub fn new(engine: Arc<Engine>, parts: &[LinearPart<'_>], kept: WeightType, compute: Compute) -> Packed {
         let sources = Sources::new(parts);
         let (width, group) = (engine.panel_width(), engine.group());
         let data = match kept {
             WeightType::F32 => Data::F32(sources.pack(&engine.pool, width, |x| x)),
             WeightType::F16 => Data::F16(sources.pack(&engine.pool, width, f16::from_f32)),
+            WeightType::Bf16 if compute == Compute::Bf16 => {
+                Data::Pairs(sources.pack_pairs(&engine.pool, width))
+            }
             WeightType::Bf16 => Data::Bf16(sources.pack(&engine.pool, width, bf16::from_f32)),
             WeightType::Q8 => {
                 Data::Quantised(Bits::Eight, sources.quantise(&engine.pool, width, group, Bits::Eight))
@@ -77,6 +84,7 @@ impl Linear for Packed {
             Data::F32(data) => size_of_val(data.as_slice()) as u64,
             Data::F16(data) => size_of_val(data.as_slice()) as u64,
             Data::Bf16(data) => size_of_val(data.as_slice()) as u64,
+            Data::Pairs(data) => size_of_val(data.as_slice()) as u64,
             Data::Quantised(_, data) => data.as_slice().len() as u64,
         }
     }
@@ -85,31 +93,21 @@ impl Linear for Packed {
         let (k, n, pool) = (self.inputs, self.outputs, &self.engine.pool);
         match &self.data {
             Data::F32(data) => {
-                self.engine.run(Product {
-                    pool,
-                    x,
-                    weights: Panels { data: data.as_slice(), k, n },
-                    epilogue,
-                    out,
-                });
+                let weights = Panels { data: data.as_slice(), k, n };
+                self.engine.run(Product { pool, x: x.data(), weights, epilogue, out });
             }
             Data::F16(data) => {
-                self.engine.run(Product {
-                    pool,
-                    x,
-                    weights: Panels { data: data.as_slice(), k, n },
-                    epilogue,
-                    out,
-                });
+                let weights = Panels { data: data.as_slice(), k, n };
+                self.engine.run(Product { pool, x: x.data(), weights, epilogue, out });
             }
             Data::Bf16(data) => {
-                self.engine.run(Product {
-                    pool,
-                    x,
-                    weights: Panels { data: data.as_slice(), k, n },
-                    epilogue,
-                    out,
-                });
+                let weights = Panels { data: data.as_slice(), k, n };
+                self.engine.run(Product { pool, x: x.data(), weights, epilogue, out });
+            }
+            Data::Pairs(data) => {
+                let weights = Panels { data: data.as_slice(), k: k.div_ceil(2), n };
+                let x = self.engine.run(RoundToPairs { pool, x });
+                self.engine.run(Product { pool, x: &x, weights, epilogue, out });
             }
             Data::Quantised(bits, data) => {
                 let rounded = self.engine.run(Round { pool, x, bits: *bits });

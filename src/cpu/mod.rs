@@ -16,8 +16,8 @@ mod pool;
 use std::sync::Arc;
 
 use crate::backend::{
-    Activation, AttentionParams, Backend, HeadScan, KvCache, Linear, LinearPart, Norm, PAGE_KEYS, Rotation,
-    Scan, Span, WeightType,
+    Activation, AttentionParams, Backend, Compute, HeadScan, KvCache, Linear, LinearPart, Norm, PAGE_KEYS,
+    Rotation, Scan, Span, WeightType,
 };
 use crate::tensor::{Array, Tensor};
 pub use dispatch::SimdLevel;
@@ -36,6 +36,7 @@ use pool::Pool;
 pub struct Cpu {
     engine: Arc<Engine>,
     level: SimdLevel,
+    compute: Compute,
     #[cfg(feature = "openblas")]
     openblas: bool,
 }
@@ -85,9 +86,16 @@ impl Cpu {
         Some(Cpu {
             engine: Arc::new(Engine { simds, pool }),
             level,
+            compute: Compute::F32,
             #[cfg(feature = "openblas")]
             openblas: false,
         })
+    }
+
+    /// How linear maps with weights in bfloat16 are multiplied, [`Compute::F32`] by default.
+    pub fn with_compute(mut self, compute: Compute) -> Cpu {
+        self.compute = compute;
+        self
     }
 
     /// Number of threads that compute.
@@ -120,7 +128,8 @@ const MAX_THREADS: usize = 1024;
 impl Backend for Cpu {
     fn name(&self) -> String {
         let threads = self.engine.pool.threads();
-        format!("cpu ({:?}, {threads} threads)", self.level).to_lowercase()
+        let products = if self.compute == Compute::Bf16 { ", products of bf16" } else { "" };
+        format!("cpu ({:?}, {threads} threads{products})", self.level).to_lowercase()
     }
 
     fn linear(&self, parts: &[LinearPart<'_>], kept: WeightType) -> Box<dyn Linear> {
@@ -128,14 +137,14 @@ impl Backend for Cpu {
         if self.openblas {
             return Box::new(openblas::Blas::new(self.engine.clone(), parts));
         }
-        Box::new(Packed::new(self.engine.clone(), parts, kept))
+        Box::new(Packed::new(self.engine.clone(), parts, kept, self.compute))
     }
 
     fn linear_bytes(&self, inputs: usize, outputs: usize, kept: WeightType) -> u64 {
         let width = self.engine.panel_width();
         // Sizes come from a file: only what does not overflow can be packed.
         let fits = (inputs as u64).checked_mul(outputs as u64 + width as u64).is_some_and(|n| n < 1 << 60);
-        if fits { packed_bytes(inputs, outputs, width, kept) } else { u64::MAX / 4 }
+        if fits { packed_bytes(inputs, outputs, width, kept, self.compute) } else { u64::MAX / 4 }
     }
 
     fn embedding(&self, table: &Array, ids: &[u32], accumulate: bool, out: &mut Tensor) {

@@ -6,6 +6,7 @@ use std::ops::Range;
 
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
+use super::kernels::pairs::Pair;
 use super::kernels::quantised::Bits;
 use super::memory::Memory;
 use super::pool::Pool;
@@ -45,6 +46,20 @@ impl<'a> Sources<'a> {
     {
         self.each_panel(pool, width, self.inputs * width, |outputs, panel| {
             self.pack_panel(outputs, width, panel, &convert);
+        })
+    }
+
+    /// `[outputs / width][inputs / 2][width]`, filled up with zeros.
+    pub fn pack_pairs(&self, pool: &Pool, width: usize) -> Memory<Pair> {
+        self.each_panel(pool, width, self.inputs.div_ceil(2) * width, |outputs, pairs| {
+            let mut panel = vec![0.0; self.inputs.next_multiple_of(2) * width];
+            self.pack_panel(outputs, width, &mut panel[..self.inputs * width], &|x| x);
+            for (pairs, two) in pairs.chunks_mut(width).zip(panel.chunks(2 * width)) {
+                let (first, second) = two.split_at(width);
+                for (pair, (a, b)) in pairs.iter_mut().zip(first.iter().zip(second)) {
+                    *pair = Pair::new(*a, *b);
+                }
+            }
         })
     }
 

@@ -1,7 +1,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use crate::backend::{Backend, WeightType};
+use crate::backend::{Backend, Compute, WeightType};
 use crate::cpu::Cpu;
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::{Batch, LoadOptions, Network, Output};
@@ -42,6 +42,8 @@ pub struct OpenOptions {
     pub task: Option<String>,
     /// How weights are kept; as they are stored by default.
     pub dtype: Option<WeightType>,
+    /// How linear maps are multiplied; with [`Compute::Bf16`] their weights are kept in bfloat16 unless `dtype` says otherwise.
+    pub compute: Compute,
     /// Threads to compute with; one per core by default.
     pub threads: Option<usize>,
     /// Bytes that weights and batches may take; what the machine has by default.
@@ -50,6 +52,13 @@ pub struct OpenOptions {
     pub truncate: bool,
     /// Which backend computes.
     pub backend: BackendKind,
+}
+
+impl OpenOptions {
+    /// How weights are kept, if not as they are stored.
+    fn kept(&self) -> Option<WeightType> {
+        self.dtype.or((self.compute == Compute::Bf16).then_some(WeightType::Bf16))
+    }
 }
 
 /// A text, or a pair of texts that belong together.
@@ -119,7 +128,7 @@ impl Model {
     pub fn from_repository(repository: Repository, options: &OpenOptions) -> Result<Model> {
         let config = main_config(&repository)?;
         let backend: Arc<dyn Backend> = match options.backend {
-            BackendKind::Cpu => Arc::new(Cpu::new(options.threads)),
+            BackendKind::Cpu => Arc::new(Cpu::new(options.threads).with_compute(options.compute)),
             BackendKind::Reference => Arc::new(Reference),
         };
         let network = network(&repository, &config, options, backend)?;
@@ -304,7 +313,7 @@ fn network(
     let index = Index::open(repository)?;
     let plan = Plan::new(source, config, &index, &target)?;
     let checkpoint = Checkpoint::map(repository, &index)?;
-    let load = LoadOptions { dtype: options.dtype, memory_limit: options.memory_limit };
+    let load = LoadOptions { dtype: options.kept(), memory_limit: options.memory_limit };
     Network::load(plan, &checkpoint, backend, &load)
 }
 

@@ -13,7 +13,7 @@ use smelt::backend::{Counting, Work};
 use smelt::cpu::{Cpu, Meter, Peaks};
 use smelt::model::{Batch, Network};
 use smelt::weights::Repository;
-use smelt::{Error, ErrorKind, OpenOptions, Result, WeightType};
+use smelt::{Compute, Error, ErrorKind, OpenOptions, Result, WeightType};
 
 const SHAPES: &str = "\
 Shapes:
@@ -40,6 +40,9 @@ pub struct Arguments {
     /// How weights are kept, instead of as they are stored
     #[arg(long, value_name = "TYPE")]
     dtype: Option<WeightType>,
+    /// How products are computed: f32, or bf16, which rounds both sides
+    #[arg(long, value_name = "TYPE", default_value = "f32", hide_default_value = true)]
+    compute: Compute,
     /// Threads to compute with; one per core by default
     #[arg(long)]
     threads: Option<usize>,
@@ -152,7 +155,7 @@ struct Timing {
 }
 
 pub fn run(arguments: &Arguments, started: Instant) -> Result<()> {
-    let cpu = Arc::new(Cpu::new(arguments.threads));
+    let cpu = Arc::new(Cpu::new(arguments.threads).with_compute(arguments.compute));
     if arguments.worker {
         return worker(arguments, cpu, started);
     }
@@ -228,6 +231,7 @@ impl Bench {
             arch: arguments.arch.clone(),
             task: shape.task(),
             dtype: arguments.dtype,
+            compute: arguments.compute,
             ..OpenOptions::default()
         };
         let network = smelt::task::open_network(&repository, &options, counting.clone())?;

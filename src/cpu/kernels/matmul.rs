@@ -1,4 +1,4 @@
-//! The matrix product: `out[m, n] = epilogue(x[m, k] W[n, k]ᵀ)`.
+//! The matrix product: `out[m, n] = epilogue(x[m, k] W[n, k]ᵀ)`, of numbers or of pairs of them.
 //!
 //! Weights lie in panels of two vectors' width: `[n / width][k][width]`. A tile of up to `TILE_ROWS` rows and one panel (with few
 //! rows, several panels) stays in registers while k runs. Every element has one accumulator that takes its products in the order
@@ -37,9 +37,10 @@ pub const fn panel_width<S: Simd>() -> usize {
 }
 
 /// A product over all rows, on all threads of a pool.
-pub struct Product<'a, T> {
+pub struct Product<'a, T: Weight> {
     pub pool: &'a Pool,
-    pub x: &'a Tensor,
+    /// `[rows, k]`.
+    pub x: &'a [T::X],
     pub weights: Panels<'a, T>,
     pub epilogue: &'a Epilogue<'a>,
     pub out: &'a mut Tensor,
@@ -83,14 +84,11 @@ impl<T: Weight> Kernel for Product<'_, T> {
         let width = panel_width::<S>();
         let panels = weights.n.div_ceil(width);
         assert_eq!(weights.data.len(), panels * weights.k * width, "packed weights");
-        assert_eq!(
-            (x.cols(), out.rows(), out.cols()),
-            (weights.k, x.rows(), weights.n),
-            "shapes of a product"
-        );
+        let rows = out.rows();
+        assert_eq!((x.len(), out.cols()), (rows * weights.k, weights.n), "shapes of a product");
         let panel_bytes = weights.k * width * size_of::<T>();
-        let store = Store::new(epilogue, x.rows(), weights.n, Shared::new(out));
-        let Some(split) = Split::new(x.rows(), panels, panel_bytes, pool.threads()) else { return };
+        let store = Store::new(epilogue, rows, weights.n, Shared::new(out));
+        let Some(split) = Split::new(rows, panels, panel_bytes, pool.threads()) else { return };
         let task = Task { x, weights: &weights, store };
         pool.run(split.tasks(), &|i| {
             let (rows, panels) = split.task(i);
@@ -206,8 +204,8 @@ struct Ahead<T> {
 const STREAMS: usize = 4;
 
 /// Some rows and panels, over a part of k.
-struct Operands<T> {
-    a: *const f32,
+struct Operands<T: Weight> {
+    a: *const T::X,
     /// Elements between rows.
     a_step: usize,
     b: *const T,
@@ -258,9 +256,9 @@ impl<T: Weight> Operands<T> {
                 let w = self.b.add(p * self.b_step + i * panel_width::<S>());
                 let w = [T::load(s, w), T::load(s, w.add(S::LANES))];
                 for r in 0..R {
-                    let x = s.splat(*self.a.add(r * self.a_step + i));
-                    sums[p][r][0] = s.fma(x, w[0], sums[p][r][0]);
-                    sums[p][r][1] = s.fma(x, w[1], sums[p][r][1]);
+                    let x = T::splat(s, *self.a.add(r * self.a_step + i));
+                    sums[p][r][0] = T::fma(s, w[0], x, sums[p][r][0]);
+                    sums[p][r][1] = T::fma(s, w[1], x, sums[p][r][1]);
                 }
             }
         }
@@ -270,13 +268,13 @@ impl<T: Weight> Operands<T> {
 /// Sums of a tile: two vectors for each row of each panel.
 type Sums<S, const R: usize, const P: usize> = [[[<S as Simd>::V; 2]; R]; P];
 
-struct Task<'a, T> {
-    x: &'a Tensor,
+struct Task<'a, T: Weight> {
+    x: &'a [T::X],
     weights: &'a Panels<'a, T>,
     store: Store<'a>,
 }
 
-struct Block<'a, T> {
+struct Block<'a, T: Weight> {
     task: &'a Task<'a, T>,
     panels: Range<usize>,
     rows: Range<usize>,
@@ -312,7 +310,7 @@ impl<T: Weight> Block<'_, T> {
         let mut panel = self.panels.start;
         // SAFETY: whole groups of panels, then single ones, all inside of the range.
         unsafe {
-            let a = x.data().as_ptr().add(self.rows.start * k);
+            let a = x.as_ptr().add(self.rows.start * k);
             while panel + P <= self.panels.end {
                 let b = weights.data.as_ptr().add(panel * k * width);
                 let mut acc = [[[s.splat(0.0); 2]; R]; P];
@@ -409,7 +407,7 @@ impl<T: Weight> Block<'_, T> {
         let (k, width) = (weights.k, panel_width::<S>());
         // SAFETY: row + R rows, the panel and the part of k lie inside of the matrices.
         unsafe {
-            let a = x.data().as_ptr().add(row * k + part.start);
+            let a = x.as_ptr().add(row * k + part.start);
             let b = weights.data.as_ptr().add((panel * k + part.start) * width);
             let kept = scratch.as_mut_ptr().add((row - self.rows.start) * width);
             let mut acc = [[[s.splat(0.0); 2]; R]; 1];

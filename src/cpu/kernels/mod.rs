@@ -14,6 +14,7 @@ pub mod math;
 pub mod matmul;
 #[cfg(target_arch = "aarch64")]
 pub mod neon;
+pub mod pairs;
 pub mod peaks;
 pub mod quantised;
 pub mod rows;

@@ -169,6 +169,15 @@ impl Simd for Neon {
         }
     }
     #[inline(always)]
+    unsafe fn halves(self, x: Self::W) -> [Self::V; 2] {
+        unsafe {
+            let (a, b) = (vreinterpretq_u32_s16(x.0), vreinterpretq_u32_s16(x.1));
+            let low = |x| vreinterpretq_f32_u32(vshlq_n_u32::<16>(x));
+            let high = |x| vreinterpretq_f32_u32(vandq_u32(x, vdupq_n_u32(0xffff_0000)));
+            [(low(a), low(b)), (high(a), high(b))]
+        }
+    }
+    #[inline(always)]
     unsafe fn exp2_whole(self, n: Self::V) -> Self::V {
         unsafe {
             let one = |n| {

@@ -78,6 +78,17 @@ pub trait Simd: Copy + Send + Sync + 'static {
     /// Group `J` of the eight numbers of 4 bits in each 32 bits, [`crate::cpu::kernels::quantised::Bits`] says how: with a sign in groups
     /// of two, without in groups of four.
     unsafe fn nibbles<const J: u32>(self, x: Self::W) -> Self::W;
+    /// The lower and the upper 16 bits of each 32 as bfloat16 numbers.
+    unsafe fn halves(self, x: Self::W) -> [Self::V; 2];
+    /// `sum + Σ wᵢ xᵢ` over pairs of bfloat16 numbers.
+    #[inline(always)]
+    unsafe fn add_bf16_products(self, sum: Self::V, w: Self::W, x: Self::W) -> Self::V {
+        // SAFETY: the caller's.
+        unsafe {
+            let (w, x) = (self.halves(w), self.halves(x));
+            self.fma(w[1], x[1], self.fma(w[0], x[0], sum))
+        }
+    }
     /// `sum + Σ wᵢ xᵢ` over each group. Exact as long as nothing exceeds 32 bits.
     unsafe fn add_products(self, sum: Self::I, w: Self::W, x: Self::W) -> Self::I;
 
@@ -128,38 +139,50 @@ pub unsafe fn store<S: Simd>(s: S, p: *mut f32, n: usize, v: S::V) {
     unsafe { if n == S::LANES { s.store(p, v) } else { s.store_part(p, n, v) } }
 }
 
-/// An element type that weights are kept in.
+/// What weights are kept as, and how they are multiplied.
+///
+/// # Safety
+/// As the methods of [`Simd`] that these come to.
+#[allow(clippy::missing_safety_doc)] // said here, once
 pub trait Weight: Copy + Send + Sync + 'static {
-    /// As many elements as a vector has, widened.
-    ///
-    /// # Safety
-    /// As [`Simd::load`].
-    unsafe fn load<S: Simd>(s: S, p: *const Self) -> S::V;
+    /// What is multiplied with one of them.
+    type X: Copy + Send + Sync + 'static;
+    /// As many as a vector has.
+    type Vector<S: Simd>: Copy;
+    unsafe fn load<S: Simd>(s: S, p: *const Self) -> Self::Vector<S>;
+    unsafe fn splat<S: Simd>(s: S, x: Self::X) -> Self::Vector<S>;
+    /// `w * x + sum`.
+    unsafe fn fma<S: Simd>(s: S, w: Self::Vector<S>, x: Self::Vector<S>, sum: S::V) -> S::V;
 }
 
-impl Weight for f32 {
-    #[inline(always)]
-    unsafe fn load<S: Simd>(s: S, p: *const Self) -> S::V {
-        // SAFETY: the caller's.
-        unsafe { s.load(p) }
-    }
+/// Numbers that are widened to float32 before they are multiplied.
+macro_rules! widened {
+    ($Type:ty, $load:ident) => {
+        impl Weight for $Type {
+            type X = f32;
+            type Vector<S: Simd> = S::V;
+            #[inline(always)]
+            unsafe fn load<S: Simd>(s: S, p: *const Self) -> S::V {
+                // SAFETY: the caller's; the 16-bit types are transparent u16.
+                unsafe { s.$load(p.cast()) }
+            }
+            #[inline(always)]
+            unsafe fn splat<S: Simd>(s: S, x: f32) -> S::V {
+                // SAFETY: the caller's.
+                unsafe { s.splat(x) }
+            }
+            #[inline(always)]
+            unsafe fn fma<S: Simd>(s: S, w: S::V, x: S::V, sum: S::V) -> S::V {
+                // SAFETY: the caller's.
+                unsafe { s.fma(x, w, sum) }
+            }
+        }
+    };
 }
 
-impl Weight for half::f16 {
-    #[inline(always)]
-    unsafe fn load<S: Simd>(s: S, p: *const Self) -> S::V {
-        // SAFETY: the caller's; the type is a transparent u16.
-        unsafe { s.load_f16(p.cast()) }
-    }
-}
-
-impl Weight for half::bf16 {
-    #[inline(always)]
-    unsafe fn load<S: Simd>(s: S, p: *const Self) -> S::V {
-        // SAFETY: the caller's; the type is a transparent u16.
-        unsafe { s.load_bf16(p.cast()) }
-    }
-}
+widened!(f32, load);
+widened!(half::f16, load_f16);
+widened!(half::bf16, load_bf16);
 
 /// Plain arrays: what every machine has. Products and sums are rounded separately.
 #[derive(Clone, Copy, Debug)]
@@ -281,6 +304,10 @@ impl Simd for Portable {
             let product = |j: usize| i32::from(a[j]) * i32::from(b[j]);
             sum[i].wrapping_add(product(2 * i)).wrapping_add(product(2 * i + 1))
         })
+    }
+    #[inline(always)]
+    unsafe fn halves(self, x: Self::W) -> [Self::V; 2] {
+        [0, 1].map(|half| each(|i| f32::from_bits((x[2 * i + half] as u16 as u32) << 16)))
     }
     #[inline(always)]
     unsafe fn exp2_whole(self, n: Self::V) -> Self::V {

@@ -166,6 +166,13 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
         }
     }
     #[inline(always)]
+    unsafe fn halves(self, x: Self::W) -> [Self::V; 2] {
+        unsafe {
+            let high = _mm256_and_si256(x, _mm256_set1_epi32(0xffff_0000_u32 as i32));
+            [_mm256_castsi256_ps(_mm256_slli_epi32::<16>(x)), _mm256_castsi256_ps(high)]
+        }
+    }
+    #[inline(always)]
     unsafe fn exp2_whole(self, n: Self::V) -> Self::V {
         unsafe {
             let exponent = _mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127));
@@ -174,11 +181,12 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
     }
 }
 
-/// AVX-512 with its byte, word, doubleword and short-vector extensions; with `VNNI` also with sums of four products of bytes.
+/// AVX-512 with its byte, word, doubleword and short-vector extensions; with `VNNI` also with sums of four products of bytes, with `BF16` of two of
+/// bfloat16.
 #[derive(Clone, Copy, Debug)]
-pub struct Avx512<const VNNI: bool>(());
+pub struct Avx512<const VNNI: bool, const BF16: bool>(());
 
-impl<const VNNI: bool> Avx512<VNNI> {
+impl<const VNNI: bool, const BF16: bool> Avx512<VNNI, BF16> {
     /// The token, on a machine that has the features.
     pub fn detect() -> Option<Self> {
         let has = is_x86_feature_detected!("avx512f")
@@ -186,6 +194,7 @@ impl<const VNNI: bool> Avx512<VNNI> {
             && is_x86_feature_detected!("avx512dq")
             && is_x86_feature_detected!("avx512vl")
             && (!VNNI || is_x86_feature_detected!("avx512vnni"))
+            && (!BF16 || is_x86_feature_detected!("avx512bf16"))
             && Avx2::<false>::detect().is_some();
         has.then_some(Avx512(()))
     }
@@ -202,6 +211,12 @@ impl<const VNNI: bool> Avx512<VNNI> {
         unsafe { kernel.run(self) }
     }
 
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512bf16,avx2,fma,f16c")]
+    unsafe fn go_bf16<K: Kernel>(self, kernel: K) -> K::Output {
+        // SAFETY: as above.
+        unsafe { kernel.run(self) }
+    }
+
     #[inline(always)]
     fn mask(n: usize) -> __mmask16 {
         if n >= 16 { 0xffff } else { (1 << n) - 1 }
@@ -209,7 +224,7 @@ impl<const VNNI: bool> Avx512<VNNI> {
 }
 
 // SAFETY of the whole impl: the token proves the features; pointers are the caller's promise.
-impl<const VNNI: bool> Simd for Avx512<VNNI> {
+impl<const VNNI: bool, const BF16: bool> Simd for Avx512<VNNI, BF16> {
     type V = __m512;
     type I = __m512i;
     type W = __m512i;
@@ -219,7 +234,13 @@ impl<const VNNI: bool> Simd for Avx512<VNNI> {
 
     #[inline(always)]
     unsafe fn run<K: Kernel>(self, kernel: K) -> K::Output {
-        unsafe { if VNNI { self.go_vnni(kernel) } else { self.go(kernel) } }
+        unsafe {
+            match (VNNI, BF16) {
+                (true, true) => self.go_bf16(kernel),
+                (true, false) => self.go_vnni(kernel),
+                _ => self.go(kernel),
+            }
+        }
     }
     #[inline(always)]
     unsafe fn splat(self, x: f32) -> Self::V {
@@ -332,6 +353,28 @@ impl<const VNNI: bool> Simd for Avx512<VNNI> {
                 return _mm512_dpbusd_epi32(sum, w, x);
             }
             _mm512_add_epi32(sum, _mm512_madd_epi16(w, x))
+        }
+    }
+    #[inline(always)]
+    unsafe fn halves(self, x: Self::W) -> [Self::V; 2] {
+        unsafe {
+            let high = _mm512_and_si512(x, _mm512_set1_epi32(0xffff_0000_u32 as i32));
+            [_mm512_castsi512_ps(_mm512_slli_epi32::<16>(x)), _mm512_castsi512_ps(high)]
+        }
+    }
+    #[inline(always)]
+    unsafe fn add_bf16_products(self, sum: Self::V, w: Self::W, x: Self::W) -> Self::V {
+        unsafe {
+            if BF16 {
+                // The same bits under another type.
+                return _mm512_dpbf16_ps(
+                    sum,
+                    std::mem::transmute::<__m512i, __m512bh>(w),
+                    std::mem::transmute::<__m512i, __m512bh>(x),
+                );
+            }
+            let (w, x) = (self.halves(w), self.halves(x));
+            self.fma(w[1], x[1], self.fma(w[0], x[0], sum))
         }
     }
     #[inline(always)]
