@@ -65,7 +65,7 @@ impl Activation {
 ///
 /// Below 2.5 by the Maclaurin series of erf (Abramowitz and Stegun 7.1.6), above by the continued fraction of
 /// erfc (7.1.14).
-fn erfc(x: f64) -> f64 {
+pub(crate) fn erfc(x: f64) -> f64 {
     let a = x.abs();
     let tail = if a < 2.5 {
         let (mut term, mut sum, mut n) = (a, a, 1.0);

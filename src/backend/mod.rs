@@ -16,6 +16,8 @@ use std::ops::Range;
 
 use crate::tensor::{Array, Tensor};
 pub use activation::Activation;
+#[cfg(test)]
+pub(crate) use activation::erfc;
 pub use counting::{Counting, Work};
 pub use kv_cache::{KvCache, PAGE_KEYS};
 pub use quantise::{BLOCK as QUANT_BLOCK, Block as QuantBlock};

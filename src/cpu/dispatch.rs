@@ -31,18 +31,24 @@ pub enum SimdLevel {
 #[derive(Clone, Copy, Debug)]
 pub enum Simds {
     #[cfg(target_arch = "x86_64")]
-    Avx512Bf16(Avx512<true, true>),
-    #[cfg(target_arch = "x86_64")]
-    Avx512Vnni(Avx512<true, false>),
-    #[cfg(target_arch = "x86_64")]
     Avx512(Avx512<false, false>),
-    #[cfg(target_arch = "x86_64")]
-    AvxVnni(Avx2<true>),
     #[cfg(target_arch = "x86_64")]
     Avx2(Avx2<false>),
     #[cfg(target_arch = "aarch64")]
     Neon(Neon),
     Portable(Portable),
+}
+
+/// The same with what there is for products of small numbers, which most kernels have no use for.
+#[derive(Clone, Copy, Debug)]
+pub enum ProductSimds {
+    #[cfg(target_arch = "x86_64")]
+    Avx512Bf16(Avx512<true, true>),
+    #[cfg(target_arch = "x86_64")]
+    Avx512Vnni(Avx512<true, false>),
+    #[cfg(target_arch = "x86_64")]
+    AvxVnni(Avx2<true>),
+    Plain(Simds),
 }
 
 impl SimdLevel {
@@ -58,24 +64,30 @@ impl SimdLevel {
     ];
 
     /// The tokens, if this machine has the instructions.
-    pub(super) fn detect(self) -> Option<Simds> {
-        match self {
+    pub(super) fn detect(self) -> Option<(Simds, ProductSimds)> {
+        let plain = match self {
             #[cfg(target_arch = "x86_64")]
-            SimdLevel::Avx512Bf16 => Avx512::detect().map(Simds::Avx512Bf16),
+            SimdLevel::Avx512Bf16 | SimdLevel::Avx512Vnni | SimdLevel::Avx512 => {
+                Avx512::detect().map(Simds::Avx512)?
+            }
             #[cfg(target_arch = "x86_64")]
-            SimdLevel::Avx512Vnni => Avx512::detect().map(Simds::Avx512Vnni),
-            #[cfg(target_arch = "x86_64")]
-            SimdLevel::Avx512 => Avx512::detect().map(Simds::Avx512),
-            #[cfg(target_arch = "x86_64")]
-            SimdLevel::AvxVnni => Avx2::detect().map(Simds::AvxVnni),
-            #[cfg(target_arch = "x86_64")]
-            SimdLevel::Avx2 => Avx2::detect().map(Simds::Avx2),
+            SimdLevel::AvxVnni | SimdLevel::Avx2 => Avx2::detect().map(Simds::Avx2)?,
             #[cfg(target_arch = "aarch64")]
-            SimdLevel::Neon => Neon::detect().map(Simds::Neon),
-            SimdLevel::Portable => Some(Simds::Portable(Portable::detect())),
+            SimdLevel::Neon => Neon::detect().map(Simds::Neon)?,
+            SimdLevel::Portable => Simds::Portable(Portable::detect()),
             #[allow(unreachable_patterns)] // which of them are reachable depends on the target
-            _ => None,
-        }
+            _ => return None,
+        };
+        let products = match self {
+            #[cfg(target_arch = "x86_64")]
+            SimdLevel::Avx512Bf16 => Avx512::detect().map(ProductSimds::Avx512Bf16)?,
+            #[cfg(target_arch = "x86_64")]
+            SimdLevel::Avx512Vnni => Avx512::detect().map(ProductSimds::Avx512Vnni)?,
+            #[cfg(target_arch = "x86_64")]
+            SimdLevel::AvxVnni => Avx2::detect().map(ProductSimds::AvxVnni)?,
+            _ => ProductSimds::Plain(plain),
+        };
+        Some((plain, products))
     }
 }
 
@@ -84,13 +96,7 @@ macro_rules! with_simd {
     ($simds:expr, $s:ident => $body:expr) => {
         match $simds {
             #[cfg(target_arch = "x86_64")]
-            $crate::cpu::dispatch::Simds::Avx512Bf16($s) => $body,
-            #[cfg(target_arch = "x86_64")]
-            $crate::cpu::dispatch::Simds::Avx512Vnni($s) => $body,
-            #[cfg(target_arch = "x86_64")]
             $crate::cpu::dispatch::Simds::Avx512($s) => $body,
-            #[cfg(target_arch = "x86_64")]
-            $crate::cpu::dispatch::Simds::AvxVnni($s) => $body,
             #[cfg(target_arch = "x86_64")]
             $crate::cpu::dispatch::Simds::Avx2($s) => $body,
             #[cfg(target_arch = "aarch64")]
@@ -100,4 +106,21 @@ macro_rules! with_simd {
     };
 }
 
-pub(super) use with_simd;
+/// As [`with_simd`], for products of small numbers.
+macro_rules! with_product_simd {
+    ($simds:expr, $s:ident => $body:expr) => {
+        match $simds {
+            #[cfg(target_arch = "x86_64")]
+            $crate::cpu::dispatch::ProductSimds::Avx512Bf16($s) => $body,
+            #[cfg(target_arch = "x86_64")]
+            $crate::cpu::dispatch::ProductSimds::Avx512Vnni($s) => $body,
+            #[cfg(target_arch = "x86_64")]
+            $crate::cpu::dispatch::ProductSimds::AvxVnni($s) => $body,
+            $crate::cpu::dispatch::ProductSimds::Plain(simds) => {
+                $crate::cpu::dispatch::with_simd!(simds, $s => $body)
+            }
+        }
+    };
+}
+
+pub(super) use {with_product_simd, with_simd};

@@ -107,11 +107,11 @@ impl Linear for Packed {
             Data::Pairs(data) => {
                 let weights = Panels { data: data.as_slice(), k: k.div_ceil(2), n };
                 let x = self.engine.run(RoundToPairs { pool, x });
-                self.engine.run(Product { pool, x: &x, weights, epilogue, out });
+                self.engine.run_products(Product { pool, x: &x, weights, epilogue, out });
             }
             Data::Quantised(bits, data) => {
-                let rounded = self.engine.run(Round { pool, x, bits: *bits });
-                self.engine.run(QuantisedProduct {
+                let rounded = self.engine.run_products(Round { pool, x, bits: *bits });
+                self.engine.run_products(QuantisedProduct {
                     pool,
                     x: &rounded,
                     panels: data.as_slice(),

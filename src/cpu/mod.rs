@@ -21,7 +21,7 @@ use crate::backend::{
 };
 use crate::tensor::{Array, Tensor};
 pub use dispatch::SimdLevel;
-use dispatch::{Simds, with_simd};
+use dispatch::{ProductSimds, Simds, with_product_simd, with_simd};
 use kernels::attention::Attend;
 use kernels::matmul::panel_width;
 use kernels::rows::{Activate, Normalise, rotate};
@@ -45,6 +45,7 @@ pub struct Cpu {
 #[derive(Debug)]
 struct Engine {
     simds: Simds,
+    products: ProductSimds,
     pool: Pool,
 }
 
@@ -52,6 +53,12 @@ impl Engine {
     fn run<K: Kernel>(&self, kernel: K) -> K::Output {
         // SAFETY: the token stands for features that the machine has.
         with_simd!(self.simds, s => unsafe { s.run(kernel) })
+    }
+
+    /// Runs a kernel that multiplies small numbers.
+    fn run_products<K: Kernel>(&self, kernel: K) -> K::Output {
+        // SAFETY: as above.
+        with_product_simd!(self.products, s => unsafe { s.run(kernel) })
     }
 
     fn panel_width(&self) -> usize {
@@ -66,7 +73,7 @@ impl Engine {
         fn group<S: Simd>(_: S) -> usize {
             S::GROUP
         }
-        with_simd!(self.simds, s => group(s))
+        with_product_simd!(self.products, s => group(s))
     }
 }
 
@@ -81,10 +88,10 @@ impl Cpu {
     /// The backend with these instructions, if the machine has them.
     pub fn with_level(level: SimdLevel, threads: Option<usize>) -> Option<Cpu> {
         let cores = || std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-        let simds = level.detect()?;
+        let (simds, products) = level.detect()?;
         let pool = Pool::new(threads.unwrap_or_else(cores).clamp(1, MAX_THREADS));
         Some(Cpu {
-            engine: Arc::new(Engine { simds, pool }),
+            engine: Arc::new(Engine { simds, products, pool }),
             level,
             compute: Compute::F32,
             #[cfg(feature = "openblas")]
