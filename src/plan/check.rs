@@ -263,6 +263,9 @@ impl<'s> Checker<'s, '_> {
             let message = format!("unknown field `{name}` of `{block}`");
             let problem = self.problems.at(&self.spec.source, &at.key(), message, "");
             suggest(problem, name, &known.iter().map(|f| f.name).collect::<Vec<_>>());
+            if let Some(blocks) = blocks_with(name) {
+                problem.remarks.push(Remark { tag: "note", text: format!("a field of `{blocks}`") });
+            }
             return;
         };
         self.names(value, at);
@@ -317,9 +320,19 @@ fn holds_expression(tree: &Tree) -> bool {
 }
 
 fn suggest(problem: &mut Problem, name: &str, known: &[&str]) {
-    let help = match closest(name, known.iter().copied()) {
+    let begins = |long: &str, short: &str| long.strip_prefix(short).is_some_and(|rest| rest.starts_with('_'));
+    let near = closest(name, known.iter().copied())
+        .or_else(|| known.iter().copied().find(|other| begins(name, other) || begins(other, name)));
+    let help = match near {
         Some(near) => format!("did you mean `{near}`?"),
         None => format!("expected one of {}", listed(known)),
     };
     problem.remarks.push(Remark { tag: "help", text: help });
+}
+
+/// The blocks that have a field of this name, if they are few.
+fn blocks_with(field: &str) -> Option<String> {
+    let has = |block: &&nn::Definition| (block.fields)().iter().any(|other| other.name == field);
+    let blocks: Vec<&str> = nn::BLOCKS.iter().filter(has).map(|block| block.name).collect();
+    (1..=3).contains(&blocks.len()).then(|| blocks.join("`, `"))
 }
