@@ -232,7 +232,12 @@ impl Kernel for QuantisedProduct<'_> {
         let count = outputs.div_ceil(width);
         assert_eq!(panels.len(), count * panel_bytes, "packed weights");
         assert_eq!((out.rows(), out.cols()), (rows, outputs), "shape of a product");
-        assert_eq!(x.blocks, inputs.div_ceil(BLOCK), "rounded rows");
+        let scales = if S::GROUP == 4 { rows * x.blocks } else { rows };
+        assert_eq!(
+            (x.blocks, x.numbers.len(), x.scales.len()),
+            (inputs.div_ceil(BLOCK), rows * x.blocks * BLOCK / S::GROUP, scales),
+            "rounded rows"
+        );
         let store = Store::new(epilogue, rows, outputs, Shared::new(out));
         let Some(split) = Split::new(rows, count, panel_bytes, pool.threads()) else { return };
         pool.run(split.tasks(), &|i| {
