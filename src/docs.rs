@@ -1,6 +1,6 @@
 //! Documentation that is made from the definitions of the blocks.
 
-use crate::nn::{BLOCKS, FieldDef, GROUPS};
+use crate::nn::{BLOCKS, FieldDef, maps};
 
 /// The reference of all blocks as Markdown, as it stands in `docs/language.md`.
 pub fn block_reference() -> String {
@@ -8,11 +8,8 @@ pub fn block_reference() -> String {
     for block in &BLOCKS {
         section(&mut text, block.name, block.doc, (block.fields)());
     }
-    for (name, doc, fields) in &GROUPS {
-        // Linear maps inside of other blocks have the fields of the block itself.
-        if !BLOCKS.iter().any(|block| block.name == *name) {
-            section(&mut text, name, doc, fields());
-        }
+    for (name, doc, fields) in maps() {
+        section(&mut text, name, doc, fields());
     }
     text
 }

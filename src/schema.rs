@@ -7,7 +7,7 @@
 
 use serde_json::{Map, Value, json};
 
-use crate::nn::{BLOCKS, FieldDef, FieldShape, GROUPS};
+use crate::nn::{BLOCKS, FieldDef, FieldShape, GROUPS, block, maps};
 use crate::plan::TASKS;
 
 /// The schema, as it stands in `architectures/schema.json`.
@@ -134,12 +134,10 @@ fn step() -> Value {
 
 /// The fields of all blocks and groups, each under its name.
 fn defaults() -> impl Iterator<Item = (&'static str, fn() -> &'static [FieldDef])> {
-    let is_block = |name: &str| BLOCKS.iter().any(|block| block.name == name);
-    let groups = GROUPS.iter().filter(move |(name, ..)| !is_block(name));
     let blocks = BLOCKS.iter().map(|block| (block.name, block.fields));
     // Linear maps inside of other blocks have fewer fields than the block of that name.
-    let inner = GROUPS.iter().find(|(name, ..)| is_block(name)).map(|(_, _, of)| ("projection", *of));
-    blocks.chain(groups.map(|(name, _, of)| (*name, *of))).chain(inner)
+    let inner = GROUPS.iter().find(|(name, ..)| block(name).is_some()).map(|(_, _, of)| ("projection", *of));
+    blocks.chain(maps().map(|(name, _, of)| (*name, *of))).chain(inner)
 }
 
 /// A map of fields.

@@ -180,6 +180,11 @@ pub static GROUPS: [Group; 4] = [
     ),
 ];
 
+/// The groups that no block has the name of: linear maps inside of other blocks have that of the block itself.
+pub fn maps() -> impl Iterator<Item = &'static Group> {
+    GROUPS.iter().filter(|(name, ..)| block(name).is_none())
+}
+
 /// The fields of the block or group of that name.
 pub fn fields_of(name: &str) -> Option<&'static [FieldDef]> {
     let group = || GROUPS.iter().find(|(group, ..)| *group == name).map(|(.., fields)| fields());

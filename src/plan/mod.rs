@@ -356,6 +356,11 @@ fn elsewhere(spec: &Spec, chosen: Option<&Head>, bound: &config::Bound) -> Vec<T
     expander.finish().1.tensors
 }
 
+/// The description that was asked for, see [`load_source`]; else the built-in one that matches the config.
+pub fn source_for(asked: Option<&str>, config: &Config) -> Result<Source> {
+    asked.map_or_else(|| builtin::find(config), load_source)
+}
+
 /// Reads a description from a file, or a built-in one by its name.
 pub fn load_source(name: &str) -> Result<Source> {
     let path = std::path::Path::new(name);

@@ -149,9 +149,7 @@ pub fn resolve(
     tensors.ignored = ignored.filter(|name| !used.contains(name)).map(str::to_owned).collect();
     report_misshapen(spec, bound, &misshapen, problems);
     report_missing(spec, &names, &missing, &unused, problems);
-    let uses = declared.tensors.iter().zip(&tensors.stored);
-    let modules = uses.filter_map(|(tensor, stored)| Some((stored.rsplit_once('.')?.0, tensor)));
-    report_unused(spec, &unused, &modules.collect(), problems);
+    report_unused(spec, &unused, declared, &tensors.stored, problems);
     tensors
 }
 
@@ -370,11 +368,20 @@ fn nearest<'a>(name: &str, names: &Names<'_>, unused: &[&'a str]) -> Option<&'a 
         .next()
 }
 
-/// Reports tensors that nothing uses; `modules` are those of which something is used, and by what.
-fn report_unused(spec: &Spec, unused: &[&str], modules: &HashMap<&str, &TensorUse>, problems: &mut Problems) {
+/// Reports tensors that nothing uses, with what uses others of their modules; `stored` are the stored names of those declared.
+fn report_unused(
+    spec: &Spec,
+    unused: &[&str],
+    declared: &Declared,
+    stored: &[String],
+    problems: &mut Problems,
+) {
     if unused.is_empty() {
         return;
     }
+    let uses = declared.tensors.iter().zip(stored);
+    let modules: HashMap<&str, &TensorUse> =
+        uses.filter_map(|(tensor, stored)| Some((stored.rsplit_once('.')?.0, tensor))).collect();
     let mut groups: BTreeMap<String, Vec<&str>> = BTreeMap::new();
     for name in unused {
         groups.entry(pattern(name)).or_default().push(name);

@@ -6,7 +6,7 @@ use crate::cpu::Cpu;
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::{Batch, LoadOptions, Network, Output};
 use crate::nn::Stream;
-use crate::plan::{Config, Plan, Target, builtin, load_source};
+use crate::plan::{Config, Plan, Target, source_for};
 use crate::reference::Reference;
 use crate::tokenizer::{Encoding, Limit, Tokenizer};
 use crate::weights::{Checkpoint, Index, Repository};
@@ -299,10 +299,7 @@ fn network(
     options: &OpenOptions,
     backend: Arc<dyn Backend>,
 ) -> Result<Network> {
-    let source = match &options.arch {
-        Some(name) => load_source(name)?,
-        None => builtin::find(config)?,
-    };
+    let source = source_for(options.arch.as_deref(), config)?;
     let target = match options.task.as_deref() {
         // A repository with a pipeline for sentences is there for their vectors.
         None if repository.has("modules.json") => Target::Features,

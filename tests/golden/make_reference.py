@@ -821,16 +821,18 @@ def tokenization(tok: Tokenizer) -> list[dict[str, Any]]:
     return rows
 
 
-def run(model: Any, c: Case, tok: Tokenizer | None, inputs: dict[str, torch.Tensor]) -> tuple[dict, dict]:
-    """All reference tensors of a model, and facts for reference.json."""
-    kwargs = dict(inputs)
-    if c.hidden:
-        kwargs["output_hidden_states"] = True
-    tensors: dict[str, torch.Tensor] = {f"input.{k}": v.clone().contiguous() for k, v in inputs.items()}
+def outputs(model: Any, inputs: dict[str, torch.Tensor], hidden: bool) -> dict[str, torch.Tensor]:
+    """What a model gives, by the names of the file; hidden states are the inputs of its layers, then the end."""
     found: dict[str, torch.Tensor] = {}
     layers = Layers(model)
-    flatten(model(**kwargs), "output", found, c.hidden)
-    tensors.update(layers.finish(found))
+    flatten(model(**inputs, **({"output_hidden_states": True} if hidden else {})), "output", found, hidden)
+    return layers.finish(found)
+
+
+def run(model: Any, c: Case, tok: Tokenizer | None, inputs: dict[str, torch.Tensor]) -> tuple[dict, dict]:
+    """All reference tensors of a model, and facts for reference.json."""
+    tensors: dict[str, torch.Tensor] = {f"input.{k}": v.clone().contiguous() for k, v in inputs.items()}
+    tensors.update(outputs(model, inputs, c.hidden))
     facts: dict[str, Any] = {}
     if c.generate:
         more, gaps = greedy(model, c, tok, inputs)
@@ -949,12 +951,8 @@ def check(path: Path) -> float:
             raise RuntimeError(f"{info['case']}: {key} {sorted(report[key])}")
     model = model.float().eval()
     inputs = {k[len("input.") :]: v for k, v in ref.items() if k.startswith("input.")}
-    got: dict[str, torch.Tensor] = {}
     hidden = any("hidden_states" in k for k in ref if not k.endswith("last_hidden_state"))
-    kwargs = {"output_hidden_states": True} if hidden else {}
-    layers = Layers(model)
-    flatten(model(**inputs, **kwargs), "output", got, hidden)
-    got = layers.finish(got)
+    got = outputs(model, inputs, hidden)
     want = {k: v for k, v in ref.items() if k.startswith("output.")}
     if set(got) != set(want):
         raise RuntimeError(f"{info['case']}: outputs differ in kind: {sorted(set(got) ^ set(want))}")

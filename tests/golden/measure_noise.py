@@ -16,7 +16,7 @@ import torch
 import transformers
 from safetensors.torch import load_file
 
-from make_reference import EAGER, Layers, flatten
+from make_reference import EAGER, outputs
 
 # Outputs that are less noisy than this are compared with the ordinary tolerance.
 LEAST = 5e-5
@@ -30,11 +30,8 @@ def noise(path: Path) -> dict[str, float]:
     model = cls.from_pretrained(str(path), **how).double().eval()
     inputs = {k[len("input.") :]: v for k, v in reference.items() if k.startswith("input.")}
     inputs = {k: v.double() if v.is_floating_point() else v for k, v in inputs.items()}
-    found: dict[str, torch.Tensor] = {}
     hidden = any("hidden_states." in k for k in reference)
-    layers = Layers(model)
-    flatten(model(**inputs, **({"output_hidden_states": True} if hidden else {})), "output", found, hidden)
-    found = layers.finish(found)
+    found = outputs(model, inputs, hidden)
     result = {}
     for name, value in sorted(found.items()):
         error = (value.double() - reference[name].double()).abs()

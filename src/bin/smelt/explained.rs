@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use smelt::cpu::Cpu;
-use smelt::plan::{self, Cost, Memory, Plan, Row, Stored, Target, Tokens, builtin, load_source};
+use smelt::plan::{self, Cost, Memory, Plan, Row, Stored, Target, Tokens, source_for};
 use smelt::weights::{Index, Repository};
 use smelt::{Result, WeightType};
 
@@ -40,10 +40,7 @@ impl Explained {
     pub fn new(request: &Request<'_>, spec: Option<&str>) -> Result<Explained> {
         let repository = Repository::open(request.model)?;
         let config = crate::check::model_config(&repository)?;
-        let source = match spec {
-            Some(name) => load_source(name)?,
-            None => builtin::find(&config)?,
-        };
+        let source = source_for(spec, &config)?;
         let target = match request.task {
             None if repository.has("modules.json") => Target::Features,
             None => Target::Config,

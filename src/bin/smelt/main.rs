@@ -23,7 +23,7 @@ use std::time::Instant;
 
 use clap::{Parser, Subcommand};
 
-use smelt::nn::{BLOCKS, FieldDef, GROUPS};
+use smelt::nn::{BLOCKS, FieldDef, GROUPS, maps};
 use smelt::{Error, ErrorKind, Result};
 
 /// Check, verify and look up architecture descriptions.
@@ -108,9 +108,7 @@ fn blocks(name: Option<&str>, markdown: bool) -> Result<()> {
             println!("{:16} {}", block.name, block.doc.first().copied().unwrap_or_default().trim());
         }
         println!("\nMaps that blocks take as the value of a field:");
-        for (name, doc, _) in
-            GROUPS.iter().filter(|(name, ..)| BLOCKS.iter().all(|block| block.name != *name))
-        {
+        for (name, doc, _) in maps() {
             println!("{name:16} {}", doc.first().copied().unwrap_or_default().trim());
         }
         return Ok(());

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use serde_json::{Value, json};
 
 use smelt::error::Place;
-use smelt::plan::{Severity, Target, builtin, inspect, load_source};
+use smelt::plan::{Severity, Target, inspect, source_for};
 use smelt::task::{
     Bundle, Comparison, Culprit, Difference, Fault, ModuleComparison, ModuleTrace, OtherToken,
 };
@@ -110,10 +110,7 @@ const NEARLY: f32 = 10.0;
 fn print_warnings(arguments: &Arguments) {
     let found = Repository::open(&arguments.model).and_then(|repository| {
         let (config, index) = (model_config(&repository)?, Index::open_headers(&repository)?);
-        let source = match &arguments.arch {
-            Some(arch) => load_source(arch)?,
-            None => builtin::find(&config)?,
-        };
+        let source = source_for(arguments.arch.as_deref(), &config)?;
         Ok(inspect(source, Some(&config), Some(&index), &Target::Config))
     });
     // The model is open already: what cannot be read again says nothing new.

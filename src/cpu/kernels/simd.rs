@@ -84,10 +84,7 @@ pub trait Simd: Copy + Send + Sync + 'static {
     #[inline(always)]
     unsafe fn add_bf16_products(self, sum: Self::V, w: Self::W, x: Self::W) -> Self::V {
         // SAFETY: the caller's.
-        unsafe {
-            let (w, x) = (self.halves(w), self.halves(x));
-            self.fma(w[1], x[1], self.fma(w[0], x[0], sum))
-        }
+        unsafe { add_widened_products(self, sum, w, x) }
     }
     /// `sum + Σ wᵢ xᵢ` over each group. Exact as long as nothing exceeds 32 bits.
     unsafe fn add_products(self, sum: Self::I, w: Self::W, x: Self::W) -> Self::I;
@@ -137,6 +134,19 @@ pub unsafe fn load<S: Simd>(s: S, p: *const f32, n: usize) -> S::V {
 pub unsafe fn store<S: Simd>(s: S, p: *mut f32, n: usize, v: S::V) {
     // SAFETY: the caller's.
     unsafe { if n == S::LANES { s.store(p, v) } else { s.store_part(p, n, v) } }
+}
+
+/// [`Simd::add_bf16_products`] by products of float32.
+///
+/// # Safety
+/// As that.
+#[inline(always)]
+pub unsafe fn add_widened_products<S: Simd>(s: S, sum: S::V, w: S::W, x: S::W) -> S::V {
+    // SAFETY: the caller's.
+    unsafe {
+        let (w, x) = (s.halves(w), s.halves(x));
+        s.fma(w[1], x[1], s.fma(w[0], x[0], sum))
+    }
 }
 
 /// What weights are kept as, and how they are multiplied.

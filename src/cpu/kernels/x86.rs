@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use super::simd::{Kernel, Simd};
+use super::simd::{Kernel, Simd, add_widened_products};
 
 /// AVX2 with fused multiply-add and half-precision conversion; with `VNNI` also with sums of four products of bytes.
 #[derive(Clone, Copy, Debug)]
@@ -181,8 +181,8 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
     }
 }
 
-/// AVX-512 with its byte, word, doubleword and short-vector extensions; with `VNNI` also with sums of four products of bytes, with `BF16` of two of
-/// bfloat16.
+/// AVX-512 with its byte, word, doubleword and short-vector extensions; with `VNNI` also with sums of four products of bytes, with
+/// `BF16` of two of bfloat16.
 #[derive(Clone, Copy, Debug)]
 pub struct Avx512<const VNNI: bool, const BF16: bool>(());
 
@@ -373,8 +373,7 @@ impl<const VNNI: bool, const BF16: bool> Simd for Avx512<VNNI, BF16> {
                     std::mem::transmute::<__m512i, __m512bh>(x),
                 );
             }
-            let (w, x) = (self.halves(w), self.halves(x));
-            self.fma(w[1], x[1], self.fma(w[0], x[0], sum))
+            add_widened_products(self, sum, w, x)
         }
     }
     #[inline(always)]
