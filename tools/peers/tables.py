@@ -1,9 +1,10 @@
 """The tables of docs/performance.md: smelt and its peers in the same runs, taking turns.
 
-    python tables.py run --models DIR --smelt target/release/smelt >> ../../docs/performance.jsonl
+    python tables.py run --models DIR --smelt target/release/smelt --rust-peers PEER >> ../../docs/performance.jsonl
     python tables.py render ../../docs/performance.jsonl ../../docs/performance.md
 
-`run` appends one JSON line for each program, type, number of threads and shape; DIR holds what make_models.py made.
+`run` appends one JSON line for each program, type, number of threads and shape; DIR holds what make_models.py made,
+PEER is the program of rust-peers/ (rten and candle, left out without it).
 `render` replaces what stands between the markers of a table by the medians, the best of each column in bold.
 """
 import argparse
@@ -20,7 +21,8 @@ PEERS = "onnxruntime-f32,onnxruntime-int8,ctranslate2-float32,ctranslate2-int8,l
 RUNS = [("minilm", "encode", s) for s in ("1x8", "1x16", "1x128", "1x512", "8x128", "mixed32")]
 RUNS += [("bert", "encode", s) for s in ("1x8", "1x128")]
 RUNS += [("gpt2", "decode", s) for s in ("decode:16:32", "prefill:512", "batch:8:16:16")]
-NAMES = {"smelt": "**smelt**", "onnxruntime": "ONNX Runtime", "ctranslate2": "CTranslate2", "llamacpp": "llama.cpp", "torch": "PyTorch"}
+NAMES = {"smelt": "**smelt**", "onnxruntime": "ONNX Runtime", "ctranslate2": "CTranslate2", "llamacpp": "llama.cpp", "torch": "PyTorch",
+         "rten": "rten", "candle": "candle"}
 
 
 def run(args):
@@ -34,6 +36,10 @@ def run(args):
             for dtype in ("f32", "bf16", "q8") + (("q4",) if kind == "decode" else ()):
                 worker = f"{args.smelt} bench --worker --model {{model}} --threads {{threads}} --dtype {dtype} {{shape}}"
                 command += ["--extra", f"smelt-{dtype}={worker}"]
+            if args.rust_peers and kind == "encode":
+                for engine, dtype in (("rten", "f32"), ("rten", "int8"), ("candle", "f32")):
+                    worker = f"{args.rust_peers} {engine} {{model}} {{threads}} {{shape}} {dtype}"
+                    command += ["--extra", f"{engine}-{dtype}={worker}"]
             for line in subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout.splitlines():
                 print(json.dumps({"model": model} | json.loads(line)), flush=True)
 
@@ -96,6 +102,7 @@ if __name__ == "__main__":
     r = sub.add_parser("run")
     r.add_argument("--models", required=True)
     r.add_argument("--smelt", required=True)
+    r.add_argument("--rust-peers", help="the program `peer` of rust-peers/: rten and candle, for encoders")
     r.add_argument("--runs", type=int, default=5)
     r.add_argument("--only", help="only runs whose `model shape` contains this")
     r.set_defaults(go=run)
