@@ -3,6 +3,8 @@
 //! A block is [`BLOCK_KEYS`] keys from a multiple of that on, whatever the query: so the order in which a query's sums run depends
 //! on its own position alone. A key that it does not see counts with weight exactly 0, whether its block is passed over or not.
 
+use std::ops::Range;
+
 use super::math::{exp_to_0, tanh};
 use super::matmul::Shared;
 use super::simd::{Kernel, Simd, load, store};
@@ -10,8 +12,11 @@ use crate::backend::{AttentionParams, KvCache, PAGE_KEYS, Span};
 use crate::cpu::pool::Pool;
 use crate::tensor::Tensor;
 
+/// Pages of a block.
+const PAGES: usize = 4;
+
 /// Keys of a block.
-const BLOCK_KEYS: usize = 4 * PAGE_KEYS;
+const BLOCK_KEYS: usize = PAGES * PAGE_KEYS;
 
 /// Rows (queries times the query heads that share a key head) that go through the keys together.
 const TILE: usize = 24;
@@ -32,7 +37,7 @@ pub struct Attend<'a> {
 struct Task {
     span: usize,
     kv_head: usize,
-    queries: std::ops::Range<usize>,
+    queries: Range<usize>,
 }
 
 impl Kernel for Attend<'_> {
@@ -92,7 +97,7 @@ struct Tile<'a> {
     cache: &'a KvCache,
     params: &'a AttentionParams<'a>,
     kv_head: usize,
-    queries: std::ops::Range<usize>,
+    queries: Range<usize>,
     out: Shared,
 }
 
@@ -136,26 +141,30 @@ impl Kernel for Tile<'_> {
             }
         }
         let n = rows.len();
-        let mut q = Vec::with_capacity(n * p.k_dim);
-        for row in &rows {
-            let of_head = &self.x.row(row.row)[self.q_start + row.head * p.k_dim..][..p.k_dim];
-            q.extend(of_head.iter().map(|q| q * p.scale));
+        let mut scratch = vec![0.0f32; n * (p.k_dim + BLOCK_KEYS + S::LANES + p.v_dim)];
+        let (q, rest) = scratch.split_at_mut(n * p.k_dim);
+        let (scores, rest) = rest.split_at_mut(n * BLOCK_KEYS);
+        let (sums, values) = rest.split_at_mut(n * S::LANES);
+        for (r, row) in rows.iter().enumerate() {
+            let from = &self.x.row(row.row)[self.q_start + row.head * p.k_dim..][..p.k_dim];
+            for (to, from) in q[r * p.k_dim..][..p.k_dim].iter_mut().zip(from) {
+                *to = from * p.scale;
+            }
         }
-        let mut scores = vec![0.0f32; n * BLOCK_KEYS];
-        let mut sums = vec![0.0f32; n * S::LANES];
-        let mut values = vec![0.0f32; n * p.v_dim];
+        // What no row sees is not computed.
         let first = rows.iter().map(|row| row.first).min().unwrap_or(0) / BLOCK_KEYS;
-        let end = rows.iter().map(|row| row.end).max().unwrap_or(0).div_ceil(BLOCK_KEYS);
-        for block in first..end {
+        let end = rows.iter().map(|row| row.end).max().unwrap_or(0).div_ceil(PAGE_KEYS);
+        for block in first..end.div_ceil(PAGES) {
+            let pages = block * PAGES..end.min(block * PAGES + PAGES);
             // SAFETY: pages exist up to the cache's length; scratch rows are `n`.
             unsafe {
-                self.scores(s, block, n, &q, &mut scores);
+                self.scores(s, pages.clone(), n, q, scores);
                 for (r, row) in rows.iter_mut().enumerate() {
-                    let scores = &mut scores[r * BLOCK_KEYS..][..BLOCK_KEYS];
+                    let scores = &mut scores[r * BLOCK_KEYS..][..pages.len() * PAGE_KEYS];
                     let sums = &mut sums[r * S::LANES..][..S::LANES];
                     self.soften(s, block, row, scores, sums, &mut values[r * p.v_dim..][..p.v_dim]);
                 }
-                self.weigh(s, block, n, &scores, &mut values);
+                self.weigh(s, pages, n, scores, values);
             }
         }
         for (r, row) in rows.iter().enumerate() {
@@ -170,10 +179,11 @@ impl Kernel for Tile<'_> {
                     factor = if total == 0.0 { 0.0 } else { (row.largest - largest).exp() };
                     total = total * factor + (sink - largest).exp();
                 }
+                // A row that sees no key has no weights: it gives zeros.
+                let (factor, total) = if total == 0.0 { (0.0, 1.0) } else { (factor, total) };
                 let to = self.out.at(row.row, row.head * p.v_dim);
                 for (d, value) in values[r * p.v_dim..][..p.v_dim].iter().enumerate() {
-                    // A row that sees no key has no weights: it gives zeros.
-                    *to.add(d) = if total == 0.0 { 0.0 } else { value * factor / total };
+                    *to.add(d) = value * factor / total;
                 }
             }
         }
@@ -181,38 +191,52 @@ impl Kernel for Tile<'_> {
 }
 
 impl Tile<'_> {
-    /// Scores of all rows for the keys of a block; keys beyond the last page get whatever was there.
+    /// Scores of all rows for the keys of some pages of a block.
     #[inline(always)]
-    unsafe fn scores<S: Simd>(&self, s: S, block: usize, n: usize, q: &[f32], scores: &mut [f32]) {
+    unsafe fn scores<S: Simd>(&self, s: S, pages: Range<usize>, n: usize, q: &[f32], scores: &mut [f32]) {
         let k = self.params.k_dim;
-        let pages = self.cache.len().div_ceil(PAGE_KEYS);
         let keys = self.cache.pages();
-        for page in block * 4..(block * 4 + 4).min(pages) {
+        let (mut page, end) = (pages.start, pages.end);
+        while page < end {
             let b = keys[self.cache.keys_at(page, self.kv_head)..].as_ptr();
-            let to = scores[page % 4 * PAGE_KEYS..].as_mut_ptr();
-            // SAFETY: `n` rows of queries and scores; a page has `k` rows of keys.
-            unsafe {
-                let product = Product {
-                    n,
-                    k,
-                    runs: 1,
-                    a: View { first: q.as_ptr(), step: k },
-                    b: View { first: b, step: PAGE_KEYS },
-                    b_run: 0,
-                    c: View { first: to, step: BLOCK_KEYS },
-                    width: S::LANES,
-                    add: false,
-                };
-                match PAGE_KEYS / S::LANES {
-                    1 => product.run::<S, 1>(s),
-                    2 => product.run::<S, 2>(s),
-                    _ => product.run::<S, 4>(s),
+            let to = scores[page % PAGES * PAGE_KEYS..].as_mut_ptr();
+            let product = Product {
+                n,
+                k,
+                runs: 1,
+                a: View { first: q.as_ptr(), step: k },
+                b: View { first: b, step: PAGE_KEYS },
+                b_run: 0,
+                b_page: self.cache.page_len(),
+                c: View { first: to, step: BLOCK_KEYS },
+                width: S::LANES,
+                add: false,
+            };
+            // SAFETY: `n` rows of queries and scores; a page has `k` rows of keys, and there are as many pages as are taken.
+            page += unsafe {
+                match (PAGE_KEYS / S::LANES, end - page) {
+                    (1, 4..) => {
+                        product.run::<S, 4>(s);
+                        4
+                    }
+                    (1, 2..) => {
+                        product.run::<S, 2>(s);
+                        2
+                    }
+                    (1, _) => {
+                        product.run::<S, 1>(s);
+                        1
+                    }
+                    _ => {
+                        product.run::<S, 2>(s);
+                        1
+                    }
                 }
-            }
+            };
         }
     }
 
-    /// Scores of one row to weights, in place: capped, biased, masked, and relative to the largest so far. What was summed
+    /// Scores of one row for the first keys of a block to weights, in place: capped, biased, masked, and relative to the largest so far. What was summed
     /// relative to an earlier one is scaled down.
     #[inline(always)]
     unsafe fn soften<S: Simd>(
@@ -225,14 +249,15 @@ impl Tile<'_> {
         values: &mut [f32],
     ) {
         let p = self.params;
-        let start = block * BLOCK_KEYS;
-        let seen = row.first.max(start).min(start + BLOCK_KEYS) - start
-            ..row.end.max(start).min(start + BLOCK_KEYS) - start;
+        let (start, keys) = (block * BLOCK_KEYS, scores.len());
+        let seen = row.first.clamp(start, start + keys) - start..row.end.clamp(start, start + keys) - start;
         if seen.is_empty() {
             scores.fill(0.0);
             return;
         }
-        // SAFETY: `BLOCK_KEYS` scores, a multiple of the vector's width; `LANES` sums.
+        let (scores, unseen) = scores.split_at_mut(seen.end.next_multiple_of(S::LANES));
+        unseen.fill(0.0);
+        // SAFETY: a multiple of `LANES` scores; `LANES` sums.
         unsafe {
             if let Some(cap) = p.softcap {
                 for chunk in scores.chunks_exact_mut(S::LANES) {
@@ -258,30 +283,37 @@ impl Tile<'_> {
             }
             let largest = s.largest(largest);
             let largest = if row.largest > largest { row.largest } else { largest };
-            let before = if row.largest == f32::NEG_INFINITY { 0.0 } else { row.largest - largest };
-            let mut factor = [0.0f32; 16];
-            s.store(factor.as_mut_ptr(), exp_to_0(s, s.splat(before)));
+            let mut sum = s.load(sums.as_ptr());
+            if row.largest != largest && row.largest != f32::NEG_INFINITY {
+                let mut factor = [0.0f32; 16];
+                s.store(factor.as_mut_ptr(), exp_to_0(s, s.splat(row.largest - largest)));
+                sum = s.mul(sum, s.splat(factor[0]));
+                for value in values {
+                    *value *= factor[0];
+                }
+            }
             row.largest = largest;
-            let mut sum = s.mul(s.load(sums.as_ptr()), s.splat(factor[0]));
             for chunk in scores.chunks_exact_mut(S::LANES) {
                 let weight = exp_to_0(s, s.sub(s.load(chunk.as_ptr()), s.splat(largest)));
                 s.store(chunk.as_mut_ptr(), weight);
                 sum = s.add(sum, weight);
             }
             s.store(sums.as_mut_ptr(), sum);
-            if factor[0] != 1.0 {
-                values.iter_mut().for_each(|v| *v *= factor[0]);
-            }
         }
     }
 
-    /// Adds the values of a block, each with its weight.
+    /// Adds the values of some pages of a block, each with its weight.
     #[inline(always)]
-    unsafe fn weigh<S: Simd>(&self, s: S, block: usize, n: usize, weights: &[f32], values: &mut [f32]) {
+    unsafe fn weigh<S: Simd>(
+        &self,
+        s: S,
+        pages: Range<usize>,
+        n: usize,
+        weights: &[f32],
+        values: &mut [f32],
+    ) {
         let v = self.params.v_dim;
-        let first = block * 4;
-        let runs = (self.cache.len().div_ceil(PAGE_KEYS) - first).min(4);
-        let stored = self.cache.pages()[self.cache.values_at(first, self.kv_head)..].as_ptr();
+        let stored = self.cache.pages()[self.cache.values_at(pages.start, self.kv_head)..].as_ptr();
         let mut d = 0;
         while d < v {
             let vectors = (v - d) / S::LANES;
@@ -291,10 +323,11 @@ impl Tile<'_> {
                 let product = Product {
                     n,
                     k: PAGE_KEYS,
-                    runs,
+                    runs: pages.len(),
                     a: View { first: weights.as_ptr(), step: BLOCK_KEYS },
                     b: View { first: stored.add(d), step: v },
                     b_run: self.cache.page_len(),
+                    b_page: PAGE_KEYS,
                     c: View { first: values.as_mut_ptr().add(d), step: v },
                     width,
                     add: true,
@@ -306,6 +339,10 @@ impl Tile<'_> {
                     }
                     4.. if n == 1 => {
                         product.tile::<S, 4, 1>(s, 0);
+                        4 * S::LANES
+                    }
+                    4.. if S::TILE_ROWS >= 12 => {
+                        product.run::<S, 4>(s);
                         4 * S::LANES
                     }
                     2.. => {
@@ -338,6 +375,8 @@ struct Product {
     a: View<*const f32>,
     b: View<*const f32>,
     b_run: usize,
+    /// Elements between groups of [`PAGE_KEYS`] columns of b.
+    b_page: usize,
     c: View<*mut f32>,
     width: usize,
     add: bool,
@@ -351,6 +390,11 @@ impl Product {
         let mut row = 0;
         // SAFETY: the caller's; row + R never exceeds `n`.
         unsafe {
+            // As many rows as the registers hold sums.
+            while S::TILE_ROWS >= 12 && N <= 2 && row + 12 <= self.n {
+                self.tile::<S, N, 12>(s, row);
+                row += 12;
+            }
             while row + 6 <= self.n {
                 self.tile::<S, N, 6>(s, row);
                 row += 6;
@@ -386,7 +430,9 @@ impl Product {
                 for i in 0..self.k {
                     let mut w = [s.splat(0.0); N];
                     for v in 0..N {
-                        w[v] = load(s, b.add(i * self.b.step + v * S::LANES), self.width);
+                        let column = v * S::LANES;
+                        let at = column / PAGE_KEYS * self.b_page + column % PAGE_KEYS;
+                        w[v] = load(s, b.add(i * self.b.step + at), self.width);
                     }
                     for r in 0..R {
                         let x = s.splat(*a.add(r * self.a.step + i));

@@ -7,7 +7,7 @@
 use std::ops::Range;
 
 use super::math::activate;
-use super::simd::{Kernel, Simd, Weight, load, store};
+use super::simd::{Fetch, Kernel, Simd, Weight, load, store};
 use crate::backend::Epilogue;
 use crate::cpu::pool::Pool;
 use crate::tensor::Tensor;
@@ -20,6 +20,9 @@ const ROW_BLOCK: usize = 96;
 
 /// Bytes of weights below which it does not pay to hand a task to another thread.
 const TASK_BYTES: usize = 64 << 10;
+
+/// Bytes that the cache takes from memory at once.
+const LINE: usize = 64;
 
 /// Packed weights.
 pub struct Panels<'w, T> {
@@ -189,7 +192,7 @@ impl<'a> Store<'a> {
     }
 }
 
-/// What is fetched into the cache while something else is computed: one place at each step of k.
+/// What is fetched into the cache while something else is computed: one or two places at each step of k.
 #[derive(Clone, Copy)]
 struct Ahead<T> {
     first: *const T,
@@ -199,9 +202,6 @@ struct Ahead<T> {
     share: usize,
     shares: usize,
 }
-
-/// Streams that are fetched ahead side by side: memory gives more when it is read in several streams than in one.
-const STREAMS: usize = 4;
 
 /// Some rows and panels, over a part of k.
 struct Operands<T: Weight> {
@@ -228,12 +228,20 @@ impl<T: Weight> Operands<T> {
         unsafe {
             if let Some(Ahead { first, len, share, shares }) = self.ahead {
                 let step = panel_width::<S>() / shares;
-                // In a tall tile there are no registers left for more than one stream.
-                let streams = if 3 * R <= 2 * S::TILE_ROWS { STREAMS } else { 1 };
+                let streams = match S::FETCH {
+                    // In a tall tile there are no registers left for more than one stream.
+                    Fetch::Streams(streams) if 3 * R <= 2 * S::TILE_ROWS => streams,
+                    _ => 1,
+                };
                 let first = first.wrapping_add(len / streams * share / shares);
+                let second = if step * size_of::<T>() > LINE { LINE / size_of::<T>() } else { 0 };
                 while i + streams <= self.k {
                     for stream in 0..streams {
-                        s.prefetch(first.wrapping_add(len / streams * stream + i / streams * step).cast());
+                        let at = first.wrapping_add(len / streams * stream + i / streams * step);
+                        s.prefetch(at.cast());
+                        if second > 0 {
+                            s.prefetch(at.wrapping_add(second).cast());
+                        }
                         self.step(s, i + stream, &mut sums);
                     }
                     i += streams;
@@ -368,11 +376,16 @@ impl<T: Weight> Block<'_, T> {
         scratch: &mut Scratch,
     ) {
         let width = panel_width::<S>();
-        // While this part of the panel is used, the next one, which lies behind it, is fetched: a share by each tile.
         let b =
             self.task.weights.data.as_ptr().wrapping_add((panel * self.task.weights.k + part.start) * width);
         let len = part.len() * width;
-        let ahead = Ahead { first: b.wrapping_add(len), len, share: tile, shares: tiles };
+        let ahead = match S::FETCH {
+            // A tile by itself runs through the panel at the speed of memory.
+            Fetch::Near(bytes) if tiles == 1 => b.wrapping_add(bytes / size_of::<T>()),
+            // While this part of the panel is used, the next one, which lies behind it, is fetched: a share by each tile.
+            _ => b.wrapping_add(len),
+        };
+        let ahead = Ahead { first: ahead, len, share: tile, shares: tiles };
         // SAFETY: the caller's.
         unsafe {
             match rows {

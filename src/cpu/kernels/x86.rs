@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use super::simd::{Kernel, Simd, add_widened_products};
+use super::simd::{Fetch, Kernel, Simd, add_widened_products};
 
 /// AVX2 with fused multiply-add and half-precision conversion; with `VNNI` also with sums of four products of bytes.
 #[derive(Clone, Copy, Debug)]
@@ -36,6 +36,26 @@ impl<const VNNI: bool> Avx2<VNNI> {
         const ONES: [i32; 16] = [-1, -1, -1, -1, -1, -1, -1, -1, 0, 0, 0, 0, 0, 0, 0, 0];
         // SAFETY: `n` is at most 8, so the eight elements lie inside of the table.
         unsafe { _mm256_loadu_si256(ONES.as_ptr().add(8 - n.min(8)).cast()) }
+    }
+}
+
+/// The sum of four: halves onto each other.
+#[inline(always)]
+unsafe fn sum_of_four(v: __m128) -> f32 {
+    // SAFETY: the caller has turned AVX on.
+    unsafe {
+        let v = _mm_add_ps(v, _mm_movehl_ps(v, v));
+        _mm_cvtss_f32(_mm_add_ss(v, _mm_movehdup_ps(v)))
+    }
+}
+
+/// The largest of four.
+#[inline(always)]
+unsafe fn largest_of_four(v: __m128) -> f32 {
+    // SAFETY: as above.
+    unsafe {
+        let v = _mm_max_ps(v, _mm_movehl_ps(v, v));
+        _mm_cvtss_f32(_mm_max_ss(v, _mm_movehdup_ps(v)))
     }
 }
 
@@ -173,6 +193,14 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
         }
     }
     #[inline(always)]
+    unsafe fn sum(self, v: Self::V) -> f32 {
+        unsafe { sum_of_four(_mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps::<1>(v))) }
+    }
+    #[inline(always)]
+    unsafe fn largest(self, v: Self::V) -> f32 {
+        unsafe { largest_of_four(_mm_max_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps::<1>(v))) }
+    }
+    #[inline(always)]
     unsafe fn exp2_whole(self, n: Self::V) -> Self::V {
         unsafe {
             let exponent = _mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127));
@@ -230,6 +258,7 @@ impl<const VNNI: bool, const BF16: bool> Simd for Avx512<VNNI, BF16> {
     type W = __m512i;
     const LANES: usize = 16;
     const TILE_ROWS: usize = 12;
+    const FETCH: Fetch = Fetch::Near(8 << 10);
     const GROUP: usize = if VNNI { 4 } else { 2 };
 
     #[inline(always)]
@@ -374,6 +403,20 @@ impl<const VNNI: bool, const BF16: bool> Simd for Avx512<VNNI, BF16> {
                 );
             }
             add_widened_products(self, sum, w, x)
+        }
+    }
+    #[inline(always)]
+    unsafe fn sum(self, v: Self::V) -> f32 {
+        unsafe {
+            let v = _mm256_add_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps::<1>(v));
+            sum_of_four(_mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps::<1>(v)))
+        }
+    }
+    #[inline(always)]
+    unsafe fn largest(self, v: Self::V) -> f32 {
+        unsafe {
+            let v = _mm256_max_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps::<1>(v));
+            largest_of_four(_mm_max_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps::<1>(v)))
         }
     }
     #[inline(always)]
