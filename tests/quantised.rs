@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use common::{cases, load_as};
 
-use smelt::cpu::Cpu;
+use smelt::cpu::{Cpu, SimdLevel};
 use smelt::model::Batch;
 use smelt::task::Bundle;
 use smelt::weights::read_bundle;
@@ -58,11 +58,22 @@ fn perplexity_stays_near_that_of_float32() {
 
 #[test]
 fn outputs_stay_near_those_of_transformers() {
+    let levels = SimdLevel::ALL.into_iter().filter(|level| Cpu::with_level(*level, Some(2)).is_some());
+    for level in levels {
+        outputs_of_level_stay_near_those_of_transformers(level);
+    }
+}
+
+fn outputs_of_level_stay_near_those_of_transformers(level: SimdLevel) {
+    // Where activations are rounded to 8 bits as well, as much as weights of 8 bits are, the two errors are as one of √2 the size.
+    let is_bytes = matches!(level, SimdLevel::Avx512Bf16 | SimdLevel::Avx512Vnni | SimdLevel::AvxVnni);
+    let q8 = if is_bytes { 0.02 * std::f32::consts::SQRT_2 } else { 0.02 };
     // Models of 16 to 64 columns with random weights: errors average out less than in larger ones.
-    for (dtype, bound) in [(WeightType::F32, 1e-5), (WeightType::Q8, 0.02), (WeightType::Q4, 0.3)] {
+    for (dtype, bound) in [(WeightType::F32, 1e-5), (WeightType::Q8, q8), (WeightType::Q4, 0.3)] {
         let mut errors: Vec<f32> = Vec::new();
         for dir in cases() {
-            let network = load_as(&dir, Arc::new(Cpu::new(Some(2))), Some(dtype)).unwrap();
+            let cpu = Cpu::with_level(level, Some(2)).unwrap();
+            let network = load_as(&dir, Arc::new(cpu), Some(dtype)).unwrap();
             let bundle = Bundle::new(read_bundle(&dir.join("reference.safetensors")).unwrap()).unwrap();
             let comparisons = bundle.compare(&network).unwrap();
             let outputs = comparisons.iter().filter(|c| !c.name.starts_with("generate"));
@@ -71,7 +82,9 @@ fn outputs_stay_near_those_of_transformers() {
         errors.sort_by(f32::total_cmp);
         let at = |share: f64| errors[((errors.len() - 1) as f64 * share) as usize];
         let (middle, most) = (at(0.5), at(0.9));
-        println!("{dtype}: largest difference by largest value: median {middle:.1e}, 90 % below {most:.1e}");
-        assert!(middle <= bound && at(1.0).is_finite(), "{dtype}: {middle}");
+        println!(
+            "{level:?}, {dtype}: largest difference by largest value: median {middle:.1e}, 90 % below {most:.1e}"
+        );
+        assert!(middle <= bound && at(1.0).is_finite(), "{level:?}, {dtype}: {middle}");
     }
 }
