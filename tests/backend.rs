@@ -41,13 +41,13 @@ fn close(found: &Tensor, expected: &Tensor, tolerance: f32, what: &str) {
     }
 }
 
-/// Rows as quantised products take them on processors with sums of four products of bytes: blocks of 32 numbers of 8 bits. Elsewhere
+/// Rows as quantised products take them on processors with sums of four products of bytes: runs of 256 numbers of 8 bits. Elsewhere
 /// they have 16 bits.
 fn rounded(x: &Tensor, level: SimdLevel) -> Tensor {
     let mut rounded = x.clone();
     if matches!(level, SimdLevel::Avx512Bf16 | SimdLevel::Avx512Vnni | SimdLevel::AvxVnni) {
         for row in 0..x.rows() {
-            for block in rounded.row_mut(row).chunks_mut(32) {
+            for block in rounded.row_mut(row).chunks_mut(256) {
                 let furthest = block.iter().fold(0f32, |a, b| a.max(b.abs()));
                 let whole = |x: f32| (x * (127.0 / furthest)).round_ties_even();
                 block.iter_mut().for_each(|x| *x = whole(*x) * (furthest / 127.0));

@@ -22,7 +22,7 @@ const ROW_BLOCK: usize = 96;
 const TASK_BYTES: usize = 64 << 10;
 
 /// Bytes that the cache takes from memory at once.
-const LINE: usize = 64;
+pub const LINE: usize = 64;
 
 /// Packed weights.
 pub struct Panels<'w, T> {

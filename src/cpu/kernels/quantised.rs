@@ -3,8 +3,8 @@
 //! Rows of x are rounded to whole numbers; products of whole numbers and their sums over a block of [`BLOCK`] inputs are exact, and blocks
 //! are added up in order, in float32. So a row's bits do not depend on what is computed with it.
 //!
-//! How far x is rounded is up to the instructions. Where there are some for sums of four products of bytes, each block of a row becomes
-//! numbers of 8 bits with a scale of its own. Elsewhere numbers of 16 bits cost nothing, and one scale for a row is enough: the
+//! How far x is rounded is up to the instructions. Where there are some for sums of four products of bytes, each run of [`RUN`] inputs
+//! becomes numbers of 8 bits with a scale of its own. Elsewhere numbers of 16 bits cost nothing, and one scale for a row is enough: the
 //! weights are then the only source of error.
 //!
 //! Weights lie in panels of two vectors' width, block after block: the scales of the panel's outputs in bfloat16, then the numbers, in
@@ -12,9 +12,9 @@
 
 use std::ops::Range;
 
-use super::matmul::{Shared, Split, Store, panel_width};
+use super::matmul::{LINE, Shared, Split, Store, panel_width};
 use super::rows::TASK_ELEMENTS;
-use super::simd::{Kernel, Simd};
+use super::simd::{Fetch, Kernel, Simd, load};
 use crate::backend::{Epilogue, QuantBlock};
 use crate::cpu::pool::Pool;
 use crate::tensor::Tensor;
@@ -91,22 +91,25 @@ impl Bits {
     }
 }
 
+/// Inputs of a row that share a scale where they become numbers of 8 bits: a multiple of [`BLOCK`]. Fewer would be a little more exact,
+/// and slower: 32 take a tenth of the speed.
+const RUN: usize = 256;
+
+/// Inputs of a row that share a scale, of `inputs`.
+fn run_len<S: Simd>(inputs: usize) -> usize {
+    if S::GROUP == 4 { RUN } else { inputs.next_multiple_of(BLOCK).max(BLOCK) }
+}
+
 /// Rows as whole numbers.
 pub struct Rounded {
     rows: usize,
     blocks: usize,
     /// `[rows][blocks][groups]`, the last block filled up with zeros.
     numbers: Vec<i32>,
-    /// `[rows]`, or in groups of four `[rows][blocks]`.
-    scales: Vec<Scale>,
-}
-
-/// What numbers are to be multiplied with.
-#[derive(Clone, Copy, Default)]
-struct Scale {
-    scale: f32,
-    /// In groups of four: what takes off a block's sum of products what was added to the weights.
-    offset: i32,
+    /// `[rows][runs]`: what numbers are to be multiplied with.
+    scales: Vec<f32>,
+    /// `[rows][blocks]`, in groups of four: what takes off a block's sum of products what was added to the weights.
+    offsets: Vec<i32>,
 }
 
 /// Rounds all rows of a matrix.
@@ -125,23 +128,37 @@ impl Kernel for Round<'_> {
     #[inline(always)]
     unsafe fn run<S: Simd>(self, s: S) -> Rounded {
         let Round { pool, x, bits } = self;
-        let (rows, blocks) = (x.rows(), x.cols().div_ceil(BLOCK));
-        let (width, scales) = (blocks * BLOCK / S::GROUP, if S::GROUP == 4 { blocks } else { 1 });
+        let (rows, cols, blocks) = (x.rows(), x.cols(), x.cols().div_ceil(BLOCK));
+        let (width, runs) = (blocks * BLOCK / S::GROUP, cols.div_ceil(run_len::<S>(cols)));
+        let of_row = if S::GROUP == 4 { blocks } else { 0 };
         let mut rounded = Rounded {
             rows,
             blocks,
             numbers: vec![0; rows * width],
-            scales: vec![Scale::default(); rows * scales],
+            scales: vec![0.0; rows * runs],
+            offsets: vec![0; rows * of_row],
         };
-        let some = (TASK_ELEMENTS / x.cols().max(1)).max(1);
-        let numbers = rounded.numbers.chunks_mut((some * width).max(1));
-        let parts = numbers.zip(rounded.scales.chunks_mut((some * scales).max(1))).enumerate();
-        pool.run_each(parts, |(i, (numbers, of_rows))| {
-            let rows = x.data()[i * some * x.cols()..].chunks(x.cols().max(1));
-            let to = numbers.chunks_mut(width.max(1)).zip(of_rows.chunks_mut(scales.max(1)));
-            for (row, (numbers, scales)) in rows.zip(to) {
-                // SAFETY: the token turns its features on.
-                unsafe { s.run(RoundRow { row, numbers, scales, zero: bits.zero() }) };
+        if cols == 0 {
+            return rounded;
+        }
+        let some = (TASK_ELEMENTS / cols).max(1);
+        let numbers = rounded.numbers.chunks_mut(some * width);
+        let mut offsets = rounded.offsets.chunks_mut((some * of_row).max(1));
+        let parts: Vec<_> = numbers
+            .zip(rounded.scales.chunks_mut(some * runs))
+            .map(|(numbers, scales)| (numbers, scales, offsets.next().unwrap_or_default()))
+            .collect();
+        pool.run_each(parts.into_iter().enumerate(), |(i, (numbers, scales, offsets))| {
+            for (r, row) in x.data()[i * some * cols..].chunks(cols).take(some).enumerate() {
+                let round = RoundRow {
+                    row,
+                    numbers: &mut numbers[r * width..(r + 1) * width],
+                    scales: &mut scales[r * runs..(r + 1) * runs],
+                    offsets: &mut offsets[r * of_row..(r + 1) * of_row],
+                    zero: bits.zero(),
+                };
+                // SAFETY: the token turns its features on; lengths are those that the kernel asks for.
+                unsafe { s.run(round) };
             }
         });
         rounded
@@ -151,7 +168,8 @@ impl Kernel for Round<'_> {
 struct RoundRow<'a> {
     row: &'a [f32],
     numbers: &'a mut [i32],
-    scales: &'a mut [Scale],
+    scales: &'a mut [f32],
+    offsets: &'a mut [i32],
     zero: i32,
 }
 
@@ -159,52 +177,66 @@ impl Kernel for RoundRow<'_> {
     type Output = ();
 
     /// # Safety
-    /// None beyond the features, with which the compiler makes vectors of these loops.
+    /// `numbers` are zeros for all blocks of the row, `scales` one for each run, `offsets`, in groups of four, one for each block.
     #[inline(always)]
-    unsafe fn run<S: Simd>(self, _: S) {
-        let RoundRow { row, numbers, scales, zero } = self;
-        if S::GROUP == 2 {
-            scales[0].scale = round::<2>(row, numbers);
-            return;
-        }
-        let blocks = row.chunks(BLOCK).zip(numbers.chunks_mut(BLOCK / 4));
-        for ((block, numbers), to) in blocks.zip(scales) {
-            let scale = round::<4>(block, numbers);
-            let sum: i32 =
-                numbers.iter().flat_map(|four| four.to_le_bytes()).map(|x| i32::from(x as i8)).sum();
-            *to = Scale { scale, offset: -zero * sum };
+    unsafe fn run<S: Simd>(self, s: S) {
+        let RoundRow { row, numbers, scales, offsets, zero } = self;
+        let len = run_len::<S>(row.len());
+        // A block's sum of products with weights of 8 bits stays below 2^31.
+        let largest = ((1u32 << (32 / S::GROUP - 1)) - 1) as f32;
+        let numbers = numbers.as_mut_ptr().cast::<u8>();
+        for (run, (values, scale)) in row.chunks(len).zip(scales).enumerate() {
+            // SAFETY: vectors inside of the run, numbers and offsets of its blocks.
+            unsafe {
+                let furthest = furthest(s, values);
+                let factor = if furthest > 0.0 { largest / furthest } else { 0.0 };
+                if !furthest.is_finite() || !factor.is_finite() {
+                    // What cannot be rounded must not come out as if it could; the smallest numbers count as 0.
+                    *scale = if furthest.is_finite() { 0.0 } else { f32::NAN };
+                    continue;
+                }
+                *scale = furthest / largest;
+                let factor = s.splat(factor);
+                for (block, values) in values.chunks(BLOCK).enumerate() {
+                    let block = run * (len / BLOCK) + block;
+                    let to = numbers.add(block * BLOCK * 4 / S::GROUP);
+                    let mut sum = s.splat(0.0);
+                    let mut i = 0;
+                    while i < values.len() {
+                        let n = (values.len() - i).min(S::LANES);
+                        let y = s.round(s.mul(load(s, values.as_ptr().add(i), n), factor));
+                        // What lies behind the row's end are zeros, and there is room for them: a block is whole vectors.
+                        s.store_numbers(to.add(i * 4 / S::GROUP), y);
+                        sum = s.add(sum, y);
+                        i += S::LANES;
+                    }
+                    if S::GROUP == 4 {
+                        // Whole numbers below 2^24: exact.
+                        offsets[block] = -zero * s.sum(sum) as i32;
+                    }
+                }
+            }
         }
     }
 }
 
-/// Rounds to groups of whole numbers, of `32 / GROUP` bits each; gives their scale.
+/// The size of the value that is furthest from 0; not a number if there is one that is infinite or none.
 #[inline(always)]
-fn round<const GROUP: usize>(values: &[f32], numbers: &mut [i32]) -> f32 {
-    /// Added to a number below 2^22 it leaves the nearest whole one, the even of two, in the lower bits.
-    const SHIFT: f32 = 12_582_912.0;
-    let bits = 32 / GROUP;
-    // A block's sum of products with weights of 8 bits stays below 2^31.
-    let largest = ((1u32 << (bits - 1)) - 1) as f32;
-    // As whole numbers, sizes compare as the numbers do, and what is infinite or no number is larger than all.
-    let furthest = values.iter().fold(0, |furthest, x| (x.to_bits() & 0x7fff_ffff).max(furthest));
-    let furthest = f32::from_bits(furthest);
-    let factor = if furthest > 0.0 { largest / furthest } else { 0.0 };
-    if !furthest.is_finite() || !factor.is_finite() {
-        // What cannot be rounded must not come out as if it could; the smallest numbers count as 0.
-        return if furthest.is_finite() { 0.0 } else { f32::NAN };
+unsafe fn furthest<S: Simd>(s: S, values: &[f32]) -> f32 {
+    // SAFETY: the caller has the features on; `n` elements are there.
+    unsafe {
+        let zero = s.splat(0.0);
+        let (mut furthest, mut none) = (zero, zero);
+        let mut i = 0;
+        while i < values.len() {
+            let n = (values.len() - i).min(S::LANES);
+            let x = load(s, values.as_ptr().add(i), n);
+            furthest = s.max(furthest, s.max(x, s.sub(zero, x)));
+            none = s.fma(x, zero, none);
+            i += n;
+        }
+        s.largest(furthest) + s.sum(none)
     }
-    let group = |group: &[f32; GROUP]| {
-        let whole = group.map(|x| (x * factor + SHIFT).to_bits() & (u32::MAX >> (32 - bits)));
-        whole.iter().rev().fold(0, |group, x| group << (bits % 32) | x) as i32
-    };
-    let (whole, rest) = values.as_chunks::<GROUP>();
-    numbers.iter_mut().zip(whole).for_each(|(to, values)| *to = group(values));
-    if !rest.is_empty() {
-        let mut last = [0.0; GROUP];
-        last[..rest.len()].copy_from_slice(rest);
-        numbers[whole.len()] = group(&last);
-    }
-    furthest / largest
 }
 
 /// A product over all rows, on all threads of a pool.
@@ -232,17 +264,27 @@ impl Kernel for QuantisedProduct<'_> {
         let count = outputs.div_ceil(width);
         assert_eq!(panels.len(), count * panel_bytes, "packed weights");
         assert_eq!((out.rows(), out.cols()), (rows, outputs), "shape of a product");
-        let scales = if S::GROUP == 4 { rows * x.blocks } else { rows };
+        let runs = inputs.div_ceil(run_len::<S>(inputs));
+        let offsets = if S::GROUP == 4 { rows * x.blocks } else { 0 };
         assert_eq!(
-            (x.blocks, x.numbers.len(), x.scales.len()),
-            (inputs.div_ceil(BLOCK), rows * x.blocks * BLOCK / S::GROUP, scales),
+            (x.blocks, x.numbers.len(), x.scales.len(), x.offsets.len()),
+            (inputs.div_ceil(BLOCK), rows * x.blocks * BLOCK / S::GROUP, rows * runs, offsets),
             "rounded rows"
         );
         let store = Store::new(epilogue, rows, outputs, Shared::new(out));
         let Some(split) = Split::new(rows, count, panel_bytes, pool.threads()) else { return };
         pool.run(split.tasks(), &|i| {
             let (rows, panel_range) = split.task(i);
-            let tiles = Tiles { x, panels, bits, panel_bytes, store: &store, rows, panel_range };
+            let tiles = Tiles {
+                x,
+                panels,
+                bits,
+                panel_bytes,
+                run_len: run_len::<S>(inputs),
+                store: &store,
+                rows,
+                panel_range,
+            };
             // SAFETY: the token turns its features on; lengths are checked above; tasks have different rows or panels.
             unsafe { s.run(tiles) };
         });
@@ -254,6 +296,7 @@ struct Tiles<'a> {
     panels: &'a [u8],
     bits: Bits,
     panel_bytes: usize,
+    run_len: usize,
     store: &'a Store<'a>,
     rows: Range<usize>,
     panel_range: Range<usize>,
@@ -287,19 +330,21 @@ impl Tiles<'_> {
             while panel < self.panel_range.end {
                 // Memory gives more when it is read in several streams than in one.
                 if rows == 1 && panel + 4 <= self.panel_range.end {
-                    self.tile::<S, FOUR, 1, 4>(s, panel, self.rows.start);
+                    self.tile::<S, FOUR, 1, 4>(s, panel, self.rows.start, false);
                     panel += 4;
                     continue;
                 }
                 for tile in 0..tiles {
                     let first = self.rows.start + rows * tile / tiles;
+                    // Tiles behind the first find the panel in the cache.
+                    let ahead = tile == 0;
                     match self.rows.start + rows * (tile + 1) / tiles - first {
-                        1 => self.tile::<S, FOUR, 1, 1>(s, panel, first),
-                        2 => self.tile::<S, FOUR, 2, 1>(s, panel, first),
-                        3 => self.tile::<S, FOUR, 3, 1>(s, panel, first),
-                        4 => self.tile::<S, FOUR, 4, 1>(s, panel, first),
-                        5 => self.tile::<S, FOUR, 5, 1>(s, panel, first),
-                        _ => self.tile::<S, FOUR, 6, 1>(s, panel, first),
+                        1 => self.tile::<S, FOUR, 1, 1>(s, panel, first, ahead),
+                        2 => self.tile::<S, FOUR, 2, 1>(s, panel, first, ahead),
+                        3 => self.tile::<S, FOUR, 3, 1>(s, panel, first, ahead),
+                        4 => self.tile::<S, FOUR, 4, 1>(s, panel, first, ahead),
+                        5 => self.tile::<S, FOUR, 5, 1>(s, panel, first, ahead),
+                        _ => self.tile::<S, FOUR, 6, 1>(s, panel, first, ahead),
                     }
                 }
                 panel += 1;
@@ -307,83 +352,93 @@ impl Tiles<'_> {
         }
     }
 
-    /// `R` rows from `row` on and `P` panels from `panel` on.
+    /// `R` rows from `row` on and `P` panels from `panel` on; `ahead` fetches the panel on the way.
     #[inline(always)]
     unsafe fn tile<S: Simd, const FOUR: bool, const R: usize, const P: usize>(
         &self,
         s: S,
         panel: usize,
         row: usize,
+        ahead: bool,
     ) {
         let (width, blocks) = (panel_width::<S>(), self.x.blocks);
         let groups = BLOCK / S::GROUP;
         let step = blocks * groups;
         let block_bytes = width * (2 + self.bits.bytes());
+        let of_run = self.run_len / BLOCK;
+        let runs = blocks.div_ceil(of_run);
         // SAFETY: blocks lie inside of the panels, rows inside of the numbers.
         unsafe {
             let x = self.x.numbers.as_ptr().add(row * step);
             let b = self.panels.as_ptr().add(panel * self.panel_bytes);
-            let mut totals = [[[s.splat(0.0); 2]; R]; P];
-            for block in 0..blocks {
-                let x = x.add(block * groups);
-                for p in 0..P {
-                    let scales = b.add(p * self.panel_bytes + block * block_bytes);
-                    let numbers = scales.add(2 * width);
-                    let mut sums = [[s.splat_whole(0); 2]; R];
-                    if S::GROUP == 4 {
-                        for (r, sums) in sums.iter_mut().enumerate() {
-                            *sums = [s.splat_whole(self.scale((row + r) * blocks + block).offset); 2];
-                        }
-                    }
-                    if FOUR {
-                        for eight in 0..BLOCK / 8 {
-                            let w = numbers.add(eight * width * 4);
-                            let w = [s.load_bytes(w), s.load_bytes(w.add(S::LANES * 4))];
-                            let x = x.add(eight * 8 / S::GROUP);
-                            part_of_eight::<S, R, 0>(s, w, x, step, &mut sums);
-                            part_of_eight::<S, R, 1>(s, w, x.add(1), step, &mut sums);
-                            if S::GROUP == 2 {
-                                part_of_eight::<S, R, 2>(s, w, x.add(2), step, &mut sums);
-                                part_of_eight::<S, R, 3>(s, w, x.add(3), step, &mut sums);
+            // In memory: sums of blocks and of runs take all registers.
+            let mut totals = [[[[0.0f32; 16]; 2]; R]; P];
+            for run in 0..runs {
+                let mut parts = [[[s.splat(0.0); 2]; R]; P];
+                for block in run * of_run..((run + 1) * of_run).min(blocks) {
+                    let x = x.add(block * groups);
+                    for p in 0..P {
+                        let scales = b.add(p * self.panel_bytes + block * block_bytes);
+                        let numbers = scales.add(2 * width);
+                        if ahead && let Fetch::Near(bytes) = S::FETCH {
+                            for line in 0..block_bytes.div_ceil(LINE) {
+                                s.prefetch(scales.wrapping_add(bytes + line * LINE));
                             }
                         }
-                    } else {
-                        for group in 0..groups {
-                            let w = numbers.add(group * width * S::GROUP);
-                            let w = [s.load_eights(w), s.load_eights(w.add(S::LANES * S::GROUP))];
-                            multiply::<S, R>(s, w, x.add(group), step, &mut sums);
+                        let mut sums = [[s.splat_whole(0); 2]; R];
+                        if S::GROUP == 4 {
+                            for (r, sums) in sums.iter_mut().enumerate() {
+                                let offset = *self.x.offsets.get_unchecked((row + r) * blocks + block);
+                                *sums = [s.splat_whole(offset); 2];
+                            }
+                        }
+                        if FOUR {
+                            for eight in 0..BLOCK / 8 {
+                                let w = numbers.add(eight * width * 4);
+                                let w = [s.load_bytes(w), s.load_bytes(w.add(S::LANES * 4))];
+                                let x = x.add(eight * 8 / S::GROUP);
+                                part_of_eight::<S, R, 0>(s, w, x, step, &mut sums);
+                                part_of_eight::<S, R, 1>(s, w, x.add(1), step, &mut sums);
+                                if S::GROUP == 2 {
+                                    part_of_eight::<S, R, 2>(s, w, x.add(2), step, &mut sums);
+                                    part_of_eight::<S, R, 3>(s, w, x.add(3), step, &mut sums);
+                                }
+                            }
+                        } else {
+                            for group in 0..groups {
+                                let w = numbers.add(group * width * S::GROUP);
+                                let w = [s.load_eights(w), s.load_eights(w.add(S::LANES * S::GROUP))];
+                                multiply::<S, R>(s, w, x.add(group), step, &mut sums);
+                            }
+                        }
+                        let scales = scales.cast::<u16>();
+                        let scales = [s.load_bf16(scales), s.load_bf16(scales.add(S::LANES))];
+                        for r in 0..R {
+                            for half in 0..2 {
+                                let sum = s.float(sums[r][half]);
+                                parts[p][r][half] = s.fma(sum, scales[half], parts[p][r][half]);
+                            }
                         }
                     }
-                    let scales =
-                        [s.load_bf16(scales.cast()), s.load_bf16(scales.cast::<u16>().add(S::LANES))];
-                    for r in 0..R {
+                }
+                for r in 0..R {
+                    let scale = s.splat(*self.x.scales.get_unchecked((row + r) * runs + run));
+                    for p in 0..P {
                         for half in 0..2 {
-                            let mut sum = s.float(sums[r][half]);
-                            if S::GROUP == 4 {
-                                sum = s.mul(sum, s.splat(self.scale((row + r) * blocks + block).scale));
-                            }
-                            totals[p][r][half] = s.fma(sum, scales[half], totals[p][r][half]);
+                            let total = totals[p][r][half].as_mut_ptr();
+                            s.store(total, s.fma(parts[p][r][half], scale, s.load(total)));
                         }
                     }
                 }
             }
             for p in 0..P {
-                if S::GROUP == 2 {
-                    for r in 0..R {
-                        let scale = s.splat(self.scale(row + r).scale);
-                        totals[p][r] = [s.mul(totals[p][r][0], scale), s.mul(totals[p][r][1], scale)];
-                    }
+                let mut acc = [[s.splat(0.0); 2]; R];
+                for r in 0..R {
+                    acc[r] = [s.load(totals[p][r][0].as_ptr()), s.load(totals[p][r][1].as_ptr())];
                 }
-                self.store.tile::<S, R>(s, panel + p, row, &totals[p]);
+                self.store.tile::<S, R>(s, panel + p, row, &acc);
             }
         }
-    }
-
-    /// Scale `i` of the rows.
-    #[inline(always)]
-    unsafe fn scale(&self, i: usize) -> Scale {
-        // SAFETY: the caller's.
-        unsafe { *self.x.scales.get_unchecked(i) }
     }
 }
 

@@ -89,6 +89,22 @@ pub trait Simd: Copy + Send + Sync + 'static {
     unsafe fn load_bytes(self, p: *const u8) -> Self::W;
     /// Groups of numbers of 8 bits, `GROUP * LANES` bytes: with a sign in groups of two, without in groups of four.
     unsafe fn load_eights(self, p: *const u8) -> Self::W;
+    /// Stores whole numbers in `32 / GROUP` bits each, which must be enough for them.
+    #[inline(always)]
+    unsafe fn store_numbers(self, p: *mut u8, v: Self::V) {
+        let mut x = [0.0f32; 16];
+        // SAFETY: a vector has at most 16 elements; `4 / GROUP * LANES` bytes are the caller's promise.
+        unsafe {
+            self.store(x.as_mut_ptr(), v);
+            for (i, x) in x.into_iter().enumerate().take(Self::LANES) {
+                if Self::GROUP == 4 {
+                    p.add(i).write(x as i8 as u8);
+                } else {
+                    p.add(2 * i).cast::<[u8; 2]>().write((x as i16).to_le_bytes());
+                }
+            }
+        }
+    }
     /// Group `J` of the eight numbers of 4 bits in each 32 bits, [`crate::cpu::kernels::quantised::Bits`] says how: with a sign in groups
     /// of two, without in groups of four.
     unsafe fn nibbles<const J: u32>(self, x: Self::W) -> Self::W;

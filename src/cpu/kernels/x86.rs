@@ -160,6 +160,18 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
         unsafe { if VNNI { self.load_bytes(p) } else { _mm256_cvtepi8_epi16(_mm_loadu_si128(p.cast())) } }
     }
     #[inline(always)]
+    unsafe fn store_numbers(self, p: *mut u8, v: Self::V) {
+        unsafe {
+            let v = _mm256_cvtps_epi32(v);
+            let v = _mm_packs_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256::<1>(v));
+            if VNNI {
+                _mm_storel_epi64(p.cast(), _mm_packs_epi16(v, v));
+            } else {
+                _mm_storeu_si128(p.cast(), v);
+            }
+        }
+    }
+    #[inline(always)]
     unsafe fn nibbles<const J: u32>(self, x: Self::W) -> Self::W {
         unsafe {
             if VNNI {
@@ -357,6 +369,17 @@ impl<const VNNI: bool, const BF16: bool> Simd for Avx512<VNNI, BF16> {
     #[inline(always)]
     unsafe fn load_eights(self, p: *const u8) -> Self::W {
         unsafe { if VNNI { self.load_bytes(p) } else { _mm512_cvtepi8_epi16(_mm256_loadu_si256(p.cast())) } }
+    }
+    #[inline(always)]
+    unsafe fn store_numbers(self, p: *mut u8, v: Self::V) {
+        unsafe {
+            let v = _mm512_cvtps_epi32(v);
+            if VNNI {
+                _mm_storeu_si128(p.cast(), _mm512_cvtepi32_epi8(v));
+            } else {
+                _mm256_storeu_si256(p.cast(), _mm512_cvtepi32_epi16(v));
+            }
+        }
     }
     #[inline(always)]
     unsafe fn nibbles<const J: u32>(self, x: Self::W) -> Self::W {
