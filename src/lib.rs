@@ -40,7 +40,6 @@
 //! | [`tensor`], [`error`] | what the others share |
 //! | [`docs`], [`schema`] | the block reference and a JSON Schema, made from the definitions of the blocks |
 //! | [`draft`] | a first description of a model that none describes |
-//! | [`docs`] | the block reference, made from the definitions of the blocks |
 
 #![warn(missing_docs)]
 

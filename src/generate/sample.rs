@@ -1,3 +1,5 @@
+use std::borrow::Cow;
+
 use crate::error::{Error, ErrorKind, Result};
 
 /// How the next token is chosen.
@@ -73,12 +75,12 @@ impl Sampler {
     /// # Errors
     /// `Checkpoint` when a logit is not a number, or infinitely large.
     pub fn pick(&mut self, logits: &[f32], history: &[u32]) -> Result<u32> {
-        if logits.iter().any(|x| x.is_nan() || *x == f32::INFINITY) {
+        // Looked at to the end: the compiler makes vectors of that.
+        if logits.iter().fold(false, |found, x| found | x.is_nan() | (*x == f32::INFINITY)) {
             let message = "the model's logits are not numbers";
             return Err(Error::new(ErrorKind::Checkpoint, message).help("is the checkpoint damaged?"));
         }
-        let mut scores = logits.to_vec();
-        self.penalise(&mut scores, history);
+        let scores = self.penalised(logits, history);
         if self.options.temperature == 0.0 {
             return Ok(argmax(&scores));
         }
@@ -95,11 +97,13 @@ impl Sampler {
         Ok(kept.iter().rev().find(|(_, p)| *p > 0.0).map_or(0, |(id, _)| *id))
     }
 
-    fn penalise(&self, scores: &mut [f32], history: &[u32]) {
+    /// The logits with the repetition penalty.
+    fn penalised<'l>(&self, logits: &'l [f32], history: &[u32]) -> Cow<'l, [f32]> {
         let penalty = self.options.repetition_penalty;
         if penalty == 1.0 {
-            return;
+            return Cow::Borrowed(logits);
         }
+        let mut scores = logits.to_vec();
         let mut seen: Vec<u32> = history.to_vec();
         seen.sort_unstable();
         seen.dedup();
@@ -108,6 +112,7 @@ impl Sampler {
                 *score = if *score < 0.0 { *score * penalty } else { *score / penalty };
             }
         }
+        Cow::Owned(scores)
     }
 
     /// Tokens that may be chosen with their probabilities up to a common factor, likeliest first. The order of the filters

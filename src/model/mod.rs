@@ -268,7 +268,7 @@ impl Network {
 
 /// An error if some element is not a number.
 fn numbers(name: &str, value: &Tensor) -> Result<()> {
-    if value.data().iter().any(|x| x.is_nan()) {
+    if value.has_nan() {
         let message = format!("the model's `{name}` is not a number");
         return Err(Error::new(ErrorKind::Checkpoint, message)
             .help("a weight is not a number, or too large for the type it is kept in"));

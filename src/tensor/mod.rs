@@ -64,6 +64,12 @@ impl Tensor {
         &mut self.data[i * self.cols..(i + 1) * self.cols]
     }
 
+    /// Whether some element is not a number.
+    pub fn has_nan(&self) -> bool {
+        // Chunks are looked at to their end: the compiler makes vectors of that.
+        self.data.chunks(1024).any(|chunk| chunk.iter().fold(false, |found, x| found | x.is_nan()))
+    }
+
     /// The elements, row by row.
     pub fn into_vec(self) -> Vec<f32> {
         self.data

@@ -11,6 +11,7 @@ use serde_json::{Map, Value, json};
 
 use smelt::backend::{Counting, Work};
 use smelt::cpu::{Cpu, Meter, Peaks};
+use smelt::generate::argmax;
 use smelt::model::{Batch, Network};
 use smelt::weights::Repository;
 use smelt::{Compute, Error, ErrorKind, OpenOptions, Result, WeightType};
@@ -290,7 +291,7 @@ impl Bench {
         for step in 0..new {
             let tokens_now: Vec<&[u32]> = tokens.iter().map(Vec::as_slice).collect();
             let logits = session.step(&tokens_now, "logits")?;
-            tokens = (0..sequences).map(|b| vec![likeliest(logits.row(b))]).collect();
+            tokens = (0..sequences).map(|b| vec![argmax(logits.row(b))]).collect();
             if step == 0 && timed == Timed::Step {
                 self.counting.take();
                 start = Instant::now();
@@ -304,11 +305,6 @@ impl Bench {
             Work { flops: per_step(work.flops), bytes: per_step(work.bytes), time: work.time / steps as u32 };
         Ok(Timing { ms, work })
     }
-}
-
-fn likeliest(logits: &[f32]) -> u32 {
-    let best = logits.iter().enumerate().max_by(|a, b| a.1.total_cmp(b.1));
-    best.map_or(0, |(i, _)| i as u32)
 }
 
 /// Everything that is told of a shape.
