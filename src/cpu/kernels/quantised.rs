@@ -12,7 +12,7 @@
 
 use std::ops::Range;
 
-use super::matmul::{LINE, Shared, Split, Store, panel_width};
+use super::matmul::{LINE, PANELS_OF_A_ROW, Shared, Split, Store, panel_width, panels_of_a_row};
 use super::rows::TASK_ELEMENTS;
 use super::simd::{Fetch, Kernel, Simd, load};
 use crate::backend::{Epilogue, QuantBlock};
@@ -272,7 +272,8 @@ impl Kernel for QuantisedProduct<'_> {
             "rounded rows"
         );
         let store = Store::new(epilogue, rows, outputs, Shared::new(out));
-        let Some(split) = Split::new(rows, count, panel_bytes, pool.threads()) else { return };
+        let together = panels_of_a_row::<S>(1);
+        let Some(split) = Split::new(rows, count, panel_bytes, together, pool.threads()) else { return };
         pool.run(split.tasks(), &|i| {
             let (rows, panel_range) = split.task(i);
             let tiles = Tiles {
@@ -328,10 +329,10 @@ impl Tiles<'_> {
         // SAFETY: the caller's.
         unsafe {
             while panel < self.panel_range.end {
-                // Memory gives more when it is read in several streams than in one.
-                if rows == 1 && panel + 4 <= self.panel_range.end {
-                    self.tile::<S, FOUR, 1, 4>(s, panel, self.rows.start, false);
-                    panel += 4;
+                if panels_of_a_row::<S>(1) > 1 && rows == 1 && panel + PANELS_OF_A_ROW <= self.panel_range.end
+                {
+                    self.tile::<S, FOUR, 1, PANELS_OF_A_ROW>(s, panel, self.rows.start, false);
+                    panel += PANELS_OF_A_ROW;
                     continue;
                 }
                 for tile in 0..tiles {
