@@ -12,8 +12,9 @@ use crate::backend::Epilogue;
 use crate::cpu::pool::Pool;
 use crate::tensor::Tensor;
 
-/// Most elements of k that are taken at once when there are many rows: the part of a panel that stays in the first cache.
-const K_BLOCK: usize = 512;
+/// Most elements of k that are taken at once when there are many rows: the rows of a tile stay in the first cache, and a part of a
+/// panel in the second.
+const K_BLOCK: usize = 768;
 
 /// Rows that are computed together: their part of `x` stays in the second cache while the panels pass.
 const ROW_BLOCK: usize = 96;
