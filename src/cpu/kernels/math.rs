@@ -27,7 +27,7 @@ pub unsafe fn exp_to_0<S: Simd>(s: S, x: S::V) -> S::V {
             p = s.fma(p, r, s.splat(c));
         }
         let p = s.add(s.fma(s.mul(r, r), p, r), s.splat(1.0));
-        s.if_less(x, s.splat(EXP_LOW), s.splat(0.0), s.mul(p, s.exp2_whole(n)))
+        s.if_less(x, s.splat(EXP_LOW), s.splat(0.0), s.mul_exp2(p, n))
     }
 }
 

@@ -211,8 +211,8 @@ impl Kernel for RoundRow<'_> {
                         i += S::LANES;
                     }
                     if S::GROUP == 4 {
-                        // Whole numbers below 2^24: exact.
-                        offsets[block] = -zero * s.sum(sum) as i32;
+                        // Up to 32 numbers up to 127, added up exactly.
+                        offsets[block] = -zero * s.sum(sum).to_int_unchecked::<i32>();
                     }
                 }
             }

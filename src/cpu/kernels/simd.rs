@@ -80,6 +80,12 @@ pub trait Simd: Copy + Send + Sync + 'static {
     unsafe fn round(self, a: Self::V) -> Self::V;
     /// `2^n` for whole `n` from -126 to 127.
     unsafe fn exp2_whole(self, n: Self::V) -> Self::V;
+    /// `x * 2^n` for such `n`.
+    #[inline(always)]
+    unsafe fn mul_exp2(self, x: Self::V, n: Self::V) -> Self::V {
+        // SAFETY: the caller's.
+        unsafe { self.mul(x, self.exp2_whole(n)) }
+    }
 
     unsafe fn splat_whole(self, x: i32) -> Self::I;
     unsafe fn float(self, x: Self::I) -> Self::V;

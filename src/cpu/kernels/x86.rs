@@ -429,6 +429,10 @@ impl<const VNNI: bool, const BF16: bool> Simd for Avx512<VNNI, BF16> {
         }
     }
     #[inline(always)]
+    unsafe fn mul_exp2(self, x: Self::V, n: Self::V) -> Self::V {
+        unsafe { _mm512_scalef_ps(x, n) }
+    }
+    #[inline(always)]
     unsafe fn sum(self, v: Self::V) -> f32 {
         unsafe {
             let v = _mm256_add_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps::<1>(v));
