@@ -23,8 +23,7 @@ impl KvCache {
     }
 
     /// An empty cache that uses the memory of `pages`, whatever they hold.
-    pub fn reusing(mut pages: Vec<f32>, kv_heads: usize, k_dim: usize, v_dim: usize) -> Self {
-        pages.clear();
+    pub fn reusing(pages: Vec<f32>, kv_heads: usize, k_dim: usize, v_dim: usize) -> Self {
         KvCache { kv_heads, k_dim, v_dim, len: 0, pages }
     }
 
@@ -65,7 +64,7 @@ impl KvCache {
 
     /// Bytes in use.
     pub fn bytes(&self) -> u64 {
-        self.pages.len() as u64 * 4
+        KvCache::elements(self.kv_heads, self.k_dim, self.v_dim, self.len) as u64 * 4
     }
 
     /// Elements of one page.
@@ -73,10 +72,16 @@ impl KvCache {
         self.kv_heads * (self.k_dim + self.v_dim) * PAGE_KEYS
     }
 
-    /// Adds `n` positions, filled with zeros, and gives all pages to write them into.
+    /// Adds `n` positions of unspecified contents, and gives all pages to write them into.
     pub fn grow(&mut self, n: usize) -> &mut [f32] {
+        let (before, page_len) = (self.len.div_ceil(PAGE_KEYS), self.page_len());
         self.len += n;
-        self.pages.resize(self.len.div_ceil(PAGE_KEYS) * self.page_len(), 0.0);
+        let pages = self.len.div_ceil(PAGE_KEYS);
+        self.pages.resize(pages * page_len, 0.0);
+        // Memory that was used before holds anything; of new pages only the last may stay incomplete.
+        if pages > before {
+            self.pages[(pages - 1) * page_len..].fill(0.0);
+        }
         &mut self.pages
     }
 

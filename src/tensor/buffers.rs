@@ -9,10 +9,8 @@ pub struct Buffers {
 impl Buffers {
     /// A matrix `[rows, cols]` of unspecified contents: whoever takes it writes every element.
     pub fn take(&mut self, rows: usize, cols: usize) -> Tensor {
-        let len = rows * cols;
-        let mut data = self.take_memory(len);
-        data.resize(len, 0.0);
-        Tensor::from_vec(rows, cols, data)
+        let memory = self.take_memory(rows * cols);
+        Tensor::reusing(rows, cols, memory)
     }
 
     /// Memory for `len` elements, of unspecified length and contents.
@@ -27,7 +25,7 @@ impl Buffers {
 
     /// Gives the memory of `tensor` back.
     pub fn give(&mut self, tensor: Tensor) {
-        self.give_memory(tensor.into_vec());
+        self.give_memory(tensor.into_memory());
     }
 
     /// Gives memory back.

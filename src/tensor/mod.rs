@@ -5,6 +5,8 @@ mod array;
 mod buffers;
 mod dtype;
 
+use std::fmt;
+
 pub use array::{Array, Storage};
 pub use buffers::Buffers;
 pub use dtype::DType;
@@ -12,10 +14,11 @@ pub use dtype::DType;
 /// A matrix of float32, row by row: what every block takes and gives.
 ///
 /// A row belongs to a token (or to a whole sequence, after pooling); a column to a feature.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Default)]
 pub struct Tensor {
     rows: usize,
     cols: usize,
+    /// The elements, and behind them what the memory held before.
     data: Vec<f32>,
 }
 
@@ -34,6 +37,19 @@ impl Tensor {
         Tensor { rows, cols, data }
     }
 
+    /// A matrix `[rows, cols]` of unspecified contents in the memory of `data`, which grows if it has to.
+    pub fn reusing(rows: usize, cols: usize, mut data: Vec<f32>) -> Self {
+        if data.len() < rows * cols {
+            data.resize(rows * cols, 0.0);
+        }
+        Tensor { rows, cols, data }
+    }
+
+    /// The memory, with elements in it that are the matrix's or of no meaning.
+    pub fn into_memory(self) -> Vec<f32> {
+        self.data
+    }
+
     /// Number of rows.
     pub fn rows(&self) -> usize {
         self.rows
@@ -46,12 +62,12 @@ impl Tensor {
 
     /// All elements, row by row.
     pub fn data(&self) -> &[f32] {
-        &self.data
+        &self.data[..self.rows * self.cols]
     }
 
     /// All elements, row by row, to be written.
     pub fn data_mut(&mut self) -> &mut [f32] {
-        &mut self.data
+        &mut self.data[..self.rows * self.cols]
     }
 
     /// Row `i`.
@@ -67,11 +83,30 @@ impl Tensor {
     /// Whether some element is not a number.
     pub fn has_nan(&self) -> bool {
         // Chunks are looked at to their end: the compiler makes vectors of that.
-        self.data.chunks(1024).any(|chunk| chunk.iter().fold(false, |found, x| found | x.is_nan()))
+        self.data().chunks(1024).any(|chunk| chunk.iter().fold(false, |found, x| found | x.is_nan()))
     }
 
     /// The elements, row by row.
-    pub fn into_vec(self) -> Vec<f32> {
+    pub fn into_vec(mut self) -> Vec<f32> {
+        self.data.truncate(self.rows * self.cols);
         self.data
+    }
+}
+
+impl Clone for Tensor {
+    fn clone(&self) -> Self {
+        Tensor { rows: self.rows, cols: self.cols, data: self.data().to_vec() }
+    }
+}
+
+impl PartialEq for Tensor {
+    fn eq(&self, other: &Self) -> bool {
+        (self.rows, self.cols, self.data()) == (other.rows, other.cols, other.data())
+    }
+}
+
+impl fmt::Debug for Tensor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Tensor([{}, {}], {:?})", self.rows, self.cols, self.data())
     }
 }
