@@ -106,11 +106,13 @@ impl Linear for Packed {
             }
             Data::Pairs(data) => {
                 let weights = Panels { data: data.as_slice(), k: k.div_ceil(2), n };
-                let x = self.engine.run(RoundToPairs { pool, x });
-                self.engine.run_products(Product { pool, x: &x, weights, epilogue, out });
+                let pairs = self.engine.run(RoundToPairs { pool, x, pairs: self.engine.pairs.take() });
+                self.engine.run_products(Product { pool, x: &pairs, weights, epilogue, out });
+                self.engine.pairs.give(pairs);
             }
             Data::Quantised(bits, data) => {
-                let rounded = self.engine.run_products(Round { pool, x, bits: *bits });
+                let rounded = self.engine.rounded.take();
+                let rounded = self.engine.run_products(Round { pool, x, bits: *bits, rounded });
                 self.engine.run_products(QuantisedProduct {
                     pool,
                     x: &rounded,
@@ -121,6 +123,7 @@ impl Linear for Packed {
                     epilogue,
                     out,
                 });
+                self.engine.rounded.give(rounded);
             }
         }
     }

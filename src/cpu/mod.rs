@@ -13,7 +13,7 @@ mod pack;
 mod peaks;
 mod pool;
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::backend::{
     Activation, AttentionParams, Backend, Compute, HeadScan, KvCache, Linear, LinearPart, Norm, PAGE_KEYS,
@@ -24,7 +24,9 @@ pub use dispatch::SimdLevel;
 use dispatch::{ProductSimds, Simds, with_product_simd, with_simd};
 use kernels::attention::Attend;
 use kernels::matmul::panel_width;
-use kernels::rows::{Activate, Normalise, rotate};
+use kernels::pairs::Pair;
+use kernels::quantised::Rounded;
+use kernels::rows::{Activate, Normalise, TASK_ELEMENTS, rotate};
 use kernels::scan::ScanHeads;
 use kernels::simd::{Kernel, Simd};
 use linear::{Packed, packed_bytes};
@@ -41,12 +43,33 @@ pub struct Cpu {
     openblas: bool,
 }
 
-/// Instructions and threads.
+/// Instructions and threads, and memory for rounded rows.
 #[derive(Debug)]
 struct Engine {
     simds: Simds,
     products: ProductSimds,
     pool: Pool,
+    rounded: Spare<Rounded>,
+    pairs: Spare<Vec<Pair>>,
+}
+
+/// Memory that is used again: one thing for each product that is computed at the same time.
+#[derive(Debug, Default)]
+struct Spare<T>(Mutex<Vec<T>>);
+
+impl<T: Default> Spare<T> {
+    fn list(&self) -> MutexGuard<'_, Vec<T>> {
+        // The list is whole at every moment, whatever panicked.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn take(&self) -> T {
+        self.list().pop().unwrap_or_default()
+    }
+
+    fn give(&self, used: T) {
+        self.list().push(used);
+    }
 }
 
 impl Engine {
@@ -91,7 +114,13 @@ impl Cpu {
         let (simds, products) = level.detect()?;
         let pool = Pool::new(threads.unwrap_or_else(cores).clamp(1, MAX_THREADS));
         Some(Cpu {
-            engine: Arc::new(Engine { simds, products, pool }),
+            engine: Arc::new(Engine {
+                simds,
+                products,
+                pool,
+                rounded: Spare::default(),
+                pairs: Spare::default(),
+            }),
             level,
             compute: Compute::F32,
             #[cfg(feature = "openblas")]
@@ -116,6 +145,16 @@ impl Cpu {
     pub fn with_openblas(mut self) -> Cpu {
         self.openblas = true;
         self
+    }
+}
+
+impl Cpu {
+    /// Calls `task` with groups of rows, each with the number of its first one, on all threads if there are many.
+    fn each_rows(&self, x: &mut Tensor, task: impl Fn(usize, &mut [f32]) + Sync) {
+        let cols = x.cols().max(1);
+        let some = (TASK_ELEMENTS / cols).max(1);
+        let groups = x.data_mut().chunks_mut(some * cols).enumerate();
+        self.engine.pool.run_each(groups, |(i, rows)| task(i * some, rows));
     }
 }
 
@@ -156,15 +195,17 @@ impl Backend for Cpu {
 
     fn embedding(&self, table: &Array, ids: &[u32], accumulate: bool, out: &mut Tensor) {
         let cols = out.cols();
-        let mut row = vec![0.0; if accumulate { cols } else { 0 }];
-        for (i, id) in ids.iter().enumerate() {
-            if accumulate {
-                table.read_f32(*id as usize * cols, &mut row);
-                out.row_mut(i).iter_mut().zip(&row).for_each(|(out, x)| *out += x);
-            } else {
-                table.read_f32(*id as usize * cols, out.row_mut(i));
+        self.each_rows(out, |first, rows| {
+            let mut row = vec![0.0; if accumulate { cols } else { 0 }];
+            for (out, id) in rows.chunks_mut(cols.max(1)).zip(&ids[first..]) {
+                if accumulate {
+                    table.read_f32(*id as usize * cols, &mut row);
+                    out.iter_mut().zip(&row).for_each(|(out, x)| *out += x);
+                } else {
+                    table.read_f32(*id as usize * cols, out);
+                }
             }
-        }
+        });
     }
 
     fn layer_norm(&self, x: &Tensor, norm: &Norm<'_>, out: &mut Tensor) {
@@ -176,21 +217,25 @@ impl Backend for Cpu {
     }
 
     fn activate(&self, act: Activation, x: &mut Tensor) {
-        self.engine.run(Activate { act, x: x.data_mut() });
+        self.each_rows(x, |_, x| self.engine.run(Activate { act, x }));
     }
 
     fn add(&self, x: &mut Tensor, y: &Tensor) {
-        x.data_mut().iter_mut().zip(y.data()).for_each(|(x, y)| *x += y);
+        let cols = x.cols();
+        self.each_rows(x, |first, x| x.iter_mut().zip(&y.data()[first * cols..]).for_each(|(x, y)| *x += y));
     }
 
     fn scale(&self, x: &mut Tensor, factor: f32) {
-        x.data_mut().iter_mut().for_each(|x| *x *= factor);
+        self.each_rows(x, |_, x| x.iter_mut().for_each(|x| *x *= factor));
     }
 
     fn rope(&self, x: &mut Tensor, start: usize, heads: usize, head_dim: usize, rope: &Rotation<'_>) {
-        for i in 0..x.rows() {
-            rotate(&mut x.row_mut(i)[start..start + heads * head_dim], heads, head_dim, i, rope);
-        }
+        let cols = x.cols();
+        self.each_rows(x, |first, rows| {
+            for (i, row) in rows.chunks_mut(cols.max(1)).enumerate() {
+                rotate(&mut row[start..start + heads * head_dim], heads, head_dim, first + i, rope);
+            }
+        });
     }
 
     fn append_kv(

@@ -51,6 +51,8 @@ impl Weight for Pair {
 pub struct RoundToPairs<'a> {
     pub pool: &'a Pool,
     pub x: &'a Tensor,
+    /// What memory is used.
+    pub pairs: Vec<Pair>,
 }
 
 impl Kernel for RoundToPairs<'_> {
@@ -60,9 +62,9 @@ impl Kernel for RoundToPairs<'_> {
     /// None beyond the features.
     #[inline(always)]
     unsafe fn run<S: Simd>(self, s: S) -> Vec<Pair> {
-        let RoundToPairs { pool, x } = self;
+        let RoundToPairs { pool, x, mut pairs } = self;
         let (cols, width) = (x.cols().max(1), x.cols().div_ceil(2).max(1));
-        let mut pairs = vec![Pair(0); x.rows() * x.cols().div_ceil(2)];
+        pairs.resize(x.rows() * x.cols().div_ceil(2), Pair(0));
         let some = (TASK_ELEMENTS / cols).max(1);
         pool.run_each(pairs.chunks_mut(some * width).enumerate(), |(i, pairs)| {
             for (row, pairs) in x.data()[i * some * cols..].chunks(cols).zip(pairs.chunks_mut(width)) {

@@ -101,6 +101,7 @@ fn run_len<S: Simd>(inputs: usize) -> usize {
 }
 
 /// Rows as whole numbers.
+#[derive(Debug, Default)]
 pub struct Rounded {
     rows: usize,
     blocks: usize,
@@ -118,6 +119,8 @@ pub struct Round<'a> {
     pub x: &'a Tensor,
     /// Of the weights.
     pub bits: Bits,
+    /// Whose memory is used.
+    pub rounded: Rounded,
 }
 
 impl Kernel for Round<'_> {
@@ -127,17 +130,14 @@ impl Kernel for Round<'_> {
     /// None beyond the features.
     #[inline(always)]
     unsafe fn run<S: Simd>(self, s: S) -> Rounded {
-        let Round { pool, x, bits } = self;
+        let Round { pool, x, bits, mut rounded } = self;
         let (rows, cols, blocks) = (x.rows(), x.cols(), x.cols().div_ceil(BLOCK));
         let (width, runs) = (blocks * BLOCK / S::GROUP, cols.div_ceil(run_len::<S>(cols)));
         let of_row = if S::GROUP == 4 { blocks } else { 0 };
-        let mut rounded = Rounded {
-            rows,
-            blocks,
-            numbers: vec![0; rows * width],
-            scales: vec![0.0; rows * runs],
-            offsets: vec![0; rows * of_row],
-        };
+        (rounded.rows, rounded.blocks) = (rows, blocks);
+        rounded.numbers.resize(rows * width, 0);
+        rounded.scales.resize(rows * runs, 0.0);
+        rounded.offsets.resize(rows * of_row, 0);
         if cols == 0 {
             return rounded;
         }
@@ -177,7 +177,7 @@ impl Kernel for RoundRow<'_> {
     type Output = ();
 
     /// # Safety
-    /// `numbers` are zeros for all blocks of the row, `scales` one for each run, `offsets`, in groups of four, one for each block.
+    /// There are `numbers` for all blocks of the row, `scales` for all runs and, in groups of four, `offsets` for all blocks.
     #[inline(always)]
     unsafe fn run<S: Simd>(self, s: S) {
         let RoundRow { row, numbers, scales, offsets, zero } = self;
@@ -191,7 +191,8 @@ impl Kernel for RoundRow<'_> {
                 let furthest = furthest(s, values);
                 let factor = if furthest > 0.0 { largest / furthest } else { 0.0 };
                 if !furthest.is_finite() || !factor.is_finite() {
-                    // What cannot be rounded must not come out as if it could; the smallest numbers count as 0.
+                    // What cannot be rounded must not come out as if it could; the smallest numbers count as 0. The scale decides,
+                    // whatever numbers stand there.
                     *scale = if furthest.is_finite() { 0.0 } else { f32::NAN };
                     continue;
                 }
@@ -201,14 +202,12 @@ impl Kernel for RoundRow<'_> {
                     let block = run * (len / BLOCK) + block;
                     let to = numbers.add(block * BLOCK * 4 / S::GROUP);
                     let mut sum = s.splat(0.0);
-                    let mut i = 0;
-                    while i < values.len() {
-                        let n = (values.len() - i).min(S::LANES);
-                        let y = s.round(s.mul(load(s, values.as_ptr().add(i), n), factor));
-                        // What lies behind the row's end are zeros, and there is room for them: a block is whole vectors.
+                    // Zeros behind the row's end, up to the end of the block.
+                    for i in (0..BLOCK).step_by(S::LANES) {
+                        let n = values.len().saturating_sub(i).min(S::LANES);
+                        let y = s.round(s.mul(load(s, values.as_ptr().wrapping_add(i), n), factor));
                         s.store_numbers(to.add(i * 4 / S::GROUP), y);
                         sum = s.add(sum, y);
-                        i += S::LANES;
                     }
                     if S::GROUP == 4 {
                         // Up to 32 numbers up to 127, added up exactly.
