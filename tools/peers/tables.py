@@ -15,12 +15,14 @@ import subprocess
 import sys
 
 HERE = os.path.dirname(os.path.abspath(__file__))
-# What is compared at which precision.
-COLUMNS = {"float32": ("f32", "float32"), "16 bits": ("bf16", "f16"), "8 bits": ("int8", "q8_0", "q8"), "4 bits": ("q4_0", "q4")}
-PEERS = "onnxruntime-f32,onnxruntime-int8,ctranslate2-float32,ctranslate2-int8,llamacpp-f32,llamacpp-bf16,llamacpp-f16,llamacpp-q8_0"
+# What is compared at which precision: types of smelt, and of its peers.
+COLUMNS = {"float32": (("f32",), ("f32", "float32")), "16 bits": (("bf16",), ("bf16", "f16")),
+           "products of bfloat16": (("bf16c",), ("bf16",)), "8 bits": (("q8",), ("int8", "q8_0")), "4 bits": (("q4",), ("q4_0",))}
+PEERS = "torch-f32,torch-bf16,onnxruntime-f32,onnxruntime-int8,ctranslate2-float32,ctranslate2-int8,"
+PEERS += "llamacpp-f32,llamacpp-bf16,llamacpp-q8_0"
 RUNS = [("minilm", "encode", s) for s in ("1x8", "1x16", "1x128", "1x512", "8x128", "mixed32")]
-RUNS += [("bert", "encode", s) for s in ("1x8", "1x128")]
 RUNS += [("gpt2", "decode", s) for s in ("decode:16:32", "prefill:512", "batch:8:16:16")]
+RUNS += [("bert", "encode", s) for s in ("1x8", "1x16", "1x128", "1x512", "8x128")]
 NAMES = {"smelt": "**smelt**", "onnxruntime": "ONNX Runtime", "ctranslate2": "CTranslate2", "llamacpp": "llama.cpp", "torch": "PyTorch",
          "rten": "rten", "candle": "candle"}
 
@@ -30,11 +32,12 @@ def run(args):
         if args.only and args.only not in f"{model} {shape}":
             continue
         for threads in (1, 2):
-            peers = "torch-f32," + PEERS + (",llamacpp-q4_0" if kind == "decode" else "")
+            peers = PEERS + (",llamacpp-q4_0" if kind == "decode" else "")
             command = [sys.executable, os.path.join(HERE, f"bench_{kind}.py"), os.path.join(args.models, model),
                        "--threads", str(threads), "--shape", shape, "--runs", str(args.runs), "--contenders", peers]
-            for dtype in ("f32", "bf16", "q8") + (("q4",) if kind == "decode" else ()):
-                worker = f"{args.smelt} bench --worker --model {{model}} --threads {{threads}} --dtype {dtype} {{shape}}"
+            for dtype in ("f32", "bf16", "bf16c", "q8") + (("q4",) if kind == "decode" else ()):
+                how = "bf16 --compute bf16" if dtype == "bf16c" else dtype
+                worker = f"{args.smelt} bench --worker --model {{model}} --threads {{threads}} --dtype {how} {{shape}}"
                 command += ["--extra", f"smelt-{dtype}={worker}"]
             if args.rust_peers and kind == "encode":
                 for engine, dtype in (("rten", "f32"), ("rten", "int8"), ("candle", "f32")):
@@ -60,8 +63,8 @@ def table(lines):
     for model, shape, threads in sorted(keys, key=lambda k: [(m, s) for m, _, s in RUNS].index(k[:2])):
         here = [l for l in lines if (l["model"], l["shape"], l["threads"]) == (model, shape, threads)]
         cells = []
-        for types in COLUMNS.values():
-            ours = cell(here, "smelt", types)
+        for own, types in COLUMNS.values():
+            ours = cell(here, "smelt", own)
             peers = sorted((c[0], NAMES[p]) for p in NAMES if p != "smelt" and (c := cell(here, p, types)))
             if not ours:
                 cells.append("")
@@ -79,7 +82,7 @@ def starts(lines):
     rows = ["| model | program | start to first answer, ms | peak memory, MB |", "|---|---|---|---|"]
     for model, shape in (("minilm", "1x8"), ("gpt2", "decode:16:32")):
         for l in lines:
-            if (l["model"], l["shape"], l["threads"]) == (model, shape, 2) and l["dtype"] in COLUMNS["float32"] and "ms_median" in l:
+            if (l["model"], l["shape"], l["threads"]) == (model, shape, 2) and l["dtype"] in COLUMNS["float32"][1] and "ms_median" in l:
                 rows.append(f"| {model} | {NAMES[l['contender']]} | {l['cold_ms']:.0f} | {l['rss_mb']} |")
     return "\n".join(rows)
 
