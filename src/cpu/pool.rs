@@ -12,6 +12,18 @@ use std::thread::JoinHandle;
 /// Times that a waiting thread looks before it sleeps: about 20 µs.
 const SPINS: usize = 2000;
 
+/// Of these, how many pass before it lets other threads run between two looks: that which it waits for may want its core.
+const PATIENCE: usize = 200;
+
+/// Waits a moment, the `i`th time.
+fn pause(i: usize) {
+    if i > PATIENCE && i.is_multiple_of(PATIENCE / 10) {
+        std::thread::yield_now();
+    } else {
+        std::hint::spin_loop();
+    }
+}
+
 /// Threads that share the indices of loops with the thread that asks.
 pub struct Pool {
     shared: Arc<Shared>,
@@ -181,11 +193,11 @@ impl Shared {
     fn serve(&self) {
         let mut seen = 0;
         loop {
-            for _ in 0..SPINS {
+            for i in 0..SPINS {
                 if self.loops.load(Ordering::Acquire) != seen {
                     break;
                 }
-                std::hint::spin_loop();
+                pause(i);
             }
             let mut state = lock(&self.state);
             while self.loops.load(Ordering::Acquire) == seen && !state.ended {
@@ -212,11 +224,11 @@ impl Shared {
     /// Takes the job back and waits until no worker is inside of it.
     fn withdraw(&self) {
         lock(&self.state).job = None;
-        for _ in 0..SPINS {
+        for i in 0..SPINS {
             if self.inside.load(Ordering::Acquire) == 0 {
                 return;
             }
-            std::hint::spin_loop();
+            pause(i);
         }
         let mut state = lock(&self.state);
         while self.inside.load(Ordering::Acquire) != 0 {
