@@ -13,20 +13,20 @@ mod pack;
 mod peaks;
 mod pool;
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use crate::backend::{
     Activation, AttentionParams, Backend, Compute, HeadScan, KvCache, Linear, LinearPart, Norm, PAGE_KEYS,
     Rotation, Scan, Span, WeightType,
 };
-use crate::tensor::{Array, Tensor};
+use crate::tensor::{Array, Spare, Tensor};
 pub use dispatch::SimdLevel;
 use dispatch::{ProductSimds, Simds, with_product_simd, with_simd};
 use kernels::attention::Attend;
 use kernels::matmul::panel_width;
 use kernels::pairs::Pair;
 use kernels::quantised::Rounded;
-use kernels::rows::{Activate, Normalise, TASK_ELEMENTS, rotate};
+use kernels::rows::{Activate, Normalise, each_rows_mut, rotate};
 use kernels::scan::ScanHeads;
 use kernels::simd::{Kernel, Simd};
 use linear::{Packed, packed_bytes};
@@ -51,25 +51,6 @@ struct Engine {
     pool: Pool,
     rounded: Spare<Rounded>,
     pairs: Spare<Vec<Pair>>,
-}
-
-/// Memory that is used again: one thing for each product that is computed at the same time.
-#[derive(Debug, Default)]
-struct Spare<T>(Mutex<Vec<T>>);
-
-impl<T: Default> Spare<T> {
-    fn list(&self) -> MutexGuard<'_, Vec<T>> {
-        // The list is whole at every moment, whatever panicked.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn take(&self) -> T {
-        self.list().pop().unwrap_or_default()
-    }
-
-    fn give(&self, used: T) {
-        self.list().push(used);
-    }
 }
 
 impl Engine {
@@ -148,16 +129,6 @@ impl Cpu {
     }
 }
 
-impl Cpu {
-    /// Calls `task` with groups of rows, each with the number of its first one, on all threads if there are many.
-    fn each_rows(&self, x: &mut Tensor, task: impl Fn(usize, &mut [f32]) + Sync) {
-        let cols = x.cols().max(1);
-        let some = (TASK_ELEMENTS / cols).max(1);
-        let groups = x.data_mut().chunks_mut(some * cols).enumerate();
-        self.engine.pool.run_each(groups, |(i, rows)| task(i * some, rows));
-    }
-}
-
 /// The sum of products, in eight sums side by side.
 fn dot(a: &[f32], b: &[f32]) -> f32 {
     let mut sums = [0f32; 8];
@@ -195,7 +166,7 @@ impl Backend for Cpu {
 
     fn embedding(&self, table: &Array, ids: &[u32], accumulate: bool, out: &mut Tensor) {
         let cols = out.cols();
-        self.each_rows(out, |first, rows| {
+        each_rows_mut(&self.engine.pool, out, |first, rows| {
             let mut row = vec![0.0; if accumulate { cols } else { 0 }];
             for (out, id) in rows.chunks_mut(cols.max(1)).zip(&ids[first..]) {
                 if accumulate {
@@ -217,21 +188,23 @@ impl Backend for Cpu {
     }
 
     fn activate(&self, act: Activation, x: &mut Tensor) {
-        self.each_rows(x, |_, x| self.engine.run(Activate { act, x }));
+        each_rows_mut(&self.engine.pool, x, |_, x| self.engine.run(Activate { act, x }));
     }
 
     fn add(&self, x: &mut Tensor, y: &Tensor) {
         let cols = x.cols();
-        self.each_rows(x, |first, x| x.iter_mut().zip(&y.data()[first * cols..]).for_each(|(x, y)| *x += y));
+        each_rows_mut(&self.engine.pool, x, |first, x| {
+            x.iter_mut().zip(&y.data()[first * cols..]).for_each(|(x, y)| *x += y)
+        });
     }
 
     fn scale(&self, x: &mut Tensor, factor: f32) {
-        self.each_rows(x, |_, x| x.iter_mut().for_each(|x| *x *= factor));
+        each_rows_mut(&self.engine.pool, x, |_, x| x.iter_mut().for_each(|x| *x *= factor));
     }
 
     fn rope(&self, x: &mut Tensor, start: usize, heads: usize, head_dim: usize, rope: &Rotation<'_>) {
         let cols = x.cols();
-        self.each_rows(x, |first, rows| {
+        each_rows_mut(&self.engine.pool, x, |first, rows| {
             for (i, row) in rows.chunks_mut(cols.max(1)).enumerate() {
                 rotate(&mut row[start..start + heads * head_dim], heads, head_dim, first + i, rope);
             }

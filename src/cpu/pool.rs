@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, TryLockError};
 use std::thread::JoinHandle;
 
-/// Times that a waiting thread looks before it sleeps: about 20 µs.
+/// Times that a waiting thread looks before it sleeps: some tens of microseconds.
 const SPINS: usize = 2000;
 
 /// Of these, how many pass before it lets other threads run between two looks: that which it waits for may want its core.

@@ -1,11 +1,11 @@
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use super::Network;
 use crate::backend::{Backend, LinearPart, WeightType};
 use crate::error::{Error, ErrorKind, Result};
 use crate::nn::{BiasUse, BoundLinear, LinearUse, Parameters, PartUse, TensorId, VectorUse};
 use crate::plan::{Memory, Plan, linear_type};
-use crate::tensor::Array;
+use crate::tensor::{Array, Spare};
 use crate::weights::Checkpoint;
 
 /// How a model is loaded.
@@ -77,7 +77,7 @@ impl Network {
         parameters.tables = plan.declared.tables.iter().map(|TensorId(i)| arrays[*i].clone()).collect();
         let table = |bias: &BiasUse| bias.table.map_or(Vec::new(), |TensorId(i)| arrays[i].to_f32());
         parameters.biases = plan.declared.biases.iter().map(|bias| (bias.compute)(&table(bias))).collect();
-        Ok(Network { plan, parameters, backend, memory, memory_limit, buffers: Mutex::default() })
+        Ok(Network { plan, parameters, backend, memory, memory_limit, buffers: Spare::default() })
     }
 }
 

@@ -8,13 +8,13 @@ mod load;
 mod session;
 mod trace;
 
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use crate::backend::{Backend, WeightType};
 use crate::error::{Error, ErrorKind, Result};
 use crate::nn::{Inputs, Parameters, Rows, Run, SequenceState, Shape, Stream, Tokens, ValueId};
 use crate::plan::{Memory, Plan};
-use crate::tensor::{Array, Buffers, Tensor};
+use crate::tensor::{Array, Buffers, Spare, Tensor};
 pub use load::LoadOptions;
 pub use session::Session;
 pub use trace::ModuleCall;
@@ -28,7 +28,7 @@ pub struct Network {
     memory: Memory,
     memory_limit: u64,
     /// Buffers of earlier passes, one set per pass that ran at the same time.
-    buffers: Mutex<Vec<Buffers>>,
+    buffers: Spare<Buffers>,
 }
 
 /// What a network computes from.
@@ -240,9 +240,7 @@ impl Network {
         states: &mut [SequenceState],
         compute: impl FnOnce(&mut Run<'_>) -> Result<T>,
     ) -> Result<T> {
-        // A poisoned lock means that another thread panicked between taking and giving: the list is whole.
-        let lock = || self.buffers.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-        let mut buffers = lock().pop().unwrap_or_default();
+        let mut buffers = self.buffers.take();
         let plan = &self.plan;
         states.iter_mut().for_each(|state| state.begin(&plan.declared));
         let mut run = Run::new(
@@ -261,7 +259,7 @@ impl Network {
                 buffers.give(value);
             }
         }
-        lock().push(buffers);
+        self.buffers.give(buffers);
         result
     }
 }

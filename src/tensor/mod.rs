@@ -4,12 +4,14 @@
 mod array;
 mod buffers;
 mod dtype;
+mod spare;
 
 use std::fmt;
 
 pub use array::{Array, Storage};
 pub use buffers::Buffers;
 pub use dtype::DType;
+pub(crate) use spare::Spare;
 
 /// A matrix of float32, row by row: what every block takes and gives.
 ///
@@ -38,7 +40,7 @@ impl Tensor {
     }
 
     /// A matrix `[rows, cols]` of unspecified contents in the memory of `data`, which grows if it has to.
-    pub fn reusing(rows: usize, cols: usize, mut data: Vec<f32>) -> Self {
+    fn reusing(rows: usize, cols: usize, mut data: Vec<f32>) -> Self {
         if data.len() < rows * cols {
             data.resize(rows * cols, 0.0);
         }
@@ -46,7 +48,7 @@ impl Tensor {
     }
 
     /// The memory, with elements in it that are the matrix's or of no meaning.
-    pub fn into_memory(self) -> Vec<f32> {
+    fn into_memory(self) -> Vec<f32> {
         self.data
     }
 

@@ -236,8 +236,8 @@ impl Tile<'_> {
         }
     }
 
-    /// Scores of one row for the first keys of a block to weights, in place: capped, biased, masked, and relative to the largest so far. What was summed
-    /// relative to an earlier one is scaled down.
+    /// Scores of one row for the first keys of a block to weights, in place: capped, biased, masked, and relative to the largest
+    /// so far. What was summed relative to an earlier one is scaled down.
     #[inline(always)]
     unsafe fn soften<S: Simd>(
         &self,

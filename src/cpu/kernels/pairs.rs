@@ -3,7 +3,7 @@
 
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
-use super::rows::TASK_ELEMENTS;
+use super::rows::rows_of_task;
 use super::simd::{Kernel, Simd, Weight};
 use crate::cpu::pool::Pool;
 use crate::tensor::Tensor;
@@ -65,7 +65,7 @@ impl Kernel for RoundToPairs<'_> {
         let RoundToPairs { pool, x, mut pairs } = self;
         let (cols, width) = (x.cols().max(1), x.cols().div_ceil(2).max(1));
         pairs.resize(x.rows() * x.cols().div_ceil(2), Pair(0));
-        let some = (TASK_ELEMENTS / cols).max(1);
+        let some = rows_of_task(cols);
         pool.run_each(pairs.chunks_mut(some * width).enumerate(), |(i, pairs)| {
             for (row, pairs) in x.data()[i * some * cols..].chunks(cols).zip(pairs.chunks_mut(width)) {
                 // SAFETY: the token turns its features on.

@@ -13,7 +13,7 @@
 use std::ops::Range;
 
 use super::matmul::{LINE, PANELS_OF_A_ROW, Shared, Split, Store, panel_width, panels_of_a_row};
-use super::rows::TASK_ELEMENTS;
+use super::rows::rows_of_task;
 use super::simd::{Fetch, Kernel, Simd, load};
 use crate::backend::{Epilogue, QuantBlock};
 use crate::cpu::pool::Pool;
@@ -95,9 +95,9 @@ impl Bits {
 /// and slower: 32 take a tenth of the speed.
 const RUN: usize = 256;
 
-/// Inputs of a row that share a scale, of `inputs`.
-fn run_len<S: Simd>(inputs: usize) -> usize {
-    if S::GROUP == 4 { RUN } else { inputs.next_multiple_of(BLOCK).max(BLOCK) }
+/// Of the blocks of a row, how many share a scale.
+fn blocks_of_run<S: Simd>(blocks: usize) -> usize {
+    if S::GROUP == 4 { RUN / BLOCK } else { blocks.max(1) }
 }
 
 /// Rows as whole numbers.
@@ -109,7 +109,7 @@ pub struct Rounded {
     numbers: Vec<i32>,
     /// `[rows][runs]`: what numbers are to be multiplied with.
     scales: Vec<f32>,
-    /// `[rows][blocks]`, in groups of four: what takes off a block's sum of products what was added to the weights.
+    /// `[rows][blocks]`: what takes off a block's sum of products what was added to the weights, which happens in groups of four.
     offsets: Vec<i32>,
 }
 
@@ -132,33 +132,24 @@ impl Kernel for Round<'_> {
     unsafe fn run<S: Simd>(self, s: S) -> Rounded {
         let Round { pool, x, bits, mut rounded } = self;
         let (rows, cols, blocks) = (x.rows(), x.cols(), x.cols().div_ceil(BLOCK));
-        let (width, runs) = (blocks * BLOCK / S::GROUP, cols.div_ceil(run_len::<S>(cols)));
-        let of_row = if S::GROUP == 4 { blocks } else { 0 };
+        let (width, runs) = (blocks * BLOCK / S::GROUP, blocks.div_ceil(blocks_of_run::<S>(blocks)));
         (rounded.rows, rounded.blocks) = (rows, blocks);
         rounded.numbers.resize(rows * width, 0);
         rounded.scales.resize(rows * runs, 0.0);
-        rounded.offsets.resize(rows * of_row, 0);
+        rounded.offsets.resize(rows * blocks, 0);
         if cols == 0 {
             return rounded;
         }
-        let some = (TASK_ELEMENTS / cols).max(1);
+        let some = rows_of_task(cols);
         let numbers = rounded.numbers.chunks_mut(some * width);
-        let mut offsets = rounded.offsets.chunks_mut((some * of_row).max(1));
-        let parts: Vec<_> = numbers
-            .zip(rounded.scales.chunks_mut(some * runs))
-            .map(|(numbers, scales)| (numbers, scales, offsets.next().unwrap_or_default()))
-            .collect();
-        pool.run_each(parts.into_iter().enumerate(), |(i, (numbers, scales, offsets))| {
-            for (r, row) in x.data()[i * some * cols..].chunks(cols).take(some).enumerate() {
-                let round = RoundRow {
-                    row,
-                    numbers: &mut numbers[r * width..(r + 1) * width],
-                    scales: &mut scales[r * runs..(r + 1) * runs],
-                    offsets: &mut offsets[r * of_row..(r + 1) * of_row],
-                    zero: bits.zero(),
-                };
+        let scales = rounded.scales.chunks_mut(some * runs);
+        let offsets = rounded.offsets.chunks_mut(some * blocks);
+        pool.run_each(numbers.zip(scales).zip(offsets).enumerate(), |(i, ((numbers, scales), offsets))| {
+            let rows = x.data()[i * some * cols..].chunks(cols);
+            let to = numbers.chunks_mut(width).zip(scales.chunks_mut(runs)).zip(offsets.chunks_mut(blocks));
+            for (row, ((numbers, scales), offsets)) in rows.zip(to) {
                 // SAFETY: the token turns its features on; lengths are those that the kernel asks for.
-                unsafe { s.run(round) };
+                unsafe { s.run(RoundRow { row, numbers, scales, offsets, zero: bits.zero() }) };
             }
         });
         rounded
@@ -177,15 +168,15 @@ impl Kernel for RoundRow<'_> {
     type Output = ();
 
     /// # Safety
-    /// There are `numbers` for all blocks of the row, `scales` for all runs and, in groups of four, `offsets` for all blocks.
+    /// There are `numbers` and `offsets` for all blocks of the row, and `scales` for all runs.
     #[inline(always)]
     unsafe fn run<S: Simd>(self, s: S) {
         let RoundRow { row, numbers, scales, offsets, zero } = self;
-        let len = run_len::<S>(row.len());
+        let of_run = blocks_of_run::<S>(offsets.len());
         // A block's sum of products with weights of 8 bits stays below 2^31.
         let largest = ((1u32 << (32 / S::GROUP - 1)) - 1) as f32;
         let numbers = numbers.as_mut_ptr().cast::<u8>();
-        for (run, (values, scale)) in row.chunks(len).zip(scales).enumerate() {
+        for (run, (values, scale)) in row.chunks(of_run * BLOCK).zip(scales).enumerate() {
             // SAFETY: vectors inside of the run, numbers and offsets of its blocks.
             unsafe {
                 let furthest = furthest(s, values);
@@ -199,7 +190,7 @@ impl Kernel for RoundRow<'_> {
                 *scale = furthest / largest;
                 let factor = s.splat(factor);
                 for (block, values) in values.chunks(BLOCK).enumerate() {
-                    let block = run * (len / BLOCK) + block;
+                    let block = run * of_run + block;
                     let to = numbers.add(block * BLOCK * 4 / S::GROUP);
                     let mut sum = s.splat(0.0);
                     // Zeros behind the row's end, up to the end of the block.
@@ -263,11 +254,10 @@ impl Kernel for QuantisedProduct<'_> {
         let count = outputs.div_ceil(width);
         assert_eq!(panels.len(), count * panel_bytes, "packed weights");
         assert_eq!((out.rows(), out.cols()), (rows, outputs), "shape of a product");
-        let runs = inputs.div_ceil(run_len::<S>(inputs));
-        let offsets = if S::GROUP == 4 { rows * x.blocks } else { 0 };
+        let runs = x.blocks.div_ceil(blocks_of_run::<S>(x.blocks));
         assert_eq!(
             (x.blocks, x.numbers.len(), x.scales.len(), x.offsets.len()),
-            (inputs.div_ceil(BLOCK), rows * x.blocks * BLOCK / S::GROUP, rows * runs, offsets),
+            (inputs.div_ceil(BLOCK), rows * x.blocks * BLOCK / S::GROUP, rows * runs, rows * x.blocks),
             "rounded rows"
         );
         let store = Store::new(epilogue, rows, outputs, Shared::new(out));
@@ -275,16 +265,7 @@ impl Kernel for QuantisedProduct<'_> {
         let Some(split) = Split::new(rows, count, panel_bytes, together, pool.threads()) else { return };
         pool.run(split.tasks(), &|i| {
             let (rows, panel_range) = split.task(i);
-            let tiles = Tiles {
-                x,
-                panels,
-                bits,
-                panel_bytes,
-                run_len: run_len::<S>(inputs),
-                store: &store,
-                rows,
-                panel_range,
-            };
+            let tiles = Tiles { x, panels, bits, panel_bytes, store: &store, rows, panel_range };
             // SAFETY: the token turns its features on; lengths are checked above; tasks have different rows or panels.
             unsafe { s.run(tiles) };
         });
@@ -296,7 +277,6 @@ struct Tiles<'a> {
     panels: &'a [u8],
     bits: Bits,
     panel_bytes: usize,
-    run_len: usize,
     store: &'a Store<'a>,
     rows: Range<usize>,
     panel_range: Range<usize>,
@@ -365,7 +345,7 @@ impl Tiles<'_> {
         let groups = BLOCK / S::GROUP;
         let step = blocks * groups;
         let block_bytes = width * (2 + self.bits.bytes());
-        let of_run = self.run_len / BLOCK;
+        let of_run = blocks_of_run::<S>(blocks);
         let runs = blocks.div_ceil(of_run);
         // SAFETY: blocks lie inside of the panels, rows inside of the numbers.
         unsafe {

@@ -8,12 +8,24 @@ use crate::cpu::pool::Pool;
 use crate::tensor::Tensor;
 
 /// Elements below which it does not pay to hand rows to another thread.
-pub const TASK_ELEMENTS: usize = 16 << 10;
+const TASK_ELEMENTS: usize = 16 << 10;
+
+/// Rows that are handed to a thread together.
+pub fn rows_of_task(cols: usize) -> usize {
+    (TASK_ELEMENTS / cols.max(1)).max(1)
+}
 
 /// Calls `task` with ranges of rows that together are all rows.
 pub fn each_rows(pool: &Pool, rows: usize, cols: usize, task: &(dyn Fn(std::ops::Range<usize>) + Sync)) {
-    let some = (TASK_ELEMENTS / cols.max(1)).max(1);
+    let some = rows_of_task(cols);
     pool.run(rows.div_ceil(some), &|i| task(i * some..((i + 1) * some).min(rows)));
+}
+
+/// Calls `task` with groups of rows that together are all rows, to be written, each with the number of its first one.
+pub fn each_rows_mut(pool: &Pool, x: &mut Tensor, task: impl Fn(usize, &mut [f32]) + Sync) {
+    let cols = x.cols().max(1);
+    let some = rows_of_task(cols);
+    pool.run_each(x.data_mut().chunks_mut(some * cols).enumerate(), |(i, rows)| task(i * some, rows));
 }
 
 /// Layer norm, or, without `centre`, RMS norm.

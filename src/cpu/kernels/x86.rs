@@ -39,21 +39,23 @@ impl<const VNNI: bool> Avx2<VNNI> {
     }
 }
 
-/// The sum of four: halves onto each other.
+/// The sum of eight: halves onto each other.
 #[inline(always)]
-unsafe fn sum_of_four(v: __m128) -> f32 {
+unsafe fn sum_of_eight(v: __m256) -> f32 {
     // SAFETY: the caller has turned AVX on.
     unsafe {
+        let v = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps::<1>(v));
         let v = _mm_add_ps(v, _mm_movehl_ps(v, v));
         _mm_cvtss_f32(_mm_add_ss(v, _mm_movehdup_ps(v)))
     }
 }
 
-/// The largest of four.
+/// The largest of eight.
 #[inline(always)]
-unsafe fn largest_of_four(v: __m128) -> f32 {
+unsafe fn largest_of_eight(v: __m256) -> f32 {
     // SAFETY: as above.
     unsafe {
+        let v = _mm_max_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps::<1>(v));
         let v = _mm_max_ps(v, _mm_movehl_ps(v, v));
         _mm_cvtss_f32(_mm_max_ss(v, _mm_movehdup_ps(v)))
     }
@@ -206,11 +208,11 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
     }
     #[inline(always)]
     unsafe fn sum(self, v: Self::V) -> f32 {
-        unsafe { sum_of_four(_mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps::<1>(v))) }
+        unsafe { sum_of_eight(v) }
     }
     #[inline(always)]
     unsafe fn largest(self, v: Self::V) -> f32 {
-        unsafe { largest_of_four(_mm_max_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps::<1>(v))) }
+        unsafe { largest_of_eight(v) }
     }
     #[inline(always)]
     unsafe fn exp2_whole(self, n: Self::V) -> Self::V {
@@ -434,17 +436,11 @@ impl<const VNNI: bool, const BF16: bool> Simd for Avx512<VNNI, BF16> {
     }
     #[inline(always)]
     unsafe fn sum(self, v: Self::V) -> f32 {
-        unsafe {
-            let v = _mm256_add_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps::<1>(v));
-            sum_of_four(_mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps::<1>(v)))
-        }
+        unsafe { sum_of_eight(_mm256_add_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps::<1>(v))) }
     }
     #[inline(always)]
     unsafe fn largest(self, v: Self::V) -> f32 {
-        unsafe {
-            let v = _mm256_max_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps::<1>(v));
-            largest_of_four(_mm_max_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps::<1>(v)))
-        }
+        unsafe { largest_of_eight(_mm256_max_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps::<1>(v))) }
     }
     #[inline(always)]
     unsafe fn exp2_whole(self, n: Self::V) -> Self::V {
