@@ -20,7 +20,7 @@ pub use activation::Activation;
 pub(crate) use activation::erfc;
 pub use counting::{Counting, Work};
 pub use kv_cache::{KvCache, PAGE_KEYS};
-pub use quantise::{BLOCK as QUANT_BLOCK, Block as QuantBlock};
+pub use quantise::{Block as QuantBlock, block_inputs};
 pub use weight_type::{Compute, WeightType};
 
 /// The operations that blocks are made of.

@@ -2,16 +2,20 @@
 
 use half::bf16;
 
-/// Inputs of an output whose weights share a scale.
-pub const BLOCK: usize = 32;
+/// Inputs of an output whose weights share a scale: with 8 bits there is room for a coarser one.
+pub const fn block_inputs(bits: u32) -> usize {
+    if bits == 8 { LONGEST } else { 32 }
+}
 
-/// Up to [`BLOCK`] weights as whole numbers times a scale; what is not there counts as 0.
+const LONGEST: usize = 256;
+
+/// Up to [`block_inputs`] weights as whole numbers times a scale; what is not there counts as 0.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Block {
     /// Exact in bfloat16, so that it takes two bytes.
     pub scale: f32,
     /// From `-2^(bits - 1)` on, below `2^(bits - 1)`.
-    pub weights: [i8; BLOCK],
+    pub weights: [i8; LONGEST],
 }
 
 impl Block {
@@ -23,7 +27,7 @@ impl Block {
         let furthest = weights.iter().fold(0.0f32, |a, b| if b.abs() > a.abs() { *b } else { a });
         let lowest = -f32::powi(2.0, bits as i32 - 1);
         let scale = bf16::from_f32(furthest / lowest).to_f32();
-        let mut block = Block { scale, weights: [0; BLOCK] };
+        let mut block = Block { scale, weights: [0; LONGEST] };
         if scale != 0.0 {
             for (to, from) in block.weights.iter_mut().zip(weights) {
                 // What is not a number becomes 0 here, so it is kept in the scale, see below.
@@ -49,7 +53,8 @@ mod tests {
     #[test]
     fn weights_are_near() {
         for bits in [4, 8] {
-            let weights: Vec<f32> = (0..BLOCK).map(|i| ((i * 37 % 64) as f32 - 31.0) / 100.0).collect();
+            let weights: Vec<f32> =
+                (0..block_inputs(bits)).map(|i| ((i * 37 % 64) as f32 - 31.0) / 100.0).collect();
             let block = Block::new(&weights, bits);
             for (i, w) in weights.iter().enumerate() {
                 assert!((block.weight(i) - w).abs() <= block.scale.abs() * 1.01, "{bits} bits: {w}");
@@ -59,7 +64,7 @@ mod tests {
 
     #[test]
     fn zeros_stay_and_what_is_not_a_number_shows() {
-        assert_eq!(Block::new(&[0.0; 5], 8), Block { scale: -0.0, weights: [0; BLOCK] });
+        assert_eq!(Block::new(&[0.0; 5], 8), Block { scale: -0.0, weights: [0; LONGEST] });
         assert!(Block::new(&[1.0, f32::NAN], 4).weight(0).is_nan());
         assert!(Block::new(&[1.0, f32::INFINITY], 8).weight(0).is_nan());
     }

@@ -14,7 +14,7 @@ pub enum WeightType {
     F16,
     /// The upper half of a float32.
     Bf16,
-    /// Whole numbers of 8 bits, with a scale for each 32 inputs of an output: 8.5 bits a weight.
+    /// Whole numbers of 8 bits, with a scale for each 256 inputs of an output: 8.06 bits a weight.
     Q8,
     /// Whole numbers of 4 bits, with a scale for each 32 inputs of an output: 4.5 bits a weight.
     Q4,

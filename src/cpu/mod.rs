@@ -229,11 +229,13 @@ impl Backend for Cpu {
             pages.extend(new.map(|(page, data)| (page * PAGE_KEYS, data, from, span.rows.clone(), sizes)));
         }
         self.engine.pool.run_each(pages.into_iter(), |(start, page, from, rows, (heads, k_dim, v_dim))| {
-            for lane in from.saturating_sub(start)..PAGE_KEYS.min(from + rows.len() - start) {
-                let row = x.row(rows.start + start + lane - from);
-                for (h, head) in page.chunks_mut((k_dim + v_dim) * PAGE_KEYS).take(heads).enumerate() {
-                    // The layout that `KvCache` documents.
-                    let (keys, values) = head.split_at_mut(k_dim * PAGE_KEYS);
+            let lanes = from.saturating_sub(start)..PAGE_KEYS.min(from + rows.len() - start);
+            // Head by head: the keys of one stay in the first cache while columns are filled.
+            for (h, head) in page.chunks_mut((k_dim + v_dim) * PAGE_KEYS).take(heads).enumerate() {
+                // The layout that `KvCache` documents.
+                let (keys, values) = head.split_at_mut(k_dim * PAGE_KEYS);
+                for lane in lanes.clone() {
+                    let row = x.row(rows.start + start + lane - from);
                     let key = &row[k_start + h * k_dim..][..k_dim];
                     keys[lane..].iter_mut().step_by(PAGE_KEYS).zip(key).for_each(|(to, from)| *to = *from);
                     let value = &row[v_start + h * v_dim..][..v_dim];

@@ -5,7 +5,7 @@
 
 use crate::backend::{
     Activation, AttentionParams, Backend, Epilogue, HeadScan, KvCache, Layout, Linear, LinearPart, Norm,
-    QUANT_BLOCK, QuantBlock, Rotation, Scan, Span, WeightType,
+    QuantBlock, Rotation, Scan, Span, WeightType, block_inputs,
 };
 use crate::tensor::{Array, Tensor};
 
@@ -309,7 +309,7 @@ fn round(row: &[f32], kept: WeightType) -> Vec<f32> {
             let block = QuantBlock::new(row, bits);
             (0..row.len()).map(|i| block.weight(i)).collect::<Vec<_>>()
         };
-        row.chunks(QUANT_BLOCK).flat_map(block).collect()
+        row.chunks(block_inputs(bits)).flat_map(block).collect()
     };
     match kept {
         WeightType::F32 => each(|x| x),

@@ -1,7 +1,7 @@
 //! The matrix product with quantised weights: `out[m, n] = epilogue(x[m, k] W[n, k]ᵀ)`.
 //!
-//! Rows of x are rounded to whole numbers; products of whole numbers and their sums over a block of [`BLOCK`] inputs are exact, and blocks
-//! are added up in order, in float32. So a row's bits do not depend on what is computed with it.
+//! Rows of x are rounded to whole numbers; products of whole numbers and their sums over a block of weights are exact, and blocks are added
+//! up in order, in float32. So a row's bits do not depend on what is computed with it.
 //!
 //! How far x is rounded is up to the instructions. Where there are some for sums of four products of bytes, each run of [`RUN`] inputs
 //! becomes numbers of 8 bits with a scale of its own. Elsewhere numbers of 16 bits cost nothing, and one scale for a row is enough: the
@@ -15,12 +15,9 @@ use std::ops::Range;
 use super::matmul::{LINE, PANELS_OF_A_ROW, Shared, Split, Store, panel_width, panels_of_a_row};
 use super::rows::rows_of_task;
 use super::simd::{Fetch, Kernel, Simd, load};
-use crate::backend::{Epilogue, QuantBlock};
+use crate::backend::{Epilogue, QuantBlock, block_inputs};
 use crate::cpu::pool::Pool;
 use crate::tensor::Tensor;
-
-/// Inputs of a block.
-pub const BLOCK: usize = crate::backend::QUANT_BLOCK;
 
 /// Bits of a weight.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,19 +27,34 @@ pub enum Bits {
 }
 
 impl Bits {
-    pub fn count(self) -> u32 {
+    pub const fn count(self) -> u32 {
         match self {
             Bits::Four => 4,
             Bits::Eight => 8,
         }
     }
 
-    /// Bytes of the numbers of a block, for one output.
-    const fn bytes(self) -> usize {
+    /// Inputs of a block.
+    const fn block(self) -> usize {
+        block_inputs(self.count())
+    }
+
+    /// Bytes of the numbers of so many inputs, for one output.
+    const fn bytes(self, inputs: usize) -> usize {
         match self {
-            Bits::Four => BLOCK / 2,
-            Bits::Eight => BLOCK,
+            Bits::Four => inputs / 2,
+            Bits::Eight => inputs,
         }
+    }
+
+    /// Blocks of a row that share a scale of the row's.
+    const fn blocks_of_run<S: Simd>(self) -> usize {
+        if S::GROUP == 4 { RUN / self.block() } else { usize::MAX }
+    }
+
+    /// Bytes of a block of `width` outputs.
+    const fn block_bytes(self, width: usize) -> usize {
+        width * (2 + self.bytes(self.block()))
     }
 
     /// What is added to a number so that it has no sign.
@@ -51,25 +63,23 @@ impl Bits {
     }
 
     /// Bytes of a panel of `width` outputs.
-    pub fn panel_bytes(self, inputs: usize, width: usize) -> usize {
-        inputs.div_ceil(BLOCK) * width * (2 + self.bytes())
+    pub const fn panel_bytes(self, inputs: usize, width: usize) -> usize {
+        width * (2 * inputs.div_ceil(self.block()) + self.bytes(filled(inputs)))
     }
 
     /// Rounds a panel `[inputs][width]` of weights into its bytes, with inputs in groups of `group`.
     pub fn pack(self, panel: &[f32], width: usize, group: usize, bytes: &mut [u8]) {
-        let block_bytes = width * (2 + self.bytes());
-        for (rows, bytes) in panel.chunks(BLOCK * width).zip(bytes.chunks_exact_mut(block_bytes)) {
+        let blocks = bytes.chunks_mut(self.block_bytes(width));
+        let mut weights = Vec::with_capacity(self.block());
+        for (rows, bytes) in panel.chunks(self.block() * width).zip(blocks) {
             let (scales, numbers) = bytes.split_at_mut(2 * width);
             for lane in 0..width {
-                let mut weights = [0.0; BLOCK];
-                let count = rows.len() / width;
-                for (i, w) in weights[..count].iter_mut().enumerate() {
-                    *w = rows[i * width + lane];
-                }
-                let block = QuantBlock::new(&weights[..count], self.count());
+                weights.clear();
+                weights.extend(rows.iter().skip(lane).step_by(width));
+                let block = QuantBlock::new(&weights, self.count());
                 let scale = half::bf16::from_f32(block.scale);
                 scales[2 * lane..2 * lane + 2].copy_from_slice(&scale.to_le_bytes());
-                for (i, w) in block.weights.into_iter().enumerate() {
+                for (i, w) in block.weights.into_iter().enumerate().take(filled(weights.len())) {
                     let w = if group == 4 { w.wrapping_add(self.zero() as i8) } else { w } as u8;
                     match self {
                         // A group of inputs side by side, for each output.
@@ -91,21 +101,41 @@ impl Bits {
     }
 }
 
-/// Inputs of a row that share a scale where they become numbers of 8 bits: a multiple of [`BLOCK`]. Fewer would be a little more exact,
-/// and slower: 32 take a tenth of the speed.
+/// Inputs are filled up with zeros to a multiple of this, which whole vectors of numbers make up.
+const UNIT: usize = 32;
+
+const fn filled(inputs: usize) -> usize {
+    inputs.next_multiple_of(UNIT)
+}
+
+/// Inputs of a row that share a scale where they become numbers of 8 bits: a multiple of all blocks. Fewer would be a little more exact,
+/// and slower.
 const RUN: usize = 256;
 
-/// Of the blocks of a row, how many share a scale.
-fn blocks_of_run<S: Simd>(blocks: usize) -> usize {
-    if S::GROUP == 4 { RUN / BLOCK } else { blocks.max(1) }
+/// How a row is divided.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+struct Parts {
+    /// Filled up with zeros.
+    inputs: usize,
+    /// The last may have fewer inputs.
+    blocks: usize,
+    /// Of blocks that share a scale of the row's.
+    runs: usize,
+}
+
+impl Parts {
+    fn new<S: Simd>(inputs: usize, bits: Bits) -> Parts {
+        let blocks = inputs.div_ceil(bits.block());
+        Parts { inputs: filled(inputs), blocks, runs: blocks.div_ceil(bits.blocks_of_run::<S>()) }
+    }
 }
 
 /// Rows as whole numbers.
 #[derive(Debug, Default)]
 pub struct Rounded {
     rows: usize,
-    blocks: usize,
-    /// `[rows][blocks][groups]`, the last block filled up with zeros.
+    parts: Parts,
+    /// `[rows][groups]`.
     numbers: Vec<i32>,
     /// `[rows][runs]`: what numbers are to be multiplied with.
     scales: Vec<f32>,
@@ -131,25 +161,27 @@ impl Kernel for Round<'_> {
     #[inline(always)]
     unsafe fn run<S: Simd>(self, s: S) -> Rounded {
         let Round { pool, x, bits, mut rounded } = self;
-        let (rows, cols, blocks) = (x.rows(), x.cols(), x.cols().div_ceil(BLOCK));
-        let (width, runs) = (blocks * BLOCK / S::GROUP, blocks.div_ceil(blocks_of_run::<S>(blocks)));
-        (rounded.rows, rounded.blocks) = (rows, blocks);
-        rounded.numbers.resize(rows * width, 0);
+        let (rows, cols) = (x.rows(), x.cols());
+        let parts = Parts::new::<S>(cols, bits);
+        let Parts { inputs, blocks, runs, .. } = parts;
+        let groups = inputs / S::GROUP;
+        (rounded.rows, rounded.parts) = (rows, parts);
+        rounded.numbers.resize(rows * groups, 0);
         rounded.scales.resize(rows * runs, 0.0);
         rounded.offsets.resize(rows * blocks, 0);
         if cols == 0 {
             return rounded;
         }
         let some = rows_of_task(cols);
-        let numbers = rounded.numbers.chunks_mut(some * width);
+        let numbers = rounded.numbers.chunks_mut(some * groups);
         let scales = rounded.scales.chunks_mut(some * runs);
         let offsets = rounded.offsets.chunks_mut(some * blocks);
         pool.run_each(numbers.zip(scales).zip(offsets).enumerate(), |(i, ((numbers, scales), offsets))| {
             let rows = x.data()[i * some * cols..].chunks(cols);
-            let to = numbers.chunks_mut(width).zip(scales.chunks_mut(runs)).zip(offsets.chunks_mut(blocks));
+            let to = numbers.chunks_mut(groups).zip(scales.chunks_mut(runs)).zip(offsets.chunks_mut(blocks));
             for (row, ((numbers, scales), offsets)) in rows.zip(to) {
                 // SAFETY: the token turns its features on; lengths are those that the kernel asks for.
-                unsafe { s.run(RoundRow { row, numbers, scales, offsets, zero: bits.zero() }) };
+                unsafe { s.run(RoundRow { row, bits, numbers, scales, offsets }) };
             }
         });
         rounded
@@ -158,10 +190,10 @@ impl Kernel for Round<'_> {
 
 struct RoundRow<'a> {
     row: &'a [f32],
+    bits: Bits,
     numbers: &'a mut [i32],
     scales: &'a mut [f32],
     offsets: &'a mut [i32],
-    zero: i32,
 }
 
 impl Kernel for RoundRow<'_> {
@@ -171,13 +203,14 @@ impl Kernel for RoundRow<'_> {
     /// There are `numbers` and `offsets` for all blocks of the row, and `scales` for all runs.
     #[inline(always)]
     unsafe fn run<S: Simd>(self, s: S) {
-        let RoundRow { row, numbers, scales, offsets, zero } = self;
-        let of_run = blocks_of_run::<S>(offsets.len());
+        let RoundRow { row, bits, numbers, scales, offsets } = self;
+        let of_run = bits.blocks_of_run::<S>().min(offsets.len());
         // A block's sum of products with weights of 8 bits stays below 2^31.
         let largest = ((1u32 << (32 / S::GROUP - 1)) - 1) as f32;
         let numbers = numbers.as_mut_ptr().cast::<u8>();
-        for (run, (values, scale)) in row.chunks(of_run * BLOCK).zip(scales).enumerate() {
-            // SAFETY: vectors inside of the run, numbers and offsets of its blocks.
+        let runs = row.chunks(of_run * bits.block()).zip(scales.iter_mut().zip(offsets.chunks_mut(of_run)));
+        for (run, (values, (scale, offsets))) in runs.enumerate() {
+            // SAFETY: vectors inside of the run, numbers of its blocks.
             unsafe {
                 let furthest = furthest(s, values);
                 let factor = if furthest > 0.0 { largest / furthest } else { 0.0 };
@@ -189,20 +222,19 @@ impl Kernel for RoundRow<'_> {
                 }
                 *scale = furthest / largest;
                 let factor = s.splat(factor);
-                for (block, values) in values.chunks(BLOCK).enumerate() {
-                    let block = run * of_run + block;
-                    let to = numbers.add(block * BLOCK * 4 / S::GROUP);
+                for (block, (values, offset)) in values.chunks(bits.block()).zip(offsets).enumerate() {
+                    let first = (run * of_run + block) * bits.block();
                     let mut sum = s.splat(0.0);
-                    // Zeros behind the row's end, up to the end of the block.
-                    for i in (0..BLOCK).step_by(S::LANES) {
+                    // Zeros behind the row's end.
+                    for i in (0..filled(values.len())).step_by(S::LANES) {
                         let n = values.len().saturating_sub(i).min(S::LANES);
                         let y = s.round(s.mul(load(s, values.as_ptr().wrapping_add(i), n), factor));
-                        s.store_numbers(to.add(i * 4 / S::GROUP), y);
+                        s.store_numbers(numbers.add((first + i) * 4 / S::GROUP), y);
                         sum = s.add(sum, y);
                     }
                     if S::GROUP == 4 {
-                        // Up to 32 numbers up to 127, added up exactly.
-                        offsets[block] = -zero * s.sum(sum).to_int_unchecked::<i32>();
+                        // Up to 256 numbers up to 127, added up exactly.
+                        *offset = -bits.zero() * s.sum(sum).to_int_unchecked::<i32>();
                     }
                 }
             }
@@ -254,10 +286,10 @@ impl Kernel for QuantisedProduct<'_> {
         let count = outputs.div_ceil(width);
         assert_eq!(panels.len(), count * panel_bytes, "packed weights");
         assert_eq!((out.rows(), out.cols()), (rows, outputs), "shape of a product");
-        let runs = x.blocks.div_ceil(blocks_of_run::<S>(x.blocks));
+        let parts = Parts::new::<S>(inputs, bits);
         assert_eq!(
-            (x.blocks, x.numbers.len(), x.scales.len(), x.offsets.len()),
-            (inputs.div_ceil(BLOCK), rows * x.blocks * BLOCK / S::GROUP, rows * runs, rows * x.blocks),
+            (x.parts, x.numbers.len(), x.scales.len(), x.offsets.len()),
+            (parts, rows * parts.inputs / S::GROUP, rows * parts.runs, rows * parts.blocks),
             "rounded rows"
         );
         let store = Store::new(epilogue, rows, outputs, Shared::new(out));
@@ -270,6 +302,23 @@ impl Kernel for QuantisedProduct<'_> {
             unsafe { s.run(tiles) };
         });
     }
+}
+
+/// Rows of a tile. Registers would hold the sums of more, but not what is multiplied as well; with short blocks they hold the sums of
+/// several blocks too.
+const fn tile_rows<S: Simd, const FOUR: bool>() -> usize {
+    let most = if FOUR { 6 } else { 8 };
+    if S::TILE_ROWS > most { most } else { S::TILE_ROWS }
+}
+
+/// What a tile fetches into the cache on its way.
+#[derive(Clone, Copy)]
+enum Ahead {
+    Nothing,
+    /// What it needs itself.
+    Near,
+    /// A share of the next panel, and of how many.
+    Share(usize, usize),
 }
 
 struct Tiles<'a> {
@@ -303,28 +352,30 @@ impl Tiles<'_> {
     #[inline(always)]
     unsafe fn all<S: Simd, const FOUR: bool>(&self, s: S) {
         let rows = self.rows.len();
-        let tiles = rows.div_ceil(6);
+        let tiles = rows.div_ceil(tile_rows::<S, FOUR>());
         let mut panel = self.panel_range.start;
         // SAFETY: the caller's.
         unsafe {
             while panel < self.panel_range.end {
                 if panels_of_a_row::<S>(1) > 1 && rows == 1 && panel + PANELS_OF_A_ROW <= self.panel_range.end
                 {
-                    self.tile::<S, FOUR, 1, PANELS_OF_A_ROW>(s, panel, self.rows.start, false);
+                    self.tile::<S, FOUR, 1, PANELS_OF_A_ROW>(s, panel, self.rows.start, Ahead::Nothing);
                     panel += PANELS_OF_A_ROW;
                     continue;
                 }
                 for tile in 0..tiles {
                     let first = self.rows.start + rows * tile / tiles;
-                    // Tiles behind the first find the panel in the cache.
-                    let ahead = tile == 0;
+                    let ahead = if tiles == 1 { Ahead::Near } else { Ahead::Share(tile, tiles) };
                     match self.rows.start + rows * (tile + 1) / tiles - first {
                         1 => self.tile::<S, FOUR, 1, 1>(s, panel, first, ahead),
                         2 => self.tile::<S, FOUR, 2, 1>(s, panel, first, ahead),
                         3 => self.tile::<S, FOUR, 3, 1>(s, panel, first, ahead),
                         4 => self.tile::<S, FOUR, 4, 1>(s, panel, first, ahead),
                         5 => self.tile::<S, FOUR, 5, 1>(s, panel, first, ahead),
-                        _ => self.tile::<S, FOUR, 6, 1>(s, panel, first, ahead),
+                        6 => self.tile::<S, FOUR, 6, 1>(s, panel, first, ahead),
+                        7 if tile_rows::<S, FOUR>() > 6 => self.tile::<S, FOUR, 7, 1>(s, panel, first, ahead),
+                        8 if tile_rows::<S, FOUR>() > 6 => self.tile::<S, FOUR, 8, 1>(s, panel, first, ahead),
+                        n => unreachable!("a tile of {n} rows"),
                     }
                 }
                 panel += 1;
@@ -332,39 +383,47 @@ impl Tiles<'_> {
         }
     }
 
-    /// `R` rows from `row` on and `P` panels from `panel` on; `ahead` fetches the panel on the way.
+    /// `R` rows from `row` on and `P` panels from `panel` on.
     #[inline(always)]
     unsafe fn tile<S: Simd, const FOUR: bool, const R: usize, const P: usize>(
         &self,
         s: S,
         panel: usize,
         row: usize,
-        ahead: bool,
+        ahead: Ahead,
     ) {
-        let (width, blocks) = (panel_width::<S>(), self.x.blocks);
-        let groups = BLOCK / S::GROUP;
-        let step = blocks * groups;
-        let block_bytes = width * (2 + self.bits.bytes());
-        let of_run = blocks_of_run::<S>(blocks);
-        let runs = blocks.div_ceil(of_run);
+        let Parts { inputs, blocks, runs } = self.x.parts;
+        let bits = const { if FOUR { Bits::Four } else { Bits::Eight } };
+        let (width, step, of_run) = (panel_width::<S>(), inputs / S::GROUP, bits.blocks_of_run::<S>());
+        let block_bytes = bits.block_bytes(width);
+        let (near, is_near) = match (S::FETCH, ahead) {
+            (Fetch::Near(bytes), Ahead::Near) => (bytes, true),
+            _ => (0, false),
+        };
+        // Of each block.
+        let (distance, bytes) = match ahead {
+            Ahead::Near if is_near => (near, 2 * width),
+            Ahead::Share(share, shares) => {
+                (self.panel_bytes + block_bytes * share / shares, block_bytes / shares)
+            }
+            _ => (0, 0),
+        };
         // SAFETY: blocks lie inside of the panels, rows inside of the numbers.
         unsafe {
             let x = self.x.numbers.as_ptr().add(row * step);
             let b = self.panels.as_ptr().add(panel * self.panel_bytes);
-            // In memory: sums of blocks and of runs take all registers.
+            // In memory: the sums of a block take all registers.
             let mut totals = [[[[0.0f32; 16]; 2]; R]; P];
             for run in 0..runs {
-                let mut parts = [[[s.splat(0.0); 2]; R]; P];
-                for block in run * of_run..((run + 1) * of_run).min(blocks) {
-                    let x = x.add(block * groups);
+                let mut sums_of_run = [[[s.splat(0.0); 2]; R]; P];
+                for block in run * of_run..blocks.min(run * of_run + of_run) {
+                    let first = block * bits.block();
+                    let x = x.add(first / S::GROUP);
+                    let groups = bits.block().min(inputs - first) / S::GROUP;
                     for p in 0..P {
                         let scales = b.add(p * self.panel_bytes + block * block_bytes);
                         let numbers = scales.add(2 * width);
-                        if ahead && let Fetch::Near(bytes) = S::FETCH {
-                            for line in 0..block_bytes.div_ceil(LINE) {
-                                s.prefetch(scales.wrapping_add(bytes + line * LINE));
-                            }
-                        }
+                        fetch(s, scales, distance, bytes);
                         let mut sums = [[s.splat_whole(0); 2]; R];
                         if S::GROUP == 4 {
                             for (r, sums) in sums.iter_mut().enumerate() {
@@ -373,8 +432,11 @@ impl Tiles<'_> {
                             }
                         }
                         if FOUR {
-                            for eight in 0..BLOCK / 8 {
+                            for eight in 0..UNIT / 8 {
                                 let w = numbers.add(eight * width * 4);
+                                if is_near {
+                                    fetch(s, w, near, width * 4);
+                                }
                                 let w = [s.load_bytes(w), s.load_bytes(w.add(S::LANES * 4))];
                                 let x = x.add(eight * 8 / S::GROUP);
                                 part_of_eight::<S, R, 0>(s, w, x, step, &mut sums);
@@ -387,6 +449,9 @@ impl Tiles<'_> {
                         } else {
                             for group in 0..groups {
                                 let w = numbers.add(group * width * S::GROUP);
+                                if is_near {
+                                    fetch(s, w, near, width * S::GROUP);
+                                }
                                 let w = [s.load_eights(w), s.load_eights(w.add(S::LANES * S::GROUP))];
                                 multiply::<S, R>(s, w, x.add(group), step, &mut sums);
                             }
@@ -396,7 +461,7 @@ impl Tiles<'_> {
                         for r in 0..R {
                             for half in 0..2 {
                                 let sum = s.float(sums[r][half]);
-                                parts[p][r][half] = s.fma(sum, scales[half], parts[p][r][half]);
+                                sums_of_run[p][r][half] = s.fma(sum, scales[half], sums_of_run[p][r][half]);
                             }
                         }
                     }
@@ -406,7 +471,7 @@ impl Tiles<'_> {
                     for p in 0..P {
                         for half in 0..2 {
                             let total = totals[p][r][half].as_mut_ptr();
-                            s.store(total, s.fma(parts[p][r][half], scale, s.load(total)));
+                            s.store(total, s.fma(sums_of_run[p][r][half], scale, s.load(total)));
                         }
                     }
                 }
@@ -419,6 +484,15 @@ impl Tiles<'_> {
                 self.store.tile::<S, R>(s, panel + p, row, &acc);
             }
         }
+    }
+}
+
+/// Fetches `bytes` bytes that lie `distance` behind a place.
+#[inline(always)]
+unsafe fn fetch<S: Simd>(s: S, from: *const u8, distance: usize, bytes: usize) {
+    for line in 0..bytes.div_ceil(LINE) {
+        // SAFETY: the caller has the features on; the place may lie anywhere.
+        unsafe { s.prefetch(from.wrapping_add(distance + line * LINE)) };
     }
 }
 
