@@ -93,6 +93,10 @@ impl Backend for Counting {
         self.inner.name()
     }
 
+    fn rows_at_once(&self) -> usize {
+        self.inner.rows_at_once()
+    }
+
     fn linear(&self, parts: &[LinearPart<'_>], kept: WeightType) -> Box<dyn Linear> {
         Box::new(CountingLinear { inner: self.inner.linear(parts, kept), counts: self.counts.clone() })
     }

@@ -30,6 +30,10 @@ pub trait Backend: Send + Sync + fmt::Debug {
     /// Name for people, such as `cpu (avx2, 2 threads)`.
     fn name(&self) -> String;
 
+    /// How many rows are best computed at once: enough for its arithmetic to run at full speed, few enough for what lies between two
+    /// operations to stay in the caches.
+    fn rows_at_once(&self) -> usize;
+
     /// Lays out the weights of a linear map `[in] -> [out]` the way [`Linear::apply`] wants them. Several
     /// parts with the same input are put side by side: their outputs follow each other. They are kept as
     /// `kept`.

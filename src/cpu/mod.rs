@@ -139,6 +139,10 @@ fn dot(a: &[f32], b: &[f32]) -> f32 {
     sums.iter().sum()
 }
 
+/// Of the rows that are computed at once, those of a thread. Zen 5, 1 MiB of second-level cache, BERT-base with weights of 8 bits: 260 ms for
+/// eight sequences of 128 tokens in groups of so many, 290 ms all at once.
+const ROWS_OF_THREAD: usize = 256;
+
 /// More threads than this are a mistake.
 const MAX_THREADS: usize = 1024;
 
@@ -147,6 +151,10 @@ impl Backend for Cpu {
         let threads = self.engine.pool.threads();
         let products = if self.compute == Compute::Bf16 { ", products of bf16" } else { "" };
         format!("cpu ({:?}, {threads} threads{products})", self.level).to_lowercase()
+    }
+
+    fn rows_at_once(&self) -> usize {
+        ROWS_OF_THREAD * self.threads()
     }
 
     fn linear(&self, parts: &[LinearPart<'_>], kept: WeightType) -> Box<dyn Linear> {

@@ -8,6 +8,7 @@ mod load;
 mod session;
 mod trace;
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use crate::backend::{Backend, WeightType};
@@ -79,7 +80,49 @@ impl Network {
     /// `Input` for ids out of range, sequences that are empty or too long, and names that the plan lacks; `Limit` when
     /// the batch needs too much memory; `Checkpoint` when a result is not a number.
     pub fn forward(&self, batch: &Batch, wanted: &[&str], hidden_states: bool) -> Result<Vec<Output>> {
-        self.run_batch(batch, wanted, |run, ids| {
+        let ids = self.ids_of(wanted)?;
+        let batch = &*self.checked(batch)?;
+        if !self.is_separable(batch, &ids) {
+            return self.forward_at_once(batch, &ids, hidden_states);
+        }
+        let groups = batch.groups(self.backend.rows_at_once());
+        if groups.len() == 1 {
+            return self.forward_at_once(batch, &ids, hidden_states);
+        }
+        // Outputs of the whole batch, and how many of their rows are there.
+        let mut joined: Vec<(Output, Tensor, usize)> = Vec::new();
+        for group in groups {
+            for output in self.forward_at_once(&group, &ids, hidden_states)? {
+                let at = joined.iter().position(|(of, ..)| of.name == output.name).unwrap_or(joined.len());
+                if at == joined.len() {
+                    let all = Tensor::zeros(batch.rows(output.rows), output.value.cols());
+                    joined.push((Output { value: Arc::default(), ..output.clone() }, all, 0));
+                }
+                let (_, all, done) = &mut joined[at];
+                let part = output.value.data();
+                all.data_mut()[*done..*done + part.len()].copy_from_slice(part);
+                *done += part.len();
+            }
+        }
+        Ok(joined.into_iter().map(|(output, all, _)| Output { value: Arc::new(all), ..output }).collect())
+    }
+
+    /// Whether sequences can be computed in groups: all that is given and wanted belongs to one of them.
+    fn is_separable(&self, batch: &Batch, ids: &[ValueId]) -> bool {
+        let of_sequences = |id: &ValueId| {
+            let rows = match self.plan.values[id.0].shape {
+                Shape::Matrix { rows, .. } => Some(rows),
+                _ => None,
+            };
+            matches!(rows, Some(Rows::Tokens(_) | Rows::Sequences(_)))
+        };
+        batch.images.is_none() && batch.audio.is_none() && ids.iter().all(of_sequences)
+    }
+
+    /// The outputs of a batch that has been checked, and the hidden states.
+    fn forward_at_once(&self, batch: &Batch, ids: &[ValueId], hidden_states: bool) -> Result<Vec<Output>> {
+        let mut states = self.new_states(batch.len());
+        self.pass(batch, &mut states, |run| {
             if hidden_states {
                 run.hidden_states = Some(Default::default());
             }
@@ -88,9 +131,7 @@ impl Network {
                 run.value(*id)?;
             }
             for (name, id) in &self.plan.outputs {
-                if let Some(value) =
-                    run.computed[id.0].clone().filter(|_| wanted.is_empty() || ids.contains(id))
-                {
+                if let Some(value) = run.computed[id.0].clone().filter(|_| ids.contains(id)) {
                     outputs.push(Output { name: name.clone(), rows: self.rows(*id), value });
                 }
             }
@@ -108,16 +149,8 @@ impl Network {
         })
     }
 
-    /// Checks a batch and runs a pass over it, in which the values named in `wanted` (all of the plan's without names) are to
-    /// be computed.
-    fn run_batch<T>(
-        &self,
-        batch: &Batch,
-        wanted: &[&str],
-        compute: impl FnOnce(&mut Run<'_>, &[ValueId]) -> Result<T>,
-    ) -> Result<T> {
-        let ids = self.ids_of(wanted)?;
-        let with_decoder;
+    /// A batch that can be computed, with the tokens of a decoder that was given none.
+    fn checked<'b>(&self, batch: &'b Batch) -> Result<Cow<'b, Batch>> {
         let batch = match self.plan.decoder_start {
             Some(start) if batch.decoder.spans.is_empty() => {
                 // The input, one token later.
@@ -126,13 +159,12 @@ impl Network {
                     let ids = &batch.input.ids[span.rows.clone()];
                     decoder.push(&[&[start], &ids[..ids.len() - 1]].concat(), 0);
                 }
-                with_decoder = Inputs { decoder, ..batch.clone() };
-                &with_decoder
+                Cow::Owned(Inputs { decoder, ..batch.clone() })
             }
-            _ => batch,
+            _ => Cow::Borrowed(batch),
         };
         for stream in &self.plan.declared.streams {
-            self.check(batch, *stream)?;
+            self.check(&batch, *stream)?;
         }
         let read = self.plan.declared.streams.iter().find(|stream| **stream != Stream::Decoder);
         let (expected, found) = (read.map(|stream| batch.count(*stream)), batch.decoder.spans.len());
@@ -145,8 +177,7 @@ impl Network {
         }
         let tokens = (batch.input.ids.len() + batch.decoder.ids.len()) as u64;
         self.memory.check_batch(batch.len() as u64, tokens, tokens, self.memory_limit)?;
-        let mut states = self.new_states(batch.len());
-        self.pass(batch, &mut states, |run| compute(run, &ids))
+        Ok(batch)
     }
 
     /// Begins sequences that tokens can be added to.

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use super::{Batch, Network};
 use crate::error::Result;
-use crate::nn::{Call, PartUse, Run, Site, StepUse, TensorId, TensorUse};
+use crate::nn::{Call, PartUse, Site, StepUse, TensorId, TensorUse};
 use crate::spec::Address;
 use crate::tensor::Tensor;
 
@@ -34,10 +34,13 @@ impl Network {
     /// # Errors
     /// As [`forward`](Self::forward), but that results may be no numbers.
     pub fn trace(&self, batch: &Batch, wanted: &[&str]) -> Result<Vec<ModuleCall>> {
-        let calls = self.run_batch(batch, wanted, |run: &mut Run<'_>, ids| {
+        let ids = self.ids_of(wanted)?;
+        let batch = self.checked(batch)?;
+        let mut states = self.new_states(batch.len());
+        let calls = self.pass(&batch, &mut states, |run| {
             run.trace = Some(Vec::new());
             for id in ids {
-                run.value(*id)?;
+                run.value(id)?;
             }
             Ok(run.trace.take().unwrap_or_default())
         })?;

@@ -79,6 +79,16 @@ impl Tokens {
         self.spans.push(Span { rows: start..self.ids.len(), past });
     }
 
+    /// Adds sequence `i` of others, if they have it.
+    fn push_from(&mut self, others: &Tokens, i: usize) {
+        if let Some(Span { rows, past }) = others.spans.get(i) {
+            self.push(&others.ids[rows.clone()], *past);
+            if !others.type_ids.is_empty() {
+                self.type_ids.extend_from_slice(&others.type_ids[rows.clone()]);
+            }
+        }
+    }
+
     /// The position of each token in its sequence.
     pub fn positions(&self) -> impl Iterator<Item = usize> + '_ {
         self.spans.iter().flat_map(|span| span.past..span.past + span.rows.len())
@@ -156,6 +166,26 @@ impl Inputs {
             Rows::Sequences(stream) => Cow::Owned(each(stream, 1)),
             Rows::Learned(n) => Cow::Owned(vec![Span { rows: 0..n, past: 0 }]),
         }
+    }
+
+    /// The sequences in groups, in order, of as many as have up to `tokens` tokens together, but at least one.
+    pub fn groups(&self, tokens: usize) -> Vec<Inputs> {
+        let mut groups: Vec<Inputs> = Vec::new();
+        let mut left = 0;
+        for i in 0..self.len() {
+            let span = |of: &Tokens| of.spans.get(i).map_or(0, |span| span.rows.len());
+            let needed = span(&self.input) + span(&self.decoder);
+            if needed > left || groups.is_empty() {
+                groups.push(Inputs::default());
+                left = tokens.max(needed);
+            }
+            left -= needed;
+            if let Some(group) = groups.last_mut() {
+                group.input.push_from(&self.input, i);
+                group.decoder.push_from(&self.decoder, i);
+            }
+        }
+        groups
     }
 
     /// How many rows there are.

@@ -64,7 +64,16 @@ const FAULT_BYTES: u64 = 64 << 10;
 
 /// Most memory that a process takes for `sequences` sequences at once: an estimate, within a tenth where it was measured
 /// (`docs/tools.md`). [`Memory`] has bounds instead.
-pub fn peak(plan: &Plan, index: &Index, memory: &Memory, tokens: Tokens, sequences: u64) -> u64 {
+///
+/// Sequences are computed in groups of up to `at_once` tokens.
+pub fn peak(
+    plan: &Plan,
+    index: &Index,
+    memory: &Memory,
+    tokens: Tokens,
+    sequences: u64,
+    at_once: u64,
+) -> u64 {
     let rows = tokens.new * sequences;
     let bytes = |tensor: usize| elements(plan, tensor) * stored_type(plan, index, tensor).size() as u64;
     // Of what was packed, about a quarter stays mapped: pages that the system read ahead after they were let go.
@@ -83,7 +92,18 @@ pub fn peak(plan: &Plan, index: &Index, memory: &Memory, tokens: Tokens, sequenc
     let passing = passing.map(|cache| 4 * (cache.kv_heads * (cache.k_dim + cache.v_dim)) as u64).max();
     let activations = layer.max(2 * 4 * plan.declared.widest as u64) + passing.unwrap_or(0);
     let kept = (tokens.new + tokens.past) * memory.cache_per_token + memory.state_per_sequence;
-    PROGRAM_BYTES + memory.weights + lingering + read + rows * activations + sequences.saturating_mul(kept)
+    // What goes on with more tokens is computed at once; else results of groups are put together.
+    let (at_once, joined) = if plan.declared.caches.iter().any(|cache| cache.kept) {
+        (rows, 0)
+    } else {
+        let cols = plan.outputs.iter().map(|(_, id)| match plan.values[id.0].shape {
+            Shape::Matrix { rows: Rows::Tokens(_), cols } => cols as u64,
+            _ => 0,
+        });
+        (rows.min(at_once.max(tokens.new)), 4 * rows * cols.max().unwrap_or(0))
+    };
+    let batch = at_once * activations + joined + sequences.saturating_mul(kept);
+    PROGRAM_BYTES + memory.weights + lingering + read + batch
 }
 
 /// The sum of all costs.

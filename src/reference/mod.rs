@@ -65,6 +65,10 @@ impl Backend for Reference {
         "reference".into()
     }
 
+    fn rows_at_once(&self) -> usize {
+        1
+    }
+
     fn linear(&self, parts: &[LinearPart<'_>], kept: WeightType) -> Box<dyn Linear> {
         let mut weights = Vec::new();
         let mut inputs = 0;

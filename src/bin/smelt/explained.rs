@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use smelt::backend::Backend;
 use smelt::cpu::Cpu;
 use smelt::plan::{self, Cost, Memory, Plan, Row, Stored, Target, Tokens, source_for};
 use smelt::weights::{Index, Repository};
@@ -54,11 +55,12 @@ impl Explained {
         let costs = plan::costs(&plan, &index, &cpu, request.dtype, tokens);
         let stored = |tensor: usize| plan::stored_type(&plan, &index, tensor);
         let memory = Memory::of(&plan.declared, &cpu, &stored, request.dtype);
+        let at_once = cpu.rows_at_once() as u64;
         Ok(Explained {
             rows: plan::rows(&plan, &costs, request.all),
             total: plan::totals(&costs),
             memory,
-            peak: plan::peak(&plan, &index, &memory, tokens, request.sequences),
+            peak: plan::peak(&plan, &index, &memory, tokens, request.sequences, at_once),
             tensors: plan::stored(&plan, &index),
             plan,
         })
