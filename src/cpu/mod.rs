@@ -43,7 +43,7 @@ pub struct Cpu {
     openblas: bool,
 }
 
-/// Instructions and threads, and memory for rounded rows.
+/// Instructions and threads, and memory that is used again.
 #[derive(Debug)]
 struct Engine {
     simds: Simds,
@@ -51,6 +51,7 @@ struct Engine {
     pool: Pool,
     rounded: Spare<Rounded>,
     pairs: Spare<Vec<Pair>>,
+    scores: Spare<Vec<f32>>,
 }
 
 impl Engine {
@@ -101,6 +102,7 @@ impl Cpu {
                 pool,
                 rounded: Spare::default(),
                 pairs: Spare::default(),
+                scores: Spare::default(),
             }),
             level,
             compute: Compute::F32,
@@ -262,7 +264,8 @@ impl Backend for Cpu {
         params: &AttentionParams<'_>,
         out: &mut Tensor,
     ) {
-        self.engine.run(Attend { pool: &self.engine.pool, x, q_start, spans, caches, params, out });
+        let (pool, spare) = (&self.engine.pool, &self.engine.scores);
+        self.engine.run(Attend { pool, x, q_start, spans, caches, params, out, spare });
     }
 
     fn head_products(

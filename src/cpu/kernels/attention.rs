@@ -10,7 +10,7 @@ use super::matmul::Shared;
 use super::simd::{Kernel, Simd, load, store};
 use crate::backend::{AttentionParams, KvCache, PAGE_KEYS, Span};
 use crate::cpu::pool::Pool;
-use crate::tensor::Tensor;
+use crate::tensor::{Spare, Tensor};
 
 /// Pages of a block.
 const PAGES: usize = 4;
@@ -30,6 +30,8 @@ pub struct Attend<'a> {
     pub caches: &'a [&'a KvCache],
     pub params: &'a AttentionParams<'a>,
     pub out: &'a mut Tensor,
+    /// Memory of earlier tasks.
+    pub spare: &'a Spare<Vec<f32>>,
 }
 
 /// Queries `queries` of span `span`, for the query heads that read key head `kv_head`.
@@ -47,7 +49,7 @@ impl Kernel for Attend<'_> {
     /// Lengths are checked here.
     #[inline(always)]
     unsafe fn run<S: Simd>(self, s: S) {
-        let Attend { pool, x, q_start, spans, caches, params, out } = self;
+        let Attend { pool, x, q_start, spans, caches, params, out, spare } = self;
         let p = params;
         assert!(p.kv_heads > 0 && p.heads % p.kv_heads == 0, "heads of attention");
         assert!(q_start + p.heads * p.k_dim <= x.cols(), "columns of the queries");
@@ -83,6 +85,7 @@ impl Kernel for Attend<'_> {
                 kv_head,
                 queries,
                 out: shared,
+                spare,
             };
             // SAFETY: the token turns its features on; lengths are checked above; tasks have different rows or heads.
             unsafe { s.run(tile) };
@@ -99,6 +102,7 @@ struct Tile<'a> {
     kv_head: usize,
     queries: Range<usize>,
     out: Shared,
+    spare: &'a Spare<Vec<f32>>,
 }
 
 /// A query head of one position.
@@ -141,9 +145,11 @@ impl Kernel for Tile<'_> {
             }
         }
         let n = rows.len();
-        let mut scratch = vec![0.0f32; n * (p.k_dim + BLOCK_KEYS + S::LANES + p.v_dim)];
+        let mut scratch = self.spare.take();
+        scratch.resize(n * (p.k_dim + BLOCK_KEYS + S::LANES + p.v_dim), 0.0);
         let (q, rest) = scratch.split_at_mut(n * p.k_dim);
         let (scores, rest) = rest.split_at_mut(n * BLOCK_KEYS);
+        rest.fill(0.0);
         let (sums, values) = rest.split_at_mut(n * S::LANES);
         for (r, row) in rows.iter().enumerate() {
             let from = &self.x.row(row.row)[self.q_start + row.head * p.k_dim..][..p.k_dim];
@@ -187,6 +193,7 @@ impl Kernel for Tile<'_> {
                 }
             }
         }
+        self.spare.give(scratch);
     }
 }
 

@@ -4,6 +4,7 @@
 //! rows, several panels) stays in registers while k runs. Every element has one accumulator that takes its products in the order
 //! of k, whatever the tile, so its bits do not depend on which rows are computed together.
 
+use std::mem::MaybeUninit;
 use std::ops::Range;
 
 use super::math::activate;
@@ -328,8 +329,8 @@ impl<T: Weight> Kernel for Block<'_, T> {
     }
 }
 
-/// Sums of a tile that is wider than k: `[rows of a block][two vectors]`.
-type Scratch = [f32; ROW_BLOCK * 32];
+/// Sums of the tiles of a block between two parts of k: `[rows of a block][two vectors]`.
+type Scratch = MaybeUninit<[f32; ROW_BLOCK * 32]>;
 
 impl<T: Weight> Block<'_, T> {
     /// `R` rows, `P` panels at once.
@@ -362,7 +363,7 @@ impl<T: Weight> Block<'_, T> {
     #[inline(always)]
     unsafe fn wide<S: Simd>(&self, s: S) {
         let (k, rows) = (self.task.weights.k, self.rows.len());
-        let mut scratch: Scratch = [0.0; ROW_BLOCK * 32];
+        let mut scratch = Scratch::uninit();
         let tiles = rows.div_ceil(S::TILE_ROWS);
         let k_block = if tiles == 1 { k } else { k.div_ceil(k.div_ceil(K_BLOCK).max(1)) };
         // SAFETY: tiles lie inside of the rows, and the scratch has room for a block of rows.
@@ -444,7 +445,7 @@ impl<T: Weight> Block<'_, T> {
         unsafe {
             let a = x.as_ptr().add(row * k + part.start);
             let b = weights.data.as_ptr().add((panel * k + part.start) * width);
-            let kept = scratch.as_mut_ptr().add((row - self.rows.start) * width);
+            let kept = scratch.as_mut_ptr().cast::<f32>().add((row - self.rows.start) * width);
             let mut acc = [[[s.splat(0.0); 2]; R]; 1];
             if part.start > 0 {
                 for r in 0..R {
