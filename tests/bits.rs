@@ -94,6 +94,27 @@ fn a_batch_is_each_sequence_alone_on_any_number_of_threads() {
 }
 
 #[test]
+fn a_batch_that_is_computed_in_groups_is_each_sequence_alone() {
+    let id = |i: usize, j: usize| ((i * 37 + j * 11) % 200 + 5) as u32;
+    for name in ["language-id", "prose"] {
+        let network = network(&std::path::Path::new("examples/models").join(name), SimdLevel::Portable, 1);
+        // More together than is computed at once.
+        let lengths = [3, 120, 100, 7, 90, 1, 60];
+        let sequences: Vec<Vec<u32>> =
+            lengths.iter().enumerate().map(|(i, n)| (0..*n).map(|j| id(i, j)).collect()).collect();
+        let batch = Batch::of(sequences.iter().map(Vec::as_slice));
+        assert!(batch.input.ids.len() > smelt::backend::Backend::rows_at_once(network.backend()));
+        for output in network.forward(&batch, &[], true).unwrap() {
+            for (i, ids) in sequences.iter().enumerate() {
+                let alone = network.forward(&Batch::of([&ids[..]]), &[], true).unwrap();
+                let same = alone.iter().find(|o| o.name == output.name).unwrap();
+                assert_eq!(bits(same), part(&output, &batch, i), "{name}: {} of {i}", output.name);
+            }
+        }
+    }
+}
+
+#[test]
 fn tokens_one_by_one_give_what_the_prompt_gives_at_once() {
     let mut seen = 0;
     for dir in cases() {
