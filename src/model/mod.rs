@@ -82,14 +82,14 @@ impl Network {
     pub fn forward(&self, batch: &Batch, wanted: &[&str], hidden_states: bool) -> Result<Vec<Output>> {
         let ids = self.ids_of(wanted)?;
         let batch = &*self.checked(batch)?;
-        if !self.is_separable(batch, &ids) {
+        let groups = match self.is_separable(batch, &ids) {
+            true => batch.groups(self.backend.rows_at_once()),
+            false => Vec::new(),
+        };
+        if groups.len() < 2 {
             return self.forward_at_once(batch, &ids, hidden_states);
         }
-        let groups = batch.groups(self.backend.rows_at_once());
-        if groups.len() == 1 {
-            return self.forward_at_once(batch, &ids, hidden_states);
-        }
-        // Outputs of the whole batch, and how many of their rows are there.
+        // Outputs of the whole batch, and how many of their elements are there.
         let mut joined: Vec<(Output, Tensor, usize)> = Vec::new();
         for group in groups {
             for output in self.forward_at_once(&group, &ids, hidden_states)? {
@@ -110,11 +110,8 @@ impl Network {
     /// Whether sequences can be computed in groups: all that is given and wanted belongs to one of them.
     fn is_separable(&self, batch: &Batch, ids: &[ValueId]) -> bool {
         let of_sequences = |id: &ValueId| {
-            let rows = match self.plan.values[id.0].shape {
-                Shape::Matrix { rows, .. } => Some(rows),
-                _ => None,
-            };
-            matches!(rows, Some(Rows::Tokens(_) | Rows::Sequences(_)))
+            let shape = &self.plan.values[id.0].shape;
+            matches!(shape, Shape::Matrix { rows: Rows::Tokens(_) | Rows::Sequences(_), .. })
         };
         batch.images.is_none() && batch.audio.is_none() && ids.iter().all(of_sequences)
     }

@@ -311,16 +311,6 @@ const fn tile_rows<S: Simd, const FOUR: bool>() -> usize {
     if S::TILE_ROWS > most { most } else { S::TILE_ROWS }
 }
 
-/// What a tile fetches into the cache on its way.
-#[derive(Clone, Copy)]
-enum Ahead {
-    Nothing,
-    /// What it needs itself.
-    Near,
-    /// A share of the next panel, and of how many.
-    Share(usize, usize),
-}
-
 struct Tiles<'a> {
     x: &'a Rounded,
     panels: &'a [u8],
@@ -359,13 +349,14 @@ impl Tiles<'_> {
             while panel < self.panel_range.end {
                 if panels_of_a_row::<S>(1) > 1 && rows == 1 && panel + PANELS_OF_A_ROW <= self.panel_range.end
                 {
-                    self.tile::<S, FOUR, 1, PANELS_OF_A_ROW>(s, panel, self.rows.start, Ahead::Nothing);
+                    self.tile::<S, FOUR, 1, PANELS_OF_A_ROW>(s, panel, self.rows.start, false);
                     panel += PANELS_OF_A_ROW;
                     continue;
                 }
                 for tile in 0..tiles {
                     let first = self.rows.start + rows * tile / tiles;
-                    let ahead = if tiles == 1 { Ahead::Near } else { Ahead::Share(tile, tiles) };
+                    // Tiles behind the first find the panel in the cache.
+                    let ahead = tile == 0;
                     match self.rows.start + rows * (tile + 1) / tiles - first {
                         1 => self.tile::<S, FOUR, 1, 1>(s, panel, first, ahead),
                         2 => self.tile::<S, FOUR, 2, 1>(s, panel, first, ahead),
@@ -383,31 +374,19 @@ impl Tiles<'_> {
         }
     }
 
-    /// `R` rows from `row` on and `P` panels from `panel` on.
+    /// `R` rows from `row` on and `P` panels from `panel` on; `ahead` fetches the panel on the way.
     #[inline(always)]
     unsafe fn tile<S: Simd, const FOUR: bool, const R: usize, const P: usize>(
         &self,
         s: S,
         panel: usize,
         row: usize,
-        ahead: Ahead,
+        ahead: bool,
     ) {
         let Parts { inputs, blocks, runs } = self.x.parts;
         let bits = const { if FOUR { Bits::Four } else { Bits::Eight } };
         let (width, step, of_run) = (panel_width::<S>(), inputs / S::GROUP, bits.blocks_of_run::<S>());
         let block_bytes = bits.block_bytes(width);
-        let (near, is_near) = match (S::FETCH, ahead) {
-            (Fetch::Near(bytes), Ahead::Near) => (bytes, true),
-            _ => (0, false),
-        };
-        // Of each block.
-        let (distance, bytes) = match ahead {
-            Ahead::Near if is_near => (near, 2 * width),
-            Ahead::Share(share, shares) => {
-                (self.panel_bytes + block_bytes * share / shares, block_bytes / shares)
-            }
-            _ => (0, 0),
-        };
         // SAFETY: blocks lie inside of the panels, rows inside of the numbers.
         unsafe {
             let x = self.x.numbers.as_ptr().add(row * step);
@@ -423,7 +402,9 @@ impl Tiles<'_> {
                     for p in 0..P {
                         let scales = b.add(p * self.panel_bytes + block * block_bytes);
                         let numbers = scales.add(2 * width);
-                        fetch(s, scales, distance, bytes);
+                        if ahead {
+                            fetch(s, scales, 2 * width);
+                        }
                         let mut sums = [[s.splat_whole(0); 2]; R];
                         if S::GROUP == 4 {
                             for (r, sums) in sums.iter_mut().enumerate() {
@@ -434,8 +415,8 @@ impl Tiles<'_> {
                         if FOUR {
                             for eight in 0..UNIT / 8 {
                                 let w = numbers.add(eight * width * 4);
-                                if is_near {
-                                    fetch(s, w, near, width * 4);
+                                if ahead {
+                                    fetch(s, w, width * 4);
                                 }
                                 let w = [s.load_bytes(w), s.load_bytes(w.add(S::LANES * 4))];
                                 let x = x.add(eight * 8 / S::GROUP);
@@ -449,8 +430,8 @@ impl Tiles<'_> {
                         } else {
                             for group in 0..groups {
                                 let w = numbers.add(group * width * S::GROUP);
-                                if is_near {
-                                    fetch(s, w, near, width * S::GROUP);
+                                if ahead {
+                                    fetch(s, w, width * S::GROUP);
                                 }
                                 let w = [s.load_eights(w), s.load_eights(w.add(S::LANES * S::GROUP))];
                                 multiply::<S, R>(s, w, x.add(group), step, &mut sums);
@@ -487,12 +468,14 @@ impl Tiles<'_> {
     }
 }
 
-/// Fetches `bytes` bytes that lie `distance` behind a place.
+/// Fetches what lies as far behind `bytes` bytes as the processor wants it, if it wants what is near.
 #[inline(always)]
-unsafe fn fetch<S: Simd>(s: S, from: *const u8, distance: usize, bytes: usize) {
-    for line in 0..bytes.div_ceil(LINE) {
-        // SAFETY: the caller has the features on; the place may lie anywhere.
-        unsafe { s.prefetch(from.wrapping_add(distance + line * LINE)) };
+unsafe fn fetch<S: Simd>(s: S, from: *const u8, bytes: usize) {
+    if let Fetch::Near(distance) = S::FETCH {
+        for line in 0..bytes.div_ceil(LINE) {
+            // SAFETY: the caller has the features on; the place may lie anywhere.
+            unsafe { s.prefetch(from.wrapping_add(distance + line * LINE)) };
+        }
     }
 }
 
