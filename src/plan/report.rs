@@ -62,7 +62,7 @@ const PROGRAM_BYTES: u64 = 10_000_000;
 /// What the system maps around each row of a table that is read.
 const FAULT_BYTES: u64 = 64 << 10;
 
-/// Most memory that a process takes for `sequences` sequences at once: an estimate, within a tenth where it was measured
+/// Most memory that a process takes for `sequences` sequences at once: an estimate, up to a sixth above what was measured
 /// (`docs/tools.md`). [`Memory`] has bounds instead.
 ///
 /// Sequences are computed in groups of up to `at_once` tokens.
