@@ -141,8 +141,8 @@ fn dot(a: &[f32], b: &[f32]) -> f32 {
     sums.iter().sum()
 }
 
-/// Of the rows that are computed at once, those of a thread. Zen 5, 1 MiB of second-level cache, BERT-base with weights of 8 bits: 260 ms for
-/// eight sequences of 128 tokens in groups of so many, 290 ms all at once.
+/// Of the rows that are computed at once, those of a thread. Zen 5, 1 MiB of second-level cache, twelve layers of 768 columns with weights
+/// of 8 bits: 266 ms for eight sequences of 128 tokens in groups of so many, 299 ms all at once.
 const ROWS_OF_THREAD: usize = 256;
 
 /// More threads than this are a mistake.
