@@ -277,8 +277,7 @@ impl Model {
     }
 }
 
-/// Tokens that go through the network at once: enough for its arithmetic to run at full speed, few enough to keep
-/// activations small.
+/// Tokens whose results are kept at once: the network itself computes them in smaller groups.
 const BATCH_TOKENS: usize = 1024;
 
 /// Opens the network of a model directory alone, without a tokenizer, on any backend.

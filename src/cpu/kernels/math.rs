@@ -22,12 +22,23 @@ pub unsafe fn exp_to_0<S: Simd>(s: S, x: S::V) -> S::V {
         // ln 2 in two parts, the first of which has few enough bits for its product with n to be exact.
         let r = s.fma(n, s.splat(-0.693_359_4), y);
         let r = s.fma(n, s.splat(2.121_944_4e-4), r);
-        let mut p = s.splat(1.987_569_1e-4);
-        for c in [1.398_199_9e-3, 8.333_452e-3, 4.166_579_6e-2, 0.166_666_65, 0.5] {
-            p = s.fma(p, r, s.splat(c));
-        }
+        let c = [1.987_569_1e-4, 1.398_199_9e-3, 8.333_452e-3, 4.166_579_6e-2, 0.166_666_65, 0.5];
+        let p = polynomial(s, r, c);
         let p = s.add(s.fma(s.mul(r, r), p, r), s.splat(1.0));
         s.if_less(x, s.splat(EXP_LOW), s.splat(0.0), s.mul_exp2(p, n))
+    }
+}
+
+/// The polynomial with these coefficients, the highest first.
+#[inline(always)]
+unsafe fn polynomial<S: Simd, const N: usize>(s: S, x: S::V, coefficients: [f32; N]) -> S::V {
+    // SAFETY: the caller's.
+    unsafe {
+        let mut p = s.splat(coefficients[0]);
+        for c in &coefficients[1..] {
+            p = s.fma(p, x, s.splat(*c));
+        }
+        p
     }
 }
 
@@ -60,10 +71,8 @@ pub unsafe fn tanh<S: Simd>(s: S, x: S::V) -> S::V {
     // SAFETY: the caller's.
     unsafe {
         let z = s.mul(x, x);
-        let mut p = s.splat(-5.704_988_7e-3);
-        for c in [2.063_909e-2, -5.373_971_4e-2, 0.133_314_42, -0.333_332_8] {
-            p = s.fma(p, z, s.splat(c));
-        }
+        let p =
+            polynomial(s, z, [-5.704_988_7e-3, 2.063_909e-2, -5.373_971_4e-2, 0.133_314_42, -0.333_332_8]);
         let small = s.fma(s.mul(p, z), x, x);
         let (zero, one) = (s.splat(0.0), s.splat(1.0));
         let e = exp_to_0(s, s.mul(abs(s, x), s.splat(-2.0)));
@@ -84,10 +93,8 @@ unsafe fn exp2<S: Simd>(s: S, x: S::V) -> S::V {
         let y = s.max(low, x);
         let n = s.round(y);
         let r = s.sub(y, n);
-        let mut p = s.splat(1.330_060_5e-3);
-        for c in [9.669_691e-3, 5.550_558_5e-2, 0.240_222_83, std::f32::consts::LN_2, 1.0] {
-            p = s.fma(p, r, s.splat(c));
-        }
+        let ln_2 = std::f32::consts::LN_2;
+        let p = polynomial(s, r, [1.330_060_5e-3, 9.669_691e-3, 5.550_558_5e-2, 0.240_222_83, ln_2, 1.0]);
         s.if_less(x, low, s.splat(0.0), s.mul_exp2(p, n))
     }
 }
@@ -139,12 +146,7 @@ unsafe fn gelu_tanh<S: Simd>(s: S, x: S::V) -> S::V {
 unsafe fn gate<S: Simd, const N: usize>(s: S, x: S::V, coefficients: [f32; N]) -> S::V {
     // SAFETY: the caller's.
     unsafe {
-        let a = abs(s, x);
-        let mut p = s.splat(coefficients[0]);
-        for c in &coefficients[1..] {
-            p = s.fma(p, a, s.splat(*c));
-        }
-        let below = s.mul(x, exp2(s, p));
+        let below = s.mul(x, exp2(s, polynomial(s, abs(s, x), coefficients)));
         s.if_less(x, s.splat(0.0), below, s.sub(x, below))
     }
 }
