@@ -6,7 +6,8 @@ use divan::counter::{BytesCount, ItemsCount};
 use divan::{Bencher, black_box};
 use smelt::WeightType;
 use smelt::backend::{
-    Activation, AttentionParams, Backend, Epilogue, KvCache, Layout, Linear, LinearPart, Norm, Reach, Span,
+    Activation, AttentionParams, Backend, Compute, Epilogue, KvCache, Layout, Linear, LinearPart, Norm,
+    Reach, Span,
 };
 use smelt::cpu::Cpu;
 use smelt::tensor::{Array, Tensor};
@@ -83,7 +84,7 @@ mod attention {
         let x = tensor(rows, 3 * HEADS * DIM);
         let (mut spans, mut caches, mut start) = (Vec::new(), Vec::new(), 0);
         for len in lengths {
-            let mut cache = KvCache::new(HEADS, DIM, DIM);
+            let mut cache = KvCache::new(Compute::F32, HEADS, DIM, DIM);
             let one = tensor(1, HEADS * DIM);
             (0..past).for_each(|_| cache.push(one.data(), one.data()));
             caches.push(cache);

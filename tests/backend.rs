@@ -363,8 +363,8 @@ fn width(case: &Case) -> usize {
     case.heads * case.k_dim + case.kv_heads * (case.k_dim + case.v_dim)
 }
 
-fn empty(case: &Case, n: usize) -> Vec<KvCache> {
-    (0..n).map(|_| KvCache::new(case.kv_heads, case.k_dim, case.v_dim)).collect()
+fn empty(case: &Case, compute: Compute, n: usize) -> Vec<KvCache> {
+    (0..n).map(|_| KvCache::new(compute, case.kv_heads, case.k_dim, case.v_dim)).collect()
 }
 
 fn spans(lengths: &[usize]) -> Vec<Span> {
@@ -379,7 +379,9 @@ fn spans(lengths: &[usize]) -> Vec<Span> {
         .collect()
 }
 
-const LENGTHS: [usize; 6] = [1, 5, 16, 33, 150, 64];
+const LENGTHS: [usize; 6] = [1, 5, 16, 33, 300, 64];
+
+const COMPUTES: [Compute; 2] = [Compute::F32, Compute::Bf16];
 
 #[test]
 fn attention_agrees() {
@@ -387,10 +389,14 @@ fn attention_agrees() {
     for case in cases() {
         let spans = spans(&LENGTHS);
         let x = random.tensor(LENGTHS.iter().sum(), width(&case));
-        let expected = attend(&Reference, &case, &x, &spans, &mut empty(&case, spans.len()));
-        for level in levels() {
-            let found = attend(&cpu(level, 2), &case, &x, &spans, &mut empty(&case, spans.len()));
-            close(&found, &expected, 1e-5, &format!("{level:?} {}", case.name));
+        // In bfloat16 keys and values are those of the reference to the bit, queries and weights are rounded as well.
+        for (compute, tolerance) in [(Compute::F32, 1e-5), (Compute::Bf16, 6e-3)] {
+            let expected = attend(&Reference, &case, &x, &spans, &mut empty(&case, compute, spans.len()));
+            for level in levels() {
+                let cpu = cpu(level, 2).with_compute(compute);
+                let found = attend(&cpu, &case, &x, &spans, &mut empty(&case, compute, spans.len()));
+                close(&found, &expected, tolerance, &format!("{level:?} {compute:?} {}", case.name));
+            }
         }
     }
 }
@@ -401,13 +407,21 @@ fn attention_has_the_same_bits_alone_together_on_any_threads_and_token_by_token(
     for case in cases() {
         let all = spans(&LENGTHS);
         let x = random.tensor(LENGTHS.iter().sum(), width(&case));
-        for level in levels() {
-            let whole = attend(&cpu(level, 1), &case, &x, &all, &mut empty(&case, all.len()));
+        for (level, compute) in
+            levels().into_iter().flat_map(|level| COMPUTES.map(|compute| (level, compute)))
+        {
+            let cpu = |threads: usize| cpu(level, threads).with_compute(compute);
+            let whole = attend(&cpu(1), &case, &x, &all, &mut empty(&case, compute, all.len()));
             for threads in [2, 7] {
-                let other = attend(&cpu(level, threads), &case, &x, &all, &mut empty(&case, all.len()));
-                assert_eq!(bits(&other), bits(&whole), "{level:?} {}: {threads} threads", case.name);
+                let other = attend(&cpu(threads), &case, &x, &all, &mut empty(&case, compute, all.len()));
+                assert_eq!(
+                    bits(&other),
+                    bits(&whole),
+                    "{level:?} {compute:?} {}: {threads} threads",
+                    case.name
+                );
             }
-            let cpu = cpu(level, 2);
+            let cpu = cpu(2);
             for span in &all {
                 let rows = span.rows.len();
                 let part = |from: usize, to: usize| {
@@ -419,13 +433,13 @@ fn attention_has_the_same_bits_alone_together_on_any_threads_and_token_by_token(
                     &case,
                     &part(span.rows.start, span.rows.end),
                     &[Span { rows: 0..rows, past: 0 }],
-                    &mut empty(&case, 1),
+                    &mut empty(&case, compute, 1),
                 );
-                assert_eq!(bits(&alone), expected, "{level:?} {}: alone", case.name);
+                assert_eq!(bits(&alone), expected, "{level:?} {compute:?} {}: alone", case.name);
                 if case.reach.ahead != Some(0) {
                     continue;
                 }
-                let mut caches = empty(&case, 1);
+                let mut caches = empty(&case, compute, 1);
                 let mut steps = Vec::new();
                 let mut past = 0;
                 // One by one, then some at once.
@@ -438,7 +452,7 @@ fn attention_has_the_same_bits_alone_together_on_any_threads_and_token_by_token(
                     steps.extend(bits(&attend(&cpu, &case, &new, &[Span { rows: 0..n, past }], &mut caches)));
                     past += n;
                 }
-                assert_eq!(steps, expected, "{level:?} {}: token by token", case.name);
+                assert_eq!(steps, expected, "{level:?} {compute:?} {}: token by token", case.name);
             }
         }
     }

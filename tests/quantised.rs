@@ -73,6 +73,8 @@ fn outputs_of_level_stay_near_those_of_transformers(level: SimdLevel) {
         let mut errors: Vec<f32> = Vec::new();
         for dir in cases() {
             let cpu = Cpu::with_level(level, Some(2)).unwrap();
+            let compute = cpu.compute_for(Some(dtype));
+            let cpu = cpu.with_compute(compute);
             let network = load_as(&dir, Arc::new(cpu), Some(dtype)).unwrap();
             let bundle = Bundle::new(read_bundle(&dir.join("reference.safetensors")).unwrap()).unwrap();
             let comparisons = bundle.compare(&network).unwrap();

@@ -3,8 +3,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use super::{
-    Activation, AttentionParams, Backend, Epilogue, HeadScan, KvCache, Linear, LinearPart, Norm, Rotation,
-    Scan, Span, WeightType,
+    Activation, AttentionParams, Backend, Compute, Epilogue, HeadScan, KvCache, Linear, LinearPart, Norm,
+    Rotation, Scan, Span, WeightType,
 };
 use crate::tensor::{Array, Tensor};
 
@@ -97,6 +97,10 @@ impl Backend for Counting {
         self.inner.rows_at_once()
     }
 
+    fn compute(&self) -> Compute {
+        self.inner.compute()
+    }
+
     fn linear(&self, parts: &[LinearPart<'_>], kept: WeightType) -> Box<dyn Linear> {
         Box::new(CountingLinear { inner: self.inner.linear(parts, kept), counts: self.counts.clone() })
     }
@@ -157,8 +161,7 @@ impl Backend for Counting {
             let positions = span.past..span.past + span.rows.len();
             let scores: usize = positions.map(|i| params.reach.of(i, cache.len()).len()).sum();
             let flops = 2 * scores * params.heads * (params.k_dim + params.v_dim);
-            let bytes = 4 * cache.len() * cache.kv_heads() * (cache.k_dim() + cache.v_dim());
-            self.counts.add(flops as u64, bytes as u64);
+            self.counts.add(flops as u64, cache.bytes());
         }
         self.counts.timed(|| self.inner.attention(x, q_start, spans, caches, params, out));
     }

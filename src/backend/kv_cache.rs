@@ -1,3 +1,5 @@
+use super::{Compute, Pair};
+
 /// Keys of one page of a [`KvCache`].
 pub const PAGE_KEYS: usize = 16;
 
@@ -7,24 +9,78 @@ pub const PAGE_KEYS: usize = 16;
 /// for each key-value head in turn, the keys as `[k_dim][PAGE_KEYS]` (the same feature of all keys side by
 /// side, the order in which scores are computed) and then the values as `[PAGE_KEYS][v_dim]`. Places beyond the
 /// last position hold zeros.
+///
+/// With [`Compute::Bf16`] they are kept in bfloat16, as [`Pair`]s of numbers that are added up one after the other: keys as
+/// `[k_dim / 2][PAGE_KEYS]` pairs of features, the last one filled up with a zero, values as `[PAGE_KEYS / 2][v_dim]` pairs of positions.
 #[derive(Clone, Debug)]
 pub struct KvCache {
+    layout: HeadLayout,
     kv_heads: usize,
-    k_dim: usize,
-    v_dim: usize,
     len: usize,
     pages: Vec<f32>,
 }
 
-impl KvCache {
-    /// An empty cache for `kv_heads` heads with keys of `k_dim` and values of `v_dim` elements.
-    pub fn new(kv_heads: usize, k_dim: usize, v_dim: usize) -> Self {
-        KvCache::reusing(Vec::new(), kv_heads, k_dim, v_dim)
+/// How the keys and values of one head lie in a page.
+#[derive(Clone, Copy, Debug)]
+pub struct HeadLayout {
+    /// What they are kept for.
+    pub compute: Compute,
+    /// Elements of a key.
+    pub k_dim: usize,
+    /// Elements of a value.
+    pub v_dim: usize,
+}
+
+impl HeadLayout {
+    /// Words of 4 bytes that the keys take: numbers of float32 or pairs of bfloat16.
+    pub fn key_words(&self) -> usize {
+        match self.compute {
+            Compute::F32 => self.k_dim * PAGE_KEYS,
+            Compute::Bf16 => self.k_dim.div_ceil(2) * PAGE_KEYS,
+        }
     }
 
-    /// An empty cache that uses the memory of `pages`, whatever they hold.
-    pub fn reusing(pages: Vec<f32>, kv_heads: usize, k_dim: usize, v_dim: usize) -> Self {
-        KvCache { kv_heads, k_dim, v_dim, len: 0, pages }
+    /// Words of keys and values.
+    pub fn words(&self) -> usize {
+        let values = match self.compute {
+            Compute::F32 => self.v_dim * PAGE_KEYS,
+            Compute::Bf16 => self.v_dim * (PAGE_KEYS / 2),
+        };
+        self.key_words() + values
+    }
+
+    /// Writes the key and the value of position `lane` of a page.
+    #[inline(always)]
+    pub fn put(&self, head: &mut [f32], lane: usize, key: &[f32], value: &[f32]) {
+        let (keys, values) = head.split_at_mut(self.key_words());
+        let column = keys[lane..].iter_mut().step_by(PAGE_KEYS);
+        match self.compute {
+            Compute::F32 => {
+                column.zip(key).for_each(|(to, from)| *to = *from);
+                values[lane * self.v_dim..][..self.v_dim].copy_from_slice(value);
+            }
+            Compute::Bf16 => {
+                column.zip(key.chunks(2)).for_each(|(to, from)| {
+                    *to = Pair::new(from[0], from.get(1).copied().unwrap_or(0.0)).as_word();
+                });
+                let values = &mut values[lane / 2 * self.v_dim..][..self.v_dim];
+                values.iter_mut().zip(value).for_each(|(to, from)| {
+                    *to = Pair::of_word(*to).with(lane % 2, *from).as_word();
+                });
+            }
+        }
+    }
+}
+
+impl KvCache {
+    /// An empty cache for `kv_heads` heads with keys of `k_dim` and values of `v_dim` elements.
+    pub fn new(compute: Compute, kv_heads: usize, k_dim: usize, v_dim: usize) -> Self {
+        KvCache { layout: HeadLayout { compute, k_dim, v_dim }, kv_heads, len: 0, pages: Vec::new() }
+    }
+
+    /// An empty cache of the same kind that uses this memory, whatever it holds.
+    pub fn in_memory(self, pages: Vec<f32>) -> Self {
+        KvCache { len: 0, pages, ..self }
     }
 
     /// The memory.
@@ -32,9 +88,9 @@ impl KvCache {
         self.pages
     }
 
-    /// Elements that a cache for `len` positions takes.
-    pub fn elements(kv_heads: usize, k_dim: usize, v_dim: usize, len: usize) -> usize {
-        len.div_ceil(PAGE_KEYS) * PAGE_KEYS * kv_heads * (k_dim + v_dim)
+    /// How the keys and values of one head lie in a page.
+    pub fn layout(&self) -> HeadLayout {
+        self.layout
     }
 
     /// Number of positions.
@@ -54,22 +110,27 @@ impl KvCache {
 
     /// Elements of a key of one head.
     pub fn k_dim(&self) -> usize {
-        self.k_dim
+        self.layout.k_dim
     }
 
     /// Elements of a value of one head.
     pub fn v_dim(&self) -> usize {
-        self.v_dim
+        self.layout.v_dim
     }
 
     /// Bytes in use.
     pub fn bytes(&self) -> u64 {
-        KvCache::elements(self.kv_heads, self.k_dim, self.v_dim, self.len) as u64 * 4
+        (self.len.div_ceil(PAGE_KEYS) * self.page_len() * 4) as u64
     }
 
     /// Elements of one page.
     pub fn page_len(&self) -> usize {
-        self.kv_heads * (self.k_dim + self.v_dim) * PAGE_KEYS
+        self.kv_heads * self.layout.words()
+    }
+
+    /// Elements that the pages of `n` more positions come to, with those that are there.
+    pub fn elements(&self, n: usize) -> usize {
+        (self.len + n).div_ceil(PAGE_KEYS) * self.page_len()
     }
 
     /// Adds `n` positions of unspecified contents, and gives all pages to write them into.
@@ -87,8 +148,7 @@ impl KvCache {
 
     /// Makes room for `n` more positions without moving anything later.
     pub fn reserve(&mut self, n: usize) {
-        let pages = (self.len + n).div_ceil(PAGE_KEYS) * self.page_len();
-        self.pages.reserve_exact(pages.saturating_sub(self.pages.len()));
+        self.pages.reserve_exact(self.elements(n).saturating_sub(self.pages.len()));
     }
 
     /// All pages.
@@ -96,37 +156,43 @@ impl KvCache {
         &self.pages
     }
 
-    /// Where in the pages the keys of head `h` of page `page` begin: `[k_dim][PAGE_KEYS]`.
+    /// Where in the pages the keys of head `h` of page `page` begin.
     pub fn keys_at(&self, page: usize, h: usize) -> usize {
-        page * self.page_len() + h * (self.k_dim + self.v_dim) * PAGE_KEYS
+        page * self.page_len() + h * self.layout.words()
     }
 
-    /// Where in the pages the values of head `h` of page `page` begin: `[PAGE_KEYS][v_dim]`.
+    /// Where in the pages the values of head `h` of page `page` begin.
     pub fn values_at(&self, page: usize, h: usize) -> usize {
-        self.keys_at(page, h) + self.k_dim * PAGE_KEYS
+        self.keys_at(page, h) + self.layout.key_words()
     }
 
     /// Element `d` of the key of head `h` at position `j`.
     pub fn key(&self, h: usize, j: usize, d: usize) -> f32 {
-        self.pages[self.keys_at(j / PAGE_KEYS, h) + d * PAGE_KEYS + j % PAGE_KEYS]
+        let at = self.keys_at(j / PAGE_KEYS, h) + j % PAGE_KEYS;
+        match self.layout.compute {
+            Compute::F32 => self.pages[at + d * PAGE_KEYS],
+            Compute::Bf16 => Pair::of_word(self.pages[at + d / 2 * PAGE_KEYS]).numbers()[d % 2],
+        }
     }
 
     /// Element `d` of the value of head `h` at position `j`.
     pub fn value(&self, h: usize, j: usize, d: usize) -> f32 {
-        self.pages[self.values_at(j / PAGE_KEYS, h) + j % PAGE_KEYS * self.v_dim + d]
+        let (at, lane) = (self.values_at(j / PAGE_KEYS, h) + d, j % PAGE_KEYS);
+        match self.layout.compute {
+            Compute::F32 => self.pages[at + lane * self.layout.v_dim],
+            Compute::Bf16 => Pair::of_word(self.pages[at + lane / 2 * self.layout.v_dim]).numbers()[lane % 2],
+        }
     }
 
     /// Appends one position; `key` is `[kv_heads, k_dim]`, `value` is `[kv_heads, v_dim]`.
     pub fn push(&mut self, key: &[f32], value: &[f32]) {
-        let j = self.len;
+        let (layout, j) = (self.layout, self.len);
         self.grow(1);
         for h in 0..self.kv_heads {
-            let at = self.keys_at(j / PAGE_KEYS, h) + j % PAGE_KEYS;
-            for (d, x) in key[h * self.k_dim..(h + 1) * self.k_dim].iter().enumerate() {
-                self.pages[at + d * PAGE_KEYS] = *x;
-            }
-            let at = self.values_at(j / PAGE_KEYS, h) + j % PAGE_KEYS * self.v_dim;
-            self.pages[at..at + self.v_dim].copy_from_slice(&value[h * self.v_dim..(h + 1) * self.v_dim]);
+            let at = self.keys_at(j / PAGE_KEYS, h);
+            let key = &key[h * layout.k_dim..][..layout.k_dim];
+            let value = &value[h * layout.v_dim..][..layout.v_dim];
+            layout.put(&mut self.pages[at..at + layout.words()], j % PAGE_KEYS, key, value);
         }
     }
 }
@@ -138,19 +204,32 @@ mod tests {
     #[test]
     fn what_is_pushed_is_found() {
         let (heads, k_dim, v_dim) = (2, 3, 5);
-        let mut cache = KvCache::new(heads, k_dim, v_dim);
-        let element = |j: usize, i: usize| (100 * j + i) as f32;
-        for j in 0..2 * PAGE_KEYS + 1 {
-            let key: Vec<f32> = (0..heads * k_dim).map(|i| element(j, i)).collect();
-            let value: Vec<f32> = (0..heads * v_dim).map(|i| -element(j, i)).collect();
-            cache.push(&key, &value);
-        }
-        assert_eq!(cache.len(), 2 * PAGE_KEYS + 1);
-        for j in 0..cache.len() {
-            for h in 0..heads {
-                assert!((0..k_dim).all(|d| cache.key(h, j, d) == element(j, h * k_dim + d)));
-                assert!((0..v_dim).all(|d| cache.value(h, j, d) == -element(j, h * v_dim + d)));
+        for compute in [Compute::F32, Compute::Bf16] {
+            // Whole numbers of few bits.
+            let element = |j: usize, i: usize| (16 * j + i) as f32;
+            let mut cache = KvCache::new(compute, heads, k_dim, v_dim);
+            for j in 0..PAGE_KEYS - 1 {
+                let key: Vec<f32> = (0..heads * k_dim).map(|i| element(j, i)).collect();
+                let value: Vec<f32> = (0..heads * v_dim).map(|i| -element(j, i)).collect();
+                cache.push(&key, &value);
             }
+            assert_eq!(cache.len(), PAGE_KEYS - 1);
+            for j in 0..cache.len() {
+                for h in 0..heads {
+                    assert!(
+                        (0..k_dim).all(|d| cache.key(h, j, d) == element(j, h * k_dim + d)),
+                        "{compute:?}"
+                    );
+                    assert!(
+                        (0..v_dim).all(|d| cache.value(h, j, d) == -element(j, h * v_dim + d)),
+                        "{compute:?}"
+                    );
+                }
+            }
+            cache.push(&[1.0; 6], &[1.0; 10]);
+            cache.push(&[2.0; 6], &[2.0; 10]);
+            assert_eq!((cache.key(1, 15, 2), cache.value(1, 15, 4)), (1.0, 1.0));
+            assert_eq!((cache.key(1, 16, 2), cache.value(1, 16, 4)), (2.0, 2.0));
         }
     }
 }

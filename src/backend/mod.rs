@@ -8,6 +8,7 @@
 mod activation;
 mod counting;
 mod kv_cache;
+mod pair;
 mod quantise;
 mod weight_type;
 
@@ -19,7 +20,8 @@ pub use activation::Activation;
 #[cfg(test)]
 pub(crate) use activation::erfc;
 pub use counting::{Counting, Work};
-pub use kv_cache::{KvCache, PAGE_KEYS};
+pub use kv_cache::{HeadLayout, KvCache, PAGE_KEYS};
+pub use pair::Pair;
 pub use quantise::{Block as QuantBlock, block_inputs};
 pub use weight_type::{Compute, WeightType};
 
@@ -33,6 +35,9 @@ pub trait Backend: Send + Sync + fmt::Debug {
     /// How many rows are best computed at once: enough for its arithmetic to run at full speed, few enough for what lies between two
     /// operations to stay in the caches.
     fn rows_at_once(&self) -> usize;
+
+    /// In what attention multiplies: keys and values are kept for it.
+    fn compute(&self) -> Compute;
 
     /// Lays out the weights of a linear map `[in] -> [out]` the way [`Linear::apply`] wants them. Several
     /// parts with the same input are put side by side: their outputs follow each other. They are kept as
@@ -81,7 +86,8 @@ pub trait Backend: Send + Sync + fmt::Debug {
     /// Softmax attention of the queries in columns `q_start ..` of `x` over the keys and values in the caches,
     /// `spans[i]` over `caches[i]`. `out` is `[rows, heads * v_dim]`.
     ///
-    /// The cache holds the keys of positions `0 .. len`; row `r` of a span has position `past + r`.
+    /// The cache holds the keys of positions `0 .. len`; row `r` of a span has position `past + r`. Where keys and values are kept
+    /// in bfloat16, queries and weights are rounded to it as well, if the backend is made for that.
     fn attention(
         &self,
         x: &Tensor,

@@ -46,13 +46,13 @@ impl WeightType {
     }
 }
 
-/// How a backend multiplies the weights of linear maps that it keeps in bfloat16.
+/// How a backend multiplies the weights of linear maps that it keeps in bfloat16, and keys, queries and values in attention.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Compute {
-    /// As float32: only the weights are rounded.
+    /// As float32: only weights are rounded.
     #[default]
     F32,
-    /// As bfloat16: what is multiplied with them is rounded to bfloat16 as well, products are added up in float32.
+    /// As bfloat16: both sides of a product are rounded to it, products are added up in float32.
     Bf16,
 }
 

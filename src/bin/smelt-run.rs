@@ -83,9 +83,9 @@ struct Arguments {
     dtype: Option<WeightType>,
 
     /// How products are computed: f32, or bf16, which rounds both sides and is faster where the processor has
-    /// instructions for it
-    #[arg(long, value_name = "TYPE", default_value = "f32", hide_default_value = true)]
-    compute: Compute,
+    /// instructions for it, and then the default for attention beside q8 and q4
+    #[arg(long, value_name = "TYPE")]
+    compute: Option<Compute>,
 
     /// Threads to compute with; one per core by default
     #[arg(long)]

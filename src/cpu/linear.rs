@@ -8,11 +8,11 @@ use half::{bf16, f16};
 
 use super::Engine;
 use super::kernels::matmul::{Panels, Product};
-use super::kernels::pairs::{Pair, RoundToPairs};
+use super::kernels::pairs::RoundToPairs;
 use super::kernels::quantised::{Bits, QuantisedProduct, Round};
 use super::memory::Memory;
 use super::pack::Sources;
-use crate::backend::{Compute, Epilogue, Linear, LinearPart, WeightType};
+use crate::backend::{Compute, Epilogue, Linear, LinearPart, Pair, WeightType};
 use crate::tensor::Tensor;
 
 /// A linear map with its weights in panels: `[outputs / width][inputs][width]`.

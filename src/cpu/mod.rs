@@ -13,18 +13,18 @@ mod pack;
 mod peaks;
 mod pool;
 
+use std::marker::PhantomData;
 use std::sync::Arc;
 
 use crate::backend::{
     Activation, AttentionParams, Backend, Compute, HeadScan, KvCache, Linear, LinearPart, Norm, PAGE_KEYS,
-    Rotation, Scan, Span, WeightType,
+    Pair, Rotation, Scan, Span, WeightType,
 };
 use crate::tensor::{Array, Spare, Tensor};
 pub use dispatch::SimdLevel;
 use dispatch::{ProductSimds, Simds, with_product_simd, with_simd};
-use kernels::attention::Attend;
+use kernels::attention::{Attend, FillPage};
 use kernels::matmul::panel_width;
-use kernels::pairs::Pair;
 use kernels::quantised::Rounded;
 use kernels::rows::{Activate, Normalise, each_rows_mut, rotate};
 use kernels::scan::ScanHeads;
@@ -111,10 +111,17 @@ impl Cpu {
         })
     }
 
-    /// How linear maps with weights in bfloat16 are multiplied, [`Compute::F32`] by default.
+    /// How linear maps with weights in bfloat16 and attention are multiplied, [`Compute::F32`] by default.
     pub fn with_compute(mut self, compute: Compute) -> Cpu {
         self.compute = compute;
         self
+    }
+
+    /// How a model is best computed whose weights are kept as `kept`: in bfloat16 if they are quantised, which loses more, and the
+    /// processor has instructions for it.
+    pub fn compute_for(&self, kept: Option<WeightType>) -> Compute {
+        let is_quantised = matches!(kept, Some(WeightType::Q8 | WeightType::Q4));
+        if is_quantised && self.level == SimdLevel::Avx512Bf16 { Compute::Bf16 } else { Compute::F32 }
     }
 
     /// Number of threads that compute.
@@ -157,6 +164,10 @@ impl Backend for Cpu {
 
     fn rows_at_once(&self) -> usize {
         ROWS_OF_THREAD * self.threads()
+    }
+
+    fn compute(&self) -> Compute {
+        self.compute
     }
 
     fn linear(&self, parts: &[LinearPart<'_>], kept: WeightType) -> Box<dyn Linear> {
@@ -232,26 +243,16 @@ impl Backend for Cpu {
         // Pages are filled by whoever is free.
         let mut pages = Vec::new();
         for (span, cache) in spans.iter().zip(caches) {
-            let sizes = (cache.kv_heads(), cache.k_dim(), cache.v_dim());
+            let sizes = (cache.kv_heads(), cache.layout());
             let (from, page_len) = (cache.len(), cache.page_len());
             let first = from / PAGE_KEYS;
             let new = cache.grow(span.rows.len()).chunks_mut(page_len.max(1)).enumerate().skip(first);
             pages.extend(new.map(|(page, data)| (page * PAGE_KEYS, data, from, span.rows.clone(), sizes)));
         }
-        self.engine.pool.run_each(pages.into_iter(), |(start, page, from, rows, (heads, k_dim, v_dim))| {
+        self.engine.pool.run_each(pages.into_iter(), |(start, page, from, rows, (heads, layout))| {
             let lanes = from.saturating_sub(start)..PAGE_KEYS.min(from + rows.len() - start);
-            // Head by head: the keys of one stay in the first cache while columns are filled.
-            for (h, head) in page.chunks_mut((k_dim + v_dim) * PAGE_KEYS).take(heads).enumerate() {
-                // The layout that `KvCache` documents.
-                let (keys, values) = head.split_at_mut(k_dim * PAGE_KEYS);
-                for lane in lanes.clone() {
-                    let row = x.row(rows.start + start + lane - from);
-                    let key = &row[k_start + h * k_dim..][..k_dim];
-                    keys[lane..].iter_mut().step_by(PAGE_KEYS).zip(key).for_each(|(to, from)| *to = *from);
-                    let value = &row[v_start + h * v_dim..][..v_dim];
-                    values[lane * v_dim..][..v_dim].copy_from_slice(value);
-                }
-            }
+            let first_row = rows.start + (start + lanes.start - from);
+            self.engine.run(FillPage { page, heads, layout, lanes, x, first_row, k_start, v_start });
         });
     }
 
@@ -265,7 +266,26 @@ impl Backend for Cpu {
         out: &mut Tensor,
     ) {
         let (pool, spare) = (&self.engine.pool, &self.engine.scores);
-        self.engine.run(Attend { pool, x, q_start, spans, caches, params, out, spare });
+        match self.compute {
+            Compute::F32 => {
+                let kept = PhantomData::<f32>;
+                self.engine.run(Attend { pool, x, q_start, spans, caches, params, out, spare, kept });
+            }
+            Compute::Bf16 => {
+                let kept = PhantomData::<Pair>;
+                self.engine.run_products(Attend {
+                    pool,
+                    x,
+                    q_start,
+                    spans,
+                    caches,
+                    params,
+                    out,
+                    spare,
+                    kept,
+                });
+            }
+        }
     }
 
     fn head_products(

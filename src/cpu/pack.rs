@@ -6,11 +6,10 @@ use std::ops::Range;
 
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
-use super::kernels::pairs::Pair;
 use super::kernels::quantised::Bits;
 use super::memory::Memory;
 use super::pool::Pool;
-use crate::backend::{Layout, LinearPart};
+use crate::backend::{Layout, LinearPart, Pair};
 
 /// The stored parts of a linear map, whose outputs follow each other.
 pub struct Sources<'a> {

@@ -207,7 +207,8 @@ impl Network {
     }
 
     fn new_states(&self, n: usize) -> Vec<SequenceState> {
-        (0..n).map(|_| SequenceState::new(&self.plan.declared)).collect()
+        let compute = self.backend.compute();
+        (0..n).map(|_| SequenceState::new(&self.plan.declared, compute)).collect()
     }
 
     /// Checks what a stream is given.

@@ -413,8 +413,9 @@ impl Planned {
     /// A cache that this pass alone needs.
     fn short_lived_cache(&self, run: &mut Run<'_>, tokens: usize) -> KvCache {
         let dim = self.head_dim;
-        let pages = run.buffers.take_memory(KvCache::elements(self.kv_heads, dim, dim, tokens));
-        KvCache::reusing(pages, self.kv_heads, dim, dim)
+        let cache = KvCache::new(run.backend.compute(), self.kv_heads, dim, dim);
+        let pages = run.buffers.take_memory(cache.elements(tokens));
+        cache.in_memory(pages)
     }
 }
 

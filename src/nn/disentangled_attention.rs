@@ -183,8 +183,8 @@ impl Block for Planned {
             sinks: None,
             distances: distances.as_ref(),
         };
-        let mut own: Vec<KvCache> =
-            spans.iter().map(|_| KvCache::new(self.heads, self.head_dim, self.head_dim)).collect();
+        let cache = || KvCache::new(run.backend.compute(), self.heads, self.head_dim, self.head_dim);
+        let mut own: Vec<KvCache> = spans.iter().map(|_| cache()).collect();
         run.backend.append_kv(&qkv, cols, 2 * cols, &spans, &mut own.iter_mut().collect::<Vec<_>>());
         let mut found = run.take(x.rows(), cols);
         run.backend.attention(&qkv, 0, &spans, &own.iter().collect::<Vec<_>>(), &params, &mut found);

@@ -11,7 +11,7 @@ use super::rope::Rope;
 use super::trace::{Call, Site};
 use super::{Block, Rows, Shape};
 use crate::backend::{
-    Activation, Backend, Epilogue, KvCache, Linear, PositionBias, Rotation, Span, WeightType,
+    Activation, Backend, Compute, Epilogue, KvCache, Linear, PositionBias, Rotation, Span, WeightType,
 };
 use crate::error::Result;
 use crate::tensor::{Array, Buffers, Tensor};
@@ -209,9 +209,9 @@ pub struct SequenceState {
 }
 
 impl SequenceState {
-    /// The state of a sequence without tokens.
-    pub fn new(declared: &Declared) -> Self {
-        let cache = |c: &CacheUse| KvCache::new(c.kv_heads, c.k_dim, c.v_dim);
+    /// The state of a sequence without tokens, for a backend whose attention multiplies in `compute`.
+    pub fn new(declared: &Declared, compute: Compute) -> Self {
+        let cache = |c: &CacheUse| KvCache::new(compute, c.kv_heads, c.k_dim, c.v_dim);
         SequenceState { caches: declared.caches.iter().map(cache).collect(), recurrent: Vec::new() }
     }
 

@@ -1,6 +1,6 @@
 //! How much memory a plan needs, before any is taken.
 
-use crate::backend::{Backend, WeightType};
+use crate::backend::{Backend, HeadLayout, PAGE_KEYS, WeightType};
 use crate::error::{Error, ErrorKind, Result};
 use crate::nn::{Declared, LinearUse, PartUse, Stream};
 use crate::tensor::DType;
@@ -46,7 +46,8 @@ impl Memory {
             memory.mapped = memory.mapped.saturating_add(bytes);
         }
         for cache in &declared.caches {
-            let bytes = 4 * (cache.kv_heads * (cache.k_dim + cache.v_dim)) as u64;
+            let head = HeadLayout { compute: backend.compute(), k_dim: cache.k_dim, v_dim: cache.v_dim };
+            let bytes = 4 * (cache.kv_heads * head.words() / PAGE_KEYS) as u64;
             // Caches that do not outlive their block are alive one at a time.
             if cache.kept {
                 memory.cache_per_token += bytes;

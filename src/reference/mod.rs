@@ -4,8 +4,8 @@
 #![forbid(unsafe_code)]
 
 use crate::backend::{
-    Activation, AttentionParams, Backend, Epilogue, HeadScan, KvCache, Layout, Linear, LinearPart, Norm,
-    QuantBlock, Rotation, Scan, Span, WeightType, block_inputs,
+    Activation, AttentionParams, Backend, Compute, Epilogue, HeadScan, KvCache, Layout, Linear, LinearPart,
+    Norm, QuantBlock, Rotation, Scan, Span, WeightType, block_inputs,
 };
 use crate::tensor::{Array, Tensor};
 
@@ -67,6 +67,10 @@ impl Backend for Reference {
 
     fn rows_at_once(&self) -> usize {
         1
+    }
+
+    fn compute(&self) -> Compute {
+        Compute::F32
     }
 
     fn linear(&self, parts: &[LinearPart<'_>], kept: WeightType) -> Box<dyn Linear> {

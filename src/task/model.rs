@@ -42,8 +42,9 @@ pub struct OpenOptions {
     pub task: Option<String>,
     /// How weights are kept; as they are stored by default.
     pub dtype: Option<WeightType>,
-    /// How linear maps are multiplied; with [`Compute::Bf16`] their weights are kept in bfloat16 unless `dtype` says otherwise.
-    pub compute: Compute,
+    /// How linear maps and attention are multiplied, [`Cpu::compute_for`] by default; with [`Compute::Bf16`] weights are kept in bfloat16
+    /// unless `dtype` says otherwise.
+    pub compute: Option<Compute>,
     /// Threads to compute with; one per core by default.
     pub threads: Option<usize>,
     /// Bytes that weights and batches may take; what the machine has by default.
@@ -55,9 +56,16 @@ pub struct OpenOptions {
 }
 
 impl OpenOptions {
+    /// The fast backend, as it is asked for.
+    pub fn cpu(&self) -> Cpu {
+        let cpu = Cpu::new(self.threads);
+        let compute = self.compute.unwrap_or(cpu.compute_for(self.dtype));
+        cpu.with_compute(compute)
+    }
+
     /// How weights are kept, if not as they are stored.
     fn kept(&self) -> Option<WeightType> {
-        self.dtype.or((self.compute == Compute::Bf16).then_some(WeightType::Bf16))
+        self.dtype.or((self.compute == Some(Compute::Bf16)).then_some(WeightType::Bf16))
     }
 }
 
@@ -128,7 +136,7 @@ impl Model {
     pub fn from_repository(repository: Repository, options: &OpenOptions) -> Result<Model> {
         let config = main_config(&repository)?;
         let backend: Arc<dyn Backend> = match options.backend {
-            BackendKind::Cpu => Arc::new(Cpu::new(options.threads).with_compute(options.compute)),
+            BackendKind::Cpu => Arc::new(options.cpu()),
             BackendKind::Reference => Arc::new(Reference),
         };
         let network = network(&repository, &config, options, backend)?;

@@ -41,9 +41,9 @@ pub struct Arguments {
     /// How weights are kept, instead of as they are stored
     #[arg(long, value_name = "TYPE")]
     dtype: Option<WeightType>,
-    /// How products are computed: f32, or bf16, which rounds both sides
-    #[arg(long, value_name = "TYPE", default_value = "f32", hide_default_value = true)]
-    compute: Compute,
+    /// How products are computed: f32, or bf16, which rounds both sides; see smelt-run
+    #[arg(long, value_name = "TYPE")]
+    compute: Option<Compute>,
     /// Threads to compute with; one per core by default
     #[arg(long)]
     threads: Option<usize>,
@@ -141,6 +141,19 @@ impl Shape {
     }
 }
 
+impl Arguments {
+    /// How the model is opened, but for the task.
+    fn options(&self) -> OpenOptions {
+        OpenOptions {
+            arch: self.arch.clone(),
+            dtype: self.dtype,
+            compute: self.compute,
+            threads: self.threads,
+            ..OpenOptions::default()
+        }
+    }
+}
+
 /// A model that is ready to be timed.
 struct Bench {
     network: Network,
@@ -156,7 +169,7 @@ struct Timing {
 }
 
 pub fn run(arguments: &Arguments, started: Instant) -> Result<()> {
-    let cpu = Arc::new(Cpu::new(arguments.threads).with_compute(arguments.compute));
+    let cpu = Arc::new(arguments.options().cpu());
     if arguments.worker {
         return worker(arguments, cpu, started);
     }
@@ -230,13 +243,7 @@ impl Bench {
     fn open(arguments: &Arguments, shape: &Shape, cpu: Arc<Cpu>) -> Result<Bench> {
         let repository = Repository::open(&arguments.model)?;
         let counting = Arc::new(Counting::new(cpu));
-        let options = OpenOptions {
-            arch: arguments.arch.clone(),
-            task: shape.task(),
-            dtype: arguments.dtype,
-            compute: arguments.compute,
-            ..OpenOptions::default()
-        };
+        let options = OpenOptions { task: shape.task(), ..arguments.options() };
         let network = smelt::task::open_network(&repository, &options, counting.clone())?;
         let vocab = network.vocab().unwrap_or(0);
         // What the ids of `token` leave free at both ends.

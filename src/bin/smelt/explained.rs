@@ -3,10 +3,9 @@
 use std::path::Path;
 
 use smelt::backend::Backend;
-use smelt::cpu::Cpu;
 use smelt::plan::{self, Cost, Memory, Plan, Row, Stored, Target, Tokens, source_for};
 use smelt::weights::{Index, Repository};
-use smelt::{Result, WeightType};
+use smelt::{OpenOptions, Result, WeightType};
 
 /// What is to be explained.
 pub struct Request<'a> {
@@ -50,7 +49,8 @@ impl Explained {
         };
         let index = Index::open_headers(&repository)?;
         let plan = Plan::new(source, &config, &index, &target)?;
-        let cpu = Cpu::new(request.threads);
+        let cpu =
+            OpenOptions { dtype: request.dtype, threads: request.threads, ..OpenOptions::default() }.cpu();
         let tokens = request.tokens;
         let costs = plan::costs(&plan, &index, &cpu, request.dtype, tokens);
         let stored = |tensor: usize| plan::stored_type(&plan, &index, tensor);

@@ -3,17 +3,18 @@
 //! A block is [`BLOCK_KEYS`] keys from a multiple of that on, whatever the query: so the order in which a query's sums run depends
 //! on its own position alone. A key that it does not see counts with weight exactly 0, whether its block is passed over or not.
 
+use std::marker::PhantomData;
 use std::ops::Range;
 
-use super::math::{exp_to_0, tanh};
+use super::math::{exp2, tanh};
 use super::matmul::Shared;
-use super::simd::{Kernel, Simd, load, store};
-use crate::backend::{AttentionParams, KvCache, PAGE_KEYS, Span};
+use super::simd::{Kernel, Simd, Weight, load, store};
+use crate::backend::{AttentionParams, HeadLayout, KvCache, PAGE_KEYS, Pair, Span};
 use crate::cpu::pool::Pool;
 use crate::tensor::{Spare, Tensor};
 
 /// Pages of a block.
-const PAGES: usize = 4;
+const PAGES: usize = 16;
 
 /// Keys of a block.
 const BLOCK_KEYS: usize = PAGES * PAGE_KEYS;
@@ -21,8 +22,92 @@ const BLOCK_KEYS: usize = PAGES * PAGE_KEYS;
 /// Rows (queries times the query heads that share a key head) that go through the keys together.
 const TILE: usize = 24;
 
-/// Attention of all sequences of a batch.
-pub struct Attend<'a> {
+/// What keys and values are kept as, and queries and weights rounded to: words of 4 bytes.
+///
+/// # Safety
+/// As the methods of [`Simd`] that these come to.
+#[allow(clippy::missing_safety_doc)] // said here, once
+pub trait Word: Weight<X = Self> {
+    /// Numbers in a word.
+    const NUMBERS: usize;
+    /// The first `n` words, up to a whole vector, then zeros.
+    unsafe fn load_part<S: Simd>(s: S, p: *const Self, n: usize) -> Self::Vector<S>;
+    /// Stores two vectors of numbers.
+    unsafe fn store<S: Simd>(s: S, p: *mut Self, v: [S::V; 2]);
+}
+
+impl Word for f32 {
+    const NUMBERS: usize = 1;
+    #[inline(always)]
+    unsafe fn load_part<S: Simd>(s: S, p: *const f32, n: usize) -> S::V {
+        // SAFETY: the caller's.
+        unsafe { load(s, p, n) }
+    }
+    #[inline(always)]
+    unsafe fn store<S: Simd>(s: S, p: *mut f32, v: [S::V; 2]) {
+        // SAFETY: the caller's.
+        unsafe {
+            s.store(p, v[0]);
+            s.store(p.add(S::LANES), v[1]);
+        }
+    }
+}
+
+impl Word for Pair {
+    const NUMBERS: usize = 2;
+    #[inline(always)]
+    unsafe fn load_part<S: Simd>(s: S, p: *const Pair, n: usize) -> S::W {
+        // SAFETY: the caller's; a vector has at most 16 words.
+        unsafe {
+            if n == S::LANES {
+                return s.load_bytes(p.cast());
+            }
+            let mut words = [Pair::default(); 16];
+            std::ptr::copy_nonoverlapping(p, words.as_mut_ptr(), n);
+            s.load_bytes(words.as_ptr().cast())
+        }
+    }
+    #[inline(always)]
+    unsafe fn store<S: Simd>(s: S, p: *mut Pair, v: [S::V; 2]) {
+        // SAFETY: the caller's.
+        unsafe { s.store_bf16(p, v) }
+    }
+}
+
+/// Keys and values on their way into a page.
+pub struct FillPage<'a> {
+    pub page: &'a mut [f32],
+    pub heads: usize,
+    pub layout: HeadLayout,
+    /// Which places of the page are filled, with the rows of `x` from `first_row` on.
+    pub lanes: Range<usize>,
+    pub x: &'a Tensor,
+    pub first_row: usize,
+    pub k_start: usize,
+    pub v_start: usize,
+}
+
+impl Kernel for FillPage<'_> {
+    type Output = ();
+
+    /// # Safety
+    /// None beyond the features, with which the compiler makes vectors of the loops.
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self, _: S) {
+        let FillPage { page, heads, layout, lanes, x, first_row, k_start, v_start } = self;
+        // Head by head: the keys of one stay in the first cache while columns are filled.
+        for (h, head) in page.chunks_mut(layout.words().max(1)).take(heads).enumerate() {
+            for (lane, row) in lanes.clone().zip(first_row..) {
+                let key = &x.row(row)[k_start + h * layout.k_dim..][..layout.k_dim];
+                let value = &x.row(row)[v_start + h * layout.v_dim..][..layout.v_dim];
+                layout.put(head, lane, key, value);
+            }
+        }
+    }
+}
+
+/// Attention of all sequences of a batch, with caches of `T`.
+pub struct Attend<'a, T> {
     pub pool: &'a Pool,
     pub x: &'a Tensor,
     pub q_start: usize,
@@ -32,6 +117,7 @@ pub struct Attend<'a> {
     pub out: &'a mut Tensor,
     /// Memory of earlier tasks.
     pub spare: &'a Spare<Vec<f32>>,
+    pub kept: PhantomData<T>,
 }
 
 /// Queries `queries` of span `span`, for the query heads that read key head `kv_head`.
@@ -42,14 +128,14 @@ struct Task {
     queries: Range<usize>,
 }
 
-impl Kernel for Attend<'_> {
+impl<T: Word> Kernel for Attend<'_, T> {
     type Output = ();
 
     /// # Safety
     /// Lengths are checked here.
     #[inline(always)]
     unsafe fn run<S: Simd>(self, s: S) {
-        let Attend { pool, x, q_start, spans, caches, params, out, spare } = self;
+        let Attend { pool, x, q_start, spans, caches, params, out, spare, kept } = self;
         let p = params;
         assert!(p.kv_heads > 0 && p.heads % p.kv_heads == 0, "heads of attention");
         assert!(q_start + p.heads * p.k_dim <= x.cols(), "columns of the queries");
@@ -61,6 +147,11 @@ impl Kernel for Attend<'_> {
                 (cache.kv_heads(), cache.k_dim(), cache.v_dim()),
                 (p.kv_heads, p.k_dim, p.v_dim),
                 "cache"
+            );
+            assert_eq!(
+                cache.layout().key_words(),
+                p.k_dim.div_ceil(T::NUMBERS) * PAGE_KEYS,
+                "words of a cache"
             );
         }
         let group = p.heads / p.kv_heads;
@@ -86,6 +177,7 @@ impl Kernel for Attend<'_> {
                 queries,
                 out: shared,
                 spare,
+                kept,
             };
             // SAFETY: the token turns its features on; lengths are checked above; tasks have different rows or heads.
             unsafe { s.run(tile) };
@@ -93,7 +185,7 @@ impl Kernel for Attend<'_> {
     }
 }
 
-struct Tile<'a> {
+struct Tile<'a, T> {
     x: &'a Tensor,
     q_start: usize,
     span: &'a Span,
@@ -103,6 +195,7 @@ struct Tile<'a> {
     queries: Range<usize>,
     out: Shared,
     spare: &'a Spare<Vec<f32>>,
+    kept: PhantomData<T>,
 }
 
 /// A query head of one position.
@@ -119,7 +212,7 @@ struct Row {
     largest: f32,
 }
 
-impl Kernel for Tile<'_> {
+impl<T: Word> Kernel for Tile<'_, T> {
     type Output = ();
 
     /// # Safety
@@ -146,29 +239,38 @@ impl Kernel for Tile<'_> {
         }
         let n = rows.len();
         let mut scratch = self.spare.take();
-        scratch.resize(n * (p.k_dim + BLOCK_KEYS + S::LANES + p.v_dim), 0.0);
-        let (q, rest) = scratch.split_at_mut(n * p.k_dim);
+        // Queries are written in whole vectors.
+        let q_step = p.k_dim.next_multiple_of(2 * S::LANES) / T::NUMBERS;
+        scratch.resize(n * (q_step + BLOCK_KEYS + S::LANES + p.v_dim), 0.0);
+        let (q, rest) = scratch.split_at_mut(n * q_step);
+        let q = View { first: q.as_mut_ptr().cast::<T>(), step: q_step };
         let (scores, rest) = rest.split_at_mut(n * BLOCK_KEYS);
         rest.fill(0.0);
         let (sums, values) = rest.split_at_mut(n * S::LANES);
         for (r, row) in rows.iter().enumerate() {
             let from = &self.x.row(row.row)[self.q_start + row.head * p.k_dim..][..p.k_dim];
-            for (to, from) in q[r * p.k_dim..][..p.k_dim].iter_mut().zip(from) {
-                *to = from * p.scale;
+            for (i, from) in from.chunks(2 * S::LANES).enumerate() {
+                let (first, second) = from.split_at(from.len().min(S::LANES));
+                // SAFETY: parts of vectors are as long as said, and there is room for `n` rows of whole ones.
+                unsafe {
+                    let first = s.mul(load(s, first.as_ptr(), first.len()), s.splat(p.scale));
+                    let second = s.mul(load(s, second.as_ptr(), second.len()), s.splat(p.scale));
+                    T::store(s, q.first.add(r * q.step + i * 2 * S::LANES / T::NUMBERS), [first, second]);
+                }
             }
         }
         // What no row sees is not computed.
-        let first = rows.iter().map(|row| row.first).min().unwrap_or(0) / BLOCK_KEYS;
+        let first = rows.iter().map(|row| row.first).min().unwrap_or(0) / PAGE_KEYS;
         let end = rows.iter().map(|row| row.end).max().unwrap_or(0).div_ceil(PAGE_KEYS);
-        for block in first..end.div_ceil(PAGES) {
-            let pages = block * PAGES..end.min(block * PAGES + PAGES);
+        for block in first / PAGES..end.div_ceil(PAGES) {
+            let pages = first.max(block * PAGES)..end.min((block + 1) * PAGES);
             // SAFETY: pages exist up to the cache's length; scratch rows are `n`.
             unsafe {
                 self.scores(s, pages.clone(), n, q, scores);
                 for (r, row) in rows.iter_mut().enumerate() {
-                    let scores = &mut scores[r * BLOCK_KEYS..][..pages.len() * PAGE_KEYS];
+                    let scores = &mut scores[r * BLOCK_KEYS..][..BLOCK_KEYS];
                     let sums = &mut sums[r * S::LANES..][..S::LANES];
-                    self.soften(s, block, row, scores, sums, &mut values[r * p.v_dim..][..p.v_dim]);
+                    self.soften(s, &pages, row, scores, sums, &mut values[r * p.v_dim..][..p.v_dim]);
                 }
                 self.weigh(s, pages, n, scores, values);
             }
@@ -197,22 +299,29 @@ impl Kernel for Tile<'_> {
     }
 }
 
-impl Tile<'_> {
+impl<T: Word> Tile<'_, T> {
     /// Scores of all rows for the keys of some pages of a block.
     #[inline(always)]
-    unsafe fn scores<S: Simd>(&self, s: S, pages: Range<usize>, n: usize, q: &[f32], scores: &mut [f32]) {
-        let k = self.params.k_dim;
+    unsafe fn scores<S: Simd>(
+        &self,
+        s: S,
+        pages: Range<usize>,
+        n: usize,
+        q: View<*mut T>,
+        scores: &mut [f32],
+    ) {
+        let k = self.params.k_dim.div_ceil(T::NUMBERS);
         let keys = self.cache.pages();
         let (mut page, end) = (pages.start, pages.end);
         while page < end {
             let b = keys[self.cache.keys_at(page, self.kv_head)..].as_ptr();
-            let to = scores[page % PAGES * PAGE_KEYS..].as_mut_ptr();
+            let to = scores[(page - pages.start) * PAGE_KEYS..].as_mut_ptr();
             let product = Product {
                 n,
                 k,
                 runs: 1,
-                a: View { first: q.as_ptr(), step: k },
-                b: View { first: b, step: PAGE_KEYS },
+                a: View { first: q.first.cast_const(), step: q.step },
+                b: View { first: b.cast::<T>(), step: PAGE_KEYS },
                 b_run: 0,
                 b_page: self.cache.page_len(),
                 c: View { first: to, step: BLOCK_KEYS },
@@ -244,26 +353,28 @@ impl Tile<'_> {
     }
 
     /// Scores of one row for the first keys of a block to weights, in place: capped, biased, masked, and relative to the largest
-    /// so far. What was summed relative to an earlier one is scaled down.
+    /// so far. What was summed relative to an earlier one is scaled down. Words of weights begin where the scores do.
     #[inline(always)]
     unsafe fn soften<S: Simd>(
         &self,
         s: S,
-        block: usize,
+        pages: &Range<usize>,
         row: &mut Row,
         scores: &mut [f32],
         sums: &mut [f32],
         values: &mut [f32],
     ) {
         let p = self.params;
-        let (start, keys) = (block * BLOCK_KEYS, scores.len());
-        let seen = row.first.clamp(start, start + keys) - start..row.end.clamp(start, start + keys) - start;
+        let (start, end) = (pages.start * PAGE_KEYS, pages.end * PAGE_KEYS);
+        let seen = row.first.clamp(start, end) - start..row.end.clamp(start, end) - start;
         if seen.is_empty() {
             scores.fill(0.0);
             return;
         }
-        let (scores, unseen) = scores.split_at_mut(seen.end.next_multiple_of(S::LANES));
-        unseen.fill(0.0);
+        // Whole vectors, in twos.
+        let some = seen.end.next_multiple_of(S::LANES);
+        let all = scores.as_mut_ptr();
+        let (scores, _) = scores.split_at_mut(some);
         // SAFETY: a multiple of `LANES` scores; `LANES` sums.
         unsafe {
             if let Some(cap) = p.softcap {
@@ -282,28 +393,46 @@ impl Tile<'_> {
                     scores[j] += distances.at(row.head, self.span.rows.start, row.position, start + j);
                 }
             }
-            scores[..seen.start].fill(f32::NEG_INFINITY);
-            scores[seen.end..].fill(f32::NEG_INFINITY);
+            if seen != (0..some) {
+                scores[..seen.start].fill(f32::NEG_INFINITY);
+                scores[seen.end..].fill(f32::NEG_INFINITY);
+            }
             let mut largest = s.splat(f32::NEG_INFINITY);
             for chunk in scores.chunks_exact(S::LANES) {
                 largest = s.max(largest, s.load(chunk.as_ptr()));
             }
             let largest = s.largest(largest);
             let largest = if row.largest > largest { row.largest } else { largest };
+            // Weights are powers of 2. The product with the largest is rounded, for all of them alike.
+            let log2_e = std::f32::consts::LOG2_E;
+            let lowered = largest * log2_e;
             let mut sum = s.load(sums.as_ptr());
             if row.largest != largest && row.largest != f32::NEG_INFINITY {
                 let mut factor = [0.0f32; 16];
-                s.store(factor.as_mut_ptr(), exp_to_0(s, s.splat(row.largest - largest)));
+                s.store(factor.as_mut_ptr(), exp2(s, s.splat(row.largest * log2_e - lowered)));
                 sum = s.mul(sum, s.splat(factor[0]));
                 for value in values {
                     *value *= factor[0];
                 }
             }
             row.largest = largest;
-            for chunk in scores.chunks_exact_mut(S::LANES) {
-                let weight = exp_to_0(s, s.sub(s.load(chunk.as_ptr()), s.splat(largest)));
-                s.store(chunk.as_mut_ptr(), weight);
-                sum = s.add(sum, weight);
+            let (log2_e, lowered) = (s.splat(log2_e), s.splat(-lowered));
+            let mut at = 0;
+            while at < some {
+                let first = exp2(s, s.fma(s.load(all.add(at)), log2_e, lowered));
+                sum = s.add(sum, first);
+                let mut second = s.splat(0.0);
+                if at + S::LANES < some {
+                    second = exp2(s, s.fma(s.load(all.add(at + S::LANES)), log2_e, lowered));
+                    sum = s.add(sum, second);
+                }
+                // Words are not larger than the numbers that have been read.
+                T::store(s, all.cast::<T>().add(at / T::NUMBERS), [first, second]);
+                at += 2 * S::LANES;
+            }
+            while at < end - start {
+                T::store(s, all.cast::<T>().add(at / T::NUMBERS), [s.splat(0.0); 2]);
+                at += 2 * S::LANES;
             }
             s.store(sums.as_mut_ptr(), sum);
         }
@@ -320,7 +449,8 @@ impl Tile<'_> {
         values: &mut [f32],
     ) {
         let v = self.params.v_dim;
-        let stored = self.cache.pages()[self.cache.values_at(pages.start, self.kv_head)..].as_ptr();
+        let stored =
+            self.cache.pages()[self.cache.values_at(pages.start, self.kv_head)..].as_ptr().cast::<T>();
         let mut d = 0;
         while d < v {
             let vectors = (v - d) / S::LANES;
@@ -329,9 +459,9 @@ impl Tile<'_> {
             unsafe {
                 let product = Product {
                     n,
-                    k: PAGE_KEYS,
+                    k: PAGE_KEYS / T::NUMBERS,
                     runs: pages.len(),
-                    a: View { first: weights.as_ptr(), step: BLOCK_KEYS },
+                    a: View { first: weights.as_ptr().cast::<T>(), step: BLOCK_KEYS },
                     b: View { first: stored.add(d), step: v },
                     b_run: self.cache.page_len(),
                     b_page: PAGE_KEYS,
@@ -374,13 +504,13 @@ struct View<P> {
 }
 
 /// `c = a b`, or `c += a b`: `[n, runs * k]` times `[runs * k, N vectors]`, the last vector with `width` elements.
-struct Product {
+struct Product<T> {
     n: usize,
     /// Rows of b that follow each other, and how many such runs there are, `b_run` elements apart.
     k: usize,
     runs: usize,
-    a: View<*const f32>,
-    b: View<*const f32>,
+    a: View<*const T>,
+    b: View<*const T>,
     b_run: usize,
     /// Elements between groups of [`PAGE_KEYS`] columns of b.
     b_page: usize,
@@ -389,7 +519,7 @@ struct Product {
     add: bool,
 }
 
-impl Product {
+impl<T: Word> Product<T> {
     /// # Safety
     /// Only inside of a kernel; the elements of the matrices must be readable, those of `c` writable.
     #[inline(always)]
@@ -435,16 +565,17 @@ impl Product {
                 let a = a.add(run * self.k);
                 let b = self.b.first.add(run * self.b_run);
                 for i in 0..self.k {
-                    let mut w = [s.splat(0.0); N];
-                    for v in 0..N {
+                    let b = b.add(i * self.b.step);
+                    let mut w = [T::load_part(s, b, self.width); N];
+                    for v in 1..N {
                         let column = v * S::LANES;
                         let at = column / PAGE_KEYS * self.b_page + column % PAGE_KEYS;
-                        w[v] = load(s, b.add(i * self.b.step + at), self.width);
+                        w[v] = T::load_part(s, b.add(at), self.width);
                     }
                     for r in 0..R {
-                        let x = s.splat(*a.add(r * self.a.step + i));
+                        let x = T::splat(s, *a.add(r * self.a.step + i));
                         for v in 0..N {
-                            acc[r][v] = s.fma(x, w[v], acc[r][v]);
+                            acc[r][v] = T::fma(s, w[v], x, acc[r][v]);
                         }
                     }
                 }

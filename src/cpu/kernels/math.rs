@@ -84,8 +84,11 @@ pub unsafe fn tanh<S: Simd>(s: S, x: S::V) -> S::V {
 
 /// `2^x` for x up to 127, at most 2e-7 from exact relative to its value; exactly 0 below -126 and 1 at 0. The polynomial, of degree 5, is
 /// fitted to 1.1e-7 over x from -½ to ½.
+///
+/// # Safety
+/// Only inside of a kernel.
 #[inline(always)]
-unsafe fn exp2<S: Simd>(s: S, x: S::V) -> S::V {
+pub unsafe fn exp2<S: Simd>(s: S, x: S::V) -> S::V {
     // SAFETY: the caller's.
     unsafe {
         let low = s.splat(-126.0);

@@ -1,6 +1,8 @@
 //! Vectors of float32 behind one trait. A CPU feature is a token that only its own detection can make, so a kernel cannot be
 //! run without the feature it needs.
 
+use crate::backend::Pair;
+
 /// A kernel, written once for all vector types.
 pub trait Kernel {
     /// What it gives.
@@ -16,6 +18,7 @@ pub trait Kernel {
 /// How weights that are used once are brought into the cache before they are needed, where the processor does not do it well enough by
 /// itself.
 #[derive(Clone, Copy)]
+#[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))] // which is best is a matter of the instructions
 pub enum Fetch {
     /// So many bytes before they are used.
     Near(usize),
@@ -116,6 +119,12 @@ pub trait Simd: Copy + Send + Sync + 'static {
     unsafe fn nibbles<const J: u32>(self, x: Self::W) -> Self::W;
     /// The lower and the upper 16 bits of each 32 as bfloat16 numbers.
     unsafe fn halves(self, x: Self::W) -> [Self::V; 2];
+    /// Stores two vectors as bfloat16, rounded to the nearest.
+    #[inline(always)]
+    unsafe fn store_bf16(self, p: *mut Pair, v: [Self::V; 2]) {
+        // SAFETY: the caller's.
+        unsafe { store_rounded(self, p, v) }
+    }
     /// `sum + Σ wᵢ xᵢ` over pairs of bfloat16 numbers.
     #[inline(always)]
     unsafe fn add_bf16_products(self, sum: Self::V, w: Self::W, x: Self::W) -> Self::V {
@@ -170,6 +179,23 @@ pub unsafe fn load<S: Simd>(s: S, p: *const f32, n: usize) -> S::V {
 pub unsafe fn store<S: Simd>(s: S, p: *mut f32, n: usize, v: S::V) {
     // SAFETY: the caller's.
     unsafe { if n == S::LANES { s.store(p, v) } else { s.store_part(p, n, v) } }
+}
+
+/// [`Simd::store_bf16`], number by number.
+///
+/// # Safety
+/// As that.
+#[inline(always)]
+pub unsafe fn store_rounded<S: Simd>(s: S, p: *mut Pair, v: [S::V; 2]) {
+    let mut x = [0.0f32; 32];
+    // SAFETY: two vectors have at most 32 elements; `LANES` pairs are the caller's promise.
+    unsafe {
+        s.store(x.as_mut_ptr(), v[0]);
+        s.store(x.as_mut_ptr().add(S::LANES), v[1]);
+        for (i, pair) in x.as_chunks::<2>().0.iter().enumerate().take(S::LANES) {
+            p.add(i).write(Pair::new(pair[0], pair[1]));
+        }
+    }
 }
 
 /// [`Simd::add_bf16_products`] by products of float32.

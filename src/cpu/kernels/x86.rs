@@ -2,7 +2,8 @@
 
 use std::arch::x86_64::*;
 
-use super::simd::{Fetch, Kernel, Simd, add_widened_products};
+use super::simd::{Fetch, Kernel, Simd, add_widened_products, store_rounded};
+use crate::backend::Pair;
 
 /// AVX2 with fused multiply-add and half-precision conversion; with `VNNI` also with sums of four products of bytes.
 #[derive(Clone, Copy, Debug)]
@@ -428,6 +429,17 @@ impl<const VNNI: bool, const BF16: bool> Simd for Avx512<VNNI, BF16> {
                 );
             }
             add_widened_products(self, sum, w, x)
+        }
+    }
+    #[inline(always)]
+    unsafe fn store_bf16(self, p: *mut Pair, v: [Self::V; 2]) {
+        unsafe {
+            if BF16 {
+                // The same bits under another type.
+                let v = std::mem::transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(v[1], v[0]));
+                return _mm512_storeu_si512(p.cast(), v);
+            }
+            store_rounded(self, p, v)
         }
     }
     #[inline(always)]
