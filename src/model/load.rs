@@ -68,6 +68,8 @@ impl Network {
                 .collect();
             let bound = BoundLinear { map: backend.linear(&parts, kept), bias: bias(linear, &arrays), kept };
             parameters.linears.push(bound);
+            // Also what the system has mapped around the stored weights.
+            matrices.iter().for_each(Array::release_storage);
         }
         let element = |vector: &VectorUse| -> Vec<f32> {
             let stored = vector.parts.iter().flat_map(|TensorId(i)| arrays[*i].to_f32());
@@ -77,6 +79,7 @@ impl Network {
         parameters.tables = plan.declared.tables.iter().map(|TensorId(i)| arrays[*i].clone()).collect();
         let table = |bias: &BiasUse| bias.table.map_or(Vec::new(), |TensorId(i)| arrays[i].to_f32());
         parameters.biases = plan.declared.biases.iter().map(|bias| (bias.compute)(&table(bias))).collect();
+        arrays.iter().for_each(Array::settle_storage);
         Ok(Network { plan, parameters, backend, memory, memory_limit, buffers: Spare::default() })
     }
 }

@@ -5,7 +5,7 @@ use std::collections::{BTreeSet, HashMap};
 use super::memory::linear_bytes;
 use super::{Memory, Plan, PlannedBlock};
 use crate::backend::{Backend, Reach, WeightType};
-use crate::nn::{LinearId, Rows, Shape, Stream};
+use crate::nn::{LinearId, LinearUse, Rows, Shape, Stream};
 use crate::tensor::DType;
 use crate::weights::Index;
 
@@ -59,10 +59,13 @@ pub fn costs(
 /// The program with its threads and what they allocate, measured.
 const PROGRAM_BYTES: u64 = 10_000_000;
 
+/// Bytes of a stored linear map that are mapped at once while it is packed.
+const PACKED_AT_ONCE: u64 = 16 << 20;
+
 /// What the system maps around each row of a table that is read.
 const FAULT_BYTES: u64 = 64 << 10;
 
-/// Most memory that a process takes for `sequences` sequences at once: an estimate, up to a sixth above what was measured
+/// Most memory that a process takes for `sequences` sequences at once: an estimate, up to a tenth above what was measured
 /// (`docs/tools.md`). [`Memory`] has bounds instead.
 ///
 /// Sequences are computed in groups of up to `at_once` tokens.
@@ -76,10 +79,6 @@ pub fn peak(
 ) -> u64 {
     let rows = tokens.new * sequences;
     let bytes = |tensor: usize| elements(plan, tensor) * stored_type(plan, index, tensor).size() as u64;
-    // Of what was packed, about a quarter stays mapped: pages that the system read ahead after they were let go.
-    let packed: BTreeSet<usize> =
-        plan.declared.linears.iter().flat_map(|linear| &linear.parts).map(|part| part.weight.0).collect();
-    let lingering = packed.into_iter().map(bytes).sum::<u64>() / 4;
     let tables: BTreeSet<usize> = plan.declared.tables.iter().map(|table| table.0).collect();
     let read = tables.into_iter().map(|table| bytes(table).min(rows * FAULT_BYTES)).sum::<u64>();
     let width = plan.blocks.iter().filter(|block| !block.loops.is_empty()).map(|block| match block.output {
@@ -103,7 +102,10 @@ pub fn peak(
         (rows.min(at_once.max(tokens.new)), 4 * rows * cols.max().unwrap_or(0))
     };
     let batch = at_once * activations + joined + sequences.saturating_mul(kept);
-    PROGRAM_BYTES + memory.weights + lingering + read + batch
+    // While a linear map is packed, what is stored of it is mapped, up to a bound.
+    let stored = |linear: &LinearUse| linear.parts.iter().map(|part| bytes(part.weight.0)).sum::<u64>();
+    let loading = plan.declared.linears.iter().map(stored).max().unwrap_or(0).min(PACKED_AT_ONCE);
+    PROGRAM_BYTES + memory.weights + (read + batch).max(loading)
 }
 
 /// The sum of all costs.

@@ -11,6 +11,9 @@ pub trait Storage: AsRef<[u8]> + Send + Sync {
     /// Says that bytes `range` are not needed for now: those of a mapped file need not stay in memory. Reading them again
     /// gives the same.
     fn release(&self, _range: Range<usize>) {}
+
+    /// Says that from now on a few bytes here and there are all that is read.
+    fn settle(&self) {}
 }
 
 impl Storage for Vec<u8> {}
@@ -104,6 +107,16 @@ impl Array {
     pub fn release(&self, range: Range<usize>) {
         let at = |element: usize| self.range.start + element * self.dtype.size();
         self.owner.release(at(range.start)..at(range.end));
+    }
+
+    /// Says that nothing of the storage that the array is a part of is needed for now.
+    pub fn release_storage(&self) {
+        self.owner.release(0..(*self.owner).as_ref().len());
+    }
+
+    /// As [`Storage::settle`], for the storage that the array is a part of.
+    pub fn settle_storage(&self) {
+        self.owner.settle();
     }
 
     /// The same elements with axes of other sizes.

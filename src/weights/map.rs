@@ -6,6 +6,8 @@ use std::fs::File;
 use std::io;
 use std::ops::Range;
 
+#[cfg(target_os = "linux")]
+use memmap2::Advice;
 use memmap2::{Mmap, UncheckedAdvice};
 
 use crate::tensor::Storage;
@@ -25,6 +27,13 @@ impl Storage for Mapped {
         // from the file with the same bytes. If the system does not take the advice, pages merely stay.
         #[cfg(unix)]
         let _ = unsafe { self.0.unchecked_advise_range(UncheckedAdvice::DontNeed, range.start, range.len()) };
+    }
+
+    fn settle(&self) {
+        // Where the system keeps the file in large pages, reading a byte would map 2 MiB.
+        #[cfg(target_os = "linux")]
+        let _ = self.0.advise(Advice::NoHugePage);
+        self.release(0..self.0.len());
     }
 }
 
