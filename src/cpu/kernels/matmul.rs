@@ -404,7 +404,7 @@ impl<T: Weight> Block<'_, T> {
         let len = part.len() * width;
         let ahead = match S::FETCH {
             // A tile by itself runs through the panel at the speed of memory.
-            Fetch::Near(bytes) if tiles == 1 => b.wrapping_add(bytes / size_of::<T>()),
+            Fetch::Near(steps) if tiles == 1 => b.wrapping_add(steps * width),
             // While this part of the panel is used, the next one, which lies behind it, is fetched: a share by each tile.
             _ => b.wrapping_add(len),
         };

@@ -471,7 +471,8 @@ impl Tiles<'_> {
 /// Fetches what lies as far behind `bytes` bytes as the processor wants it, if it wants what is near.
 #[inline(always)]
 unsafe fn fetch<S: Simd>(s: S, from: *const u8, bytes: usize) {
-    if let Fetch::Near(distance) = S::FETCH {
+    if let Fetch::Near(steps) = S::FETCH {
+        let distance = steps * panel_width::<S>() * 2;
         for line in 0..bytes.div_ceil(LINE) {
             // SAFETY: the caller has the features on; the place may lie anywhere.
             unsafe { s.prefetch(from.wrapping_add(distance + line * LINE)) };

@@ -20,7 +20,7 @@ pub trait Kernel {
 #[derive(Clone, Copy)]
 #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))] // which is best is a matter of the instructions
 pub enum Fetch {
-    /// So many bytes before they are used.
+    /// So many steps of k before they are used.
     Near(usize),
     /// A panel before they are used, in so many streams side by side.
     Streams(usize),

@@ -273,7 +273,7 @@ impl<const VNNI: bool, const BF16: bool> Simd for Avx512<VNNI, BF16> {
     type W = __m512i;
     const LANES: usize = 16;
     const TILE_ROWS: usize = 12;
-    const FETCH: Fetch = Fetch::Near(8 << 10);
+    const FETCH: Fetch = Fetch::Near(128);
     const GROUP: usize = if VNNI { 4 } else { 2 };
 
     #[inline(always)]
