@@ -106,7 +106,8 @@ impl Linear for Packed {
             }
             Data::Pairs(data) => {
                 let weights = Panels { data: data.as_slice(), k: k.div_ceil(2), n };
-                let pairs = self.engine.run(RoundToPairs { pool, x, pairs: self.engine.pairs.take() });
+                let pairs =
+                    self.engine.run_products(RoundToPairs { pool, x, pairs: self.engine.pairs.take() });
                 self.engine.run_products(Product { pool, x: &pairs, weights, epilogue, out });
                 self.engine.pairs.give(pairs);
             }

@@ -144,13 +144,15 @@ unsafe fn gelu_tanh<S: Simd>(s: S, x: S::V) -> S::V {
     unsafe { gate(s, x, p) }
 }
 
-/// `x g(x)`, where `g(x) + g(-x) = 1` and `g(-|x|) = 2^P(|x|)` for the polynomial with these coefficients, the highest first.
+/// `x g(x)`, where `g(x) + g(-x) = 1` and `g(-|x|) = 2^P(|x|)` for the polynomial with these coefficients, the highest first: what is not
+/// below 0 of x, less `|x| g(-|x|)`.
 #[inline(always)]
 unsafe fn gate<S: Simd, const N: usize>(s: S, x: S::V, coefficients: [f32; N]) -> S::V {
     // SAFETY: the caller's.
     unsafe {
-        let below = s.mul(x, exp2(s, polynomial(s, abs(s, x), coefficients)));
-        s.if_less(x, s.splat(0.0), below, s.sub(x, below))
+        let size = abs(s, x);
+        let below = s.mul(size, exp2(s, polynomial(s, size, coefficients)));
+        s.sub(s.max(s.splat(0.0), x), below)
     }
 }
 

@@ -65,13 +65,21 @@ impl Kernel for RoundRow<'_> {
     type Output = ();
 
     /// # Safety
-    /// None beyond the features, with which the compiler makes vectors of this loop.
+    /// None beyond the features.
     #[inline(always)]
-    unsafe fn run<S: Simd>(self, _: S) {
-        let (whole, rest) = self.row.as_chunks::<2>();
-        self.pairs.iter_mut().zip(whole).for_each(|(to, [a, b])| *to = Pair::new(*a, *b));
-        if let ([last], Some(to)) = (rest, self.pairs.last_mut()) {
-            *to = Pair::new(*last, 0.0);
+    unsafe fn run<S: Simd>(self, s: S) {
+        let whole = self.row.chunks_exact(2 * S::LANES);
+        let rest = whole.remainder().chunks(2);
+        let (pairs, last) = self.pairs.split_at_mut(whole.len() * S::LANES);
+        for (to, from) in pairs.chunks_exact_mut(S::LANES).zip(whole) {
+            // SAFETY: two vectors of numbers, one of pairs.
+            unsafe {
+                let first = s.load(from.as_ptr());
+                s.store_bf16(to.as_mut_ptr(), [first, s.load(from[S::LANES..].as_ptr())]);
+            }
+        }
+        for (to, from) in last.iter_mut().zip(rest) {
+            *to = Pair::new(from[0], from.get(1).copied().unwrap_or(0.0));
         }
     }
 }
