@@ -296,18 +296,11 @@ struct Case {
     sinks: bool,
 }
 
+fn plain(name: &'static str, heads: usize, kv_heads: usize, dim: usize, reach: Reach) -> Case {
+    Case { name, heads, kv_heads, k_dim: dim, v_dim: dim, reach, softcap: None, bias: None, sinks: false }
+}
+
 fn cases() -> Vec<Case> {
-    let plain = |name, heads, kv_heads, dim, reach| Case {
-        name,
-        heads,
-        kv_heads,
-        k_dim: dim,
-        v_dim: dim,
-        reach,
-        softcap: None,
-        bias: None,
-        sinks: false,
-    };
     let window = |back, ahead| Reach { back: Some(back), ahead };
     let table = (0..4 * 11).map(|i| (i as f32 * 0.37).sin()).collect();
     vec![
@@ -399,6 +392,28 @@ fn attention_agrees() {
             }
         }
     }
+}
+
+#[test]
+fn who_sees_no_key_gets_zeros() {
+    // Positions behind all keys, in blocks of their own.
+    let case = plain("window", 2, 2, 8, Reach { back: Some(3), ahead: Some(0) });
+    let x = Random(12).tensor(16, width(&case));
+    for (level, compute) in levels().into_iter().flat_map(|level| COMPUTES.map(|compute| (level, compute))) {
+        let spans = [Span { rows: 0..16, past: 300 }];
+        let found =
+            attend(&cpu(level, 1).with_compute(compute), &case, &x, &spans, &mut empty(&case, compute, 1));
+        assert!(found.data().iter().all(|x| *x == 0.0), "{level:?} {compute:?}");
+    }
+}
+
+#[test]
+#[should_panic(expected = "what a cache is kept for")]
+fn a_cache_for_another_type_is_refused() {
+    let case = plain("one column", 1, 1, 1, Reach::ALL);
+    let x = Random(13).tensor(1, width(&case));
+    let mut caches = empty(&case, Compute::Bf16, 1);
+    attend(&cpu(SimdLevel::Portable, 1), &case, &x, &spans(&[1]), &mut caches);
 }
 
 #[test]

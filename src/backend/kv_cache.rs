@@ -49,6 +49,11 @@ impl HeadLayout {
         self.key_words() + values
     }
 
+    /// Bytes of one position of so many heads.
+    pub fn position_bytes(&self, heads: usize) -> u64 {
+        (4 * heads * self.words() / PAGE_KEYS) as u64
+    }
+
     /// Writes the key and the value of position `lane` of a page.
     #[inline(always)]
     pub fn put(&self, head: &mut [f32], lane: usize, key: &[f32], value: &[f32]) {
@@ -228,6 +233,13 @@ mod tests {
             }
             cache.push(&[1.0; 6], &[1.0; 10]);
             cache.push(&[2.0; 6], &[2.0; 10]);
+            assert_eq!(cache.bytes(), 2 * (4 * heads * cache.layout().words()) as u64);
+            // Memory that held something else: beyond the last position there are zeros.
+            let mut short = KvCache::new(compute, heads, k_dim, v_dim).in_memory(vec![f32::NAN; 1000]);
+            short.push(&[3.0; 6], &[3.0; 10]);
+            let held = short.pages().iter().filter(|x| **x != 0.0).count();
+            assert!(short.pages().iter().all(|x| !x.is_nan()), "{compute:?}");
+            assert_eq!(held, if compute == Compute::F32 { 16 } else { 14 }, "{compute:?}");
             assert_eq!((cache.key(1, 15, 2), cache.value(1, 15, 4)), (1.0, 1.0));
             assert_eq!((cache.key(1, 16, 2), cache.value(1, 16, 4)), (2.0, 2.0));
         }

@@ -36,7 +36,7 @@ pub trait Backend: Send + Sync + fmt::Debug {
     /// operations to stay in the caches.
     fn rows_at_once(&self) -> usize;
 
-    /// In what attention multiplies: keys and values are kept for it.
+    /// The type in which attention multiplies, and in which its caches keep keys and values.
     fn compute(&self) -> Compute;
 
     /// Lays out the weights of a linear map `[in] -> [out]` the way [`Linear::apply`] wants them. Several

@@ -83,7 +83,7 @@ struct Arguments {
     dtype: Option<WeightType>,
 
     /// How products are computed: f32, or bf16, which rounds both sides and is faster where the processor has
-    /// instructions for it, and then the default for attention beside q8 and q4
+    /// instructions for it; there it is the default for attention with q8 and q4, elsewhere f32 is
     #[arg(long, value_name = "TYPE")]
     compute: Option<Compute>,
 

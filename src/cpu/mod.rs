@@ -158,7 +158,7 @@ const MAX_THREADS: usize = 1024;
 impl Backend for Cpu {
     fn name(&self) -> String {
         let threads = self.engine.pool.threads();
-        let products = if self.compute == Compute::Bf16 { ", products of bf16" } else { "" };
+        let products = if self.compute == Compute::Bf16 { ", attention in bf16" } else { "" };
         format!("cpu ({:?}, {threads} threads{products})", self.level).to_lowercase()
     }
 
@@ -266,25 +266,14 @@ impl Backend for Cpu {
         out: &mut Tensor,
     ) {
         let (pool, spare) = (&self.engine.pool, &self.engine.scores);
+        macro_rules! attend {
+            ($Word:ty) => {
+                Attend { pool, x, q_start, spans, caches, params, out, spare, kept: PhantomData::<$Word> }
+            };
+        }
         match self.compute {
-            Compute::F32 => {
-                let kept = PhantomData::<f32>;
-                self.engine.run(Attend { pool, x, q_start, spans, caches, params, out, spare, kept });
-            }
-            Compute::Bf16 => {
-                let kept = PhantomData::<Pair>;
-                self.engine.run_products(Attend {
-                    pool,
-                    x,
-                    q_start,
-                    spans,
-                    caches,
-                    params,
-                    out,
-                    spare,
-                    kept,
-                });
-            }
+            Compute::F32 => self.engine.run(attend!(f32)),
+            Compute::Bf16 => self.engine.run_products(attend!(Pair)),
         }
     }
 

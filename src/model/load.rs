@@ -38,7 +38,10 @@ impl Network {
         let memory_limit = options.memory_limit.unwrap_or_else(machine_memory);
         memory.check(memory_limit)?;
         for (one, other) in &plan.tensors.twins {
-            if !same(&checkpoint.array(one)?, &checkpoint.array(other)?) {
+            let twins = [checkpoint.array(one)?, checkpoint.array(other)?];
+            let is_same = same(&twins[0], &twins[1]);
+            twins.iter().for_each(Array::release_storage);
+            if !is_same {
                 let message = format!("`{one}` and `{other}` are the same tensor and differ");
                 return Err(Error::new(ErrorKind::Checkpoint, message));
             }

@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use super::fields::{Bias, FieldType, Fields, Given, Path, Projection, Reference};
 use super::rope::Rope;
 use super::trace::{RoundUse, Site, StepUse};
-use crate::backend::{Layout, PositionBias};
+use crate::backend::{Compute, HeadLayout, Layout, PositionBias};
 use crate::error::Problem;
 use crate::spec::{Address, Defaults, Problems, Scope, Source, Template, Tree};
 
@@ -187,6 +187,13 @@ pub struct CacheUse {
     pub rows: Rows,
     /// Whether it outlives a forward pass.
     pub kept: bool,
+}
+
+impl CacheUse {
+    /// Bytes that a token takes, where attention multiplies in `compute`.
+    pub fn bytes_per_token(&self, compute: Compute) -> u64 {
+        HeadLayout { compute, k_dim: self.k_dim, v_dim: self.v_dim }.position_bytes(self.kv_heads)
+    }
 }
 
 /// Everything that the blocks of a plan have declared.

@@ -1,6 +1,6 @@
 //! How much memory a plan needs, before any is taken.
 
-use crate::backend::{Backend, HeadLayout, PAGE_KEYS, WeightType};
+use crate::backend::{Backend, WeightType};
 use crate::error::{Error, ErrorKind, Result};
 use crate::nn::{Declared, LinearUse, PartUse, Stream};
 use crate::tensor::DType;
@@ -46,8 +46,7 @@ impl Memory {
             memory.mapped = memory.mapped.saturating_add(bytes);
         }
         for cache in &declared.caches {
-            let head = HeadLayout { compute: backend.compute(), k_dim: cache.k_dim, v_dim: cache.v_dim };
-            let bytes = 4 * (cache.kv_heads * head.words() / PAGE_KEYS) as u64;
+            let bytes = cache.bytes_per_token(backend.compute());
             // Caches that do not outlive their block are alive one at a time.
             if cache.kept {
                 memory.cache_per_token += bytes;

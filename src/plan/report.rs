@@ -4,8 +4,8 @@ use std::collections::{BTreeSet, HashMap};
 
 use super::memory::linear_bytes;
 use super::{Memory, Plan, PlannedBlock};
-use crate::backend::{Backend, Reach, WeightType};
-use crate::nn::{LinearId, LinearUse, Rows, Shape, Stream};
+use crate::backend::{Backend, Layout, Reach, WeightType};
+use crate::nn::{LinearId, LinearUse, PartUse, Rows, Shape, Stream};
 use crate::tensor::DType;
 use crate::weights::Index;
 
@@ -59,8 +59,8 @@ pub fn costs(
 /// The program with its threads and what they allocate, measured.
 const PROGRAM_BYTES: u64 = 10_000_000;
 
-/// Bytes of a stored linear map that are mapped at once while it is packed.
-const PACKED_AT_ONCE: u64 = 16 << 20;
+/// Elements that the fast backend packs before it lets the stored ones go, where outputs lie together.
+const PACKED_AT_ONCE: u64 = 4 << 20;
 
 /// What the system maps around each row of a table that is read.
 const FAULT_BYTES: u64 = 64 << 10;
@@ -68,15 +68,16 @@ const FAULT_BYTES: u64 = 64 << 10;
 /// Most memory that a process takes for `sequences` sequences at once: an estimate, up to a tenth above what was measured
 /// (`docs/tools.md`). [`Memory`] has bounds instead.
 ///
-/// Sequences are computed in groups of up to `at_once` tokens.
+/// Sequences are computed in groups of up to [`Backend::rows_at_once`] tokens.
 pub fn peak(
     plan: &Plan,
     index: &Index,
     memory: &Memory,
     tokens: Tokens,
     sequences: u64,
-    at_once: u64,
+    backend: &dyn Backend,
 ) -> u64 {
+    let at_once = backend.rows_at_once() as u64;
     let rows = tokens.new * sequences;
     let bytes = |tensor: usize| elements(plan, tensor) * stored_type(plan, index, tensor).size() as u64;
     let tables: BTreeSet<usize> = plan.declared.tables.iter().map(|table| table.0).collect();
@@ -88,7 +89,7 @@ pub fn peak(
     // The widest matrix of a layer, the sum, its normed copy, and what is added to it, with one to spare.
     let layer = 4 * (plan.declared.widest_in_layers as u64 + 4 * width.max().unwrap_or(0));
     let passing = plan.declared.caches.iter().filter(|cache| !cache.kept);
-    let passing = passing.map(|cache| 4 * (cache.kv_heads * (cache.k_dim + cache.v_dim)) as u64).max();
+    let passing = passing.map(|cache| cache.bytes_per_token(backend.compute())).max();
     let activations = layer.max(2 * 4 * plan.declared.widest as u64) + passing.unwrap_or(0);
     let kept = (tokens.new + tokens.past) * memory.cache_per_token + memory.state_per_sequence;
     // What goes on with more tokens is computed at once; else results of groups are put together.
@@ -102,9 +103,15 @@ pub fn peak(
         (rows.min(at_once.max(tokens.new)), 4 * rows * cols.max().unwrap_or(0))
     };
     let batch = at_once * activations + joined + sequences.saturating_mul(kept);
-    // While a linear map is packed, what is stored of it is mapped, up to a bound.
-    let stored = |linear: &LinearUse| linear.parts.iter().map(|part| bytes(part.weight.0)).sum::<u64>();
-    let loading = plan.declared.linears.iter().map(stored).max().unwrap_or(0).min(PACKED_AT_ONCE);
+    // While a linear map is packed, what is stored of it is mapped: all of a part whose outputs do not lie together.
+    let mapped = |linear: &LinearUse| {
+        let is_whole = |part: &PartUse| part.layout != Layout::OutIn || part.order.is_some();
+        let (whole, others): (Vec<_>, Vec<_>) = linear.parts.iter().partition(|part| is_whole(part));
+        let size = |parts: Vec<&PartUse>| parts.iter().map(|part| bytes(part.weight.0)).sum::<u64>();
+        let element = others.iter().map(|part| stored_type(plan, index, part.weight.0).size() as u64).max();
+        size(whole) + size(others).min(PACKED_AT_ONCE * element.unwrap_or(0))
+    };
+    let loading = plan.declared.linears.iter().map(mapped).max().unwrap_or(0);
     PROGRAM_BYTES + memory.weights + (read + batch).max(loading)
 }
 

@@ -64,7 +64,7 @@ impl OpenOptions {
     }
 
     /// How weights are kept, if not as they are stored.
-    fn kept(&self) -> Option<WeightType> {
+    pub fn kept(&self) -> Option<WeightType> {
         self.dtype.or((self.compute == Some(Compute::Bf16)).then_some(WeightType::Bf16))
     }
 }

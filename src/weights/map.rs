@@ -6,9 +6,7 @@ use std::fs::File;
 use std::io;
 use std::ops::Range;
 
-#[cfg(target_os = "linux")]
-use memmap2::Advice;
-use memmap2::{Mmap, UncheckedAdvice};
+use memmap2::Mmap;
 
 use crate::tensor::Storage;
 
@@ -26,13 +24,15 @@ impl Storage for Mapped {
         // SAFETY: the advice would lose what was written to a private map. Nothing is written to this one, so the pages come back
         // from the file with the same bytes. If the system does not take the advice, pages merely stay.
         #[cfg(unix)]
-        let _ = unsafe { self.0.unchecked_advise_range(UncheckedAdvice::DontNeed, range.start, range.len()) };
+        let _ = unsafe {
+            self.0.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, range.start, range.len())
+        };
     }
 
     fn settle(&self) {
         // Where the system keeps the file in large pages, reading a byte would map 2 MiB.
         #[cfg(target_os = "linux")]
-        let _ = self.0.advise(Advice::NoHugePage);
+        let _ = self.0.advise(memmap2::Advice::NoHugePage);
         self.release(0..self.0.len());
     }
 }

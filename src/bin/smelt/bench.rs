@@ -41,7 +41,8 @@ pub struct Arguments {
     /// How weights are kept, instead of as they are stored
     #[arg(long, value_name = "TYPE")]
     dtype: Option<WeightType>,
-    /// How products are computed: f32, or bf16, which rounds both sides; see smelt-run
+    /// How products are computed: f32, or bf16, which rounds both sides and is the default for attention with q8 and q4 where
+    /// the processor has instructions for it
     #[arg(long, value_name = "TYPE")]
     compute: Option<Compute>,
     /// Threads to compute with; one per core by default

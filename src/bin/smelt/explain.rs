@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use serde_json::{Value, json};
 
 use smelt::plan::{Stored, Tokens, Use};
-use smelt::{Result, WeightType};
+use smelt::{Compute, Result, WeightType};
 
 use crate::diff::Difference;
 use crate::explained::{Explained, Request};
@@ -34,6 +34,9 @@ pub struct Arguments {
     /// How weights are kept, instead of as they are stored
     #[arg(long, value_name = "TYPE")]
     dtype: Option<WeightType>,
+    /// How products are computed, see smelt-run
+    #[arg(long, value_name = "TYPE")]
+    compute: Option<Compute>,
     /// Threads to compute with; one per core by default
     #[arg(long)]
     threads: Option<usize>,
@@ -62,6 +65,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         tokens: Tokens { new: arguments.tokens, past: arguments.past },
         sequences: arguments.sequences,
         dtype: arguments.dtype,
+        compute: arguments.compute,
         threads: arguments.threads,
         all: arguments.all,
     };

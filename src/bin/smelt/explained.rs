@@ -2,10 +2,9 @@
 
 use std::path::Path;
 
-use smelt::backend::Backend;
 use smelt::plan::{self, Cost, Memory, Plan, Row, Stored, Target, Tokens, source_for};
 use smelt::weights::{Index, Repository};
-use smelt::{OpenOptions, Result, WeightType};
+use smelt::{Compute, OpenOptions, Result, WeightType};
 
 /// What is to be explained.
 pub struct Request<'a> {
@@ -19,6 +18,8 @@ pub struct Request<'a> {
     pub sequences: u64,
     /// How weights are kept, instead of as they are stored.
     pub dtype: Option<WeightType>,
+    /// How products are computed.
+    pub compute: Option<Compute>,
     /// Threads to compute with.
     pub threads: Option<usize>,
     /// A row for each layer.
@@ -49,18 +50,18 @@ impl Explained {
         };
         let index = Index::open_headers(&repository)?;
         let plan = Plan::new(source, &config, &index, &target)?;
-        let cpu =
-            OpenOptions { dtype: request.dtype, threads: request.threads, ..OpenOptions::default() }.cpu();
+        let Request { dtype, compute, threads, .. } = *request;
+        let options = OpenOptions { dtype, compute, threads, ..OpenOptions::default() };
+        let (cpu, kept) = (options.cpu(), options.kept());
         let tokens = request.tokens;
-        let costs = plan::costs(&plan, &index, &cpu, request.dtype, tokens);
+        let costs = plan::costs(&plan, &index, &cpu, kept, tokens);
         let stored = |tensor: usize| plan::stored_type(&plan, &index, tensor);
-        let memory = Memory::of(&plan.declared, &cpu, &stored, request.dtype);
-        let at_once = cpu.rows_at_once() as u64;
+        let memory = Memory::of(&plan.declared, &cpu, &stored, kept);
         Ok(Explained {
             rows: plan::rows(&plan, &costs, request.all),
             total: plan::totals(&costs),
             memory,
-            peak: plan::peak(&plan, &index, &memory, tokens, request.sequences, at_once),
+            peak: plan::peak(&plan, &index, &memory, tokens, request.sequences, &cpu),
             tensors: plan::stored(&plan, &index),
             plan,
         })

@@ -9,7 +9,7 @@ use std::ops::Range;
 use super::math::{exp2, tanh};
 use super::matmul::Shared;
 use super::simd::{Kernel, Simd, Weight, load, store};
-use crate::backend::{AttentionParams, HeadLayout, KvCache, PAGE_KEYS, Pair, Span};
+use crate::backend::{AttentionParams, Compute, HeadLayout, KvCache, PAGE_KEYS, Pair, Span};
 use crate::cpu::pool::Pool;
 use crate::tensor::{Spare, Tensor};
 
@@ -28,6 +28,8 @@ const TILE: usize = 24;
 /// As the methods of [`Simd`] that these come to.
 #[allow(clippy::missing_safety_doc)] // said here, once
 pub trait Word: Weight<X = Self> {
+    /// What caches of such words are for.
+    const COMPUTE: Compute;
     /// Numbers in a word.
     const NUMBERS: usize;
     /// The first `n` words, up to a whole vector, then zeros.
@@ -37,6 +39,7 @@ pub trait Word: Weight<X = Self> {
 }
 
 impl Word for f32 {
+    const COMPUTE: Compute = Compute::F32;
     const NUMBERS: usize = 1;
     #[inline(always)]
     unsafe fn load_part<S: Simd>(s: S, p: *const f32, n: usize) -> S::V {
@@ -54,6 +57,7 @@ impl Word for f32 {
 }
 
 impl Word for Pair {
+    const COMPUTE: Compute = Compute::Bf16;
     const NUMBERS: usize = 2;
     #[inline(always)]
     unsafe fn load_part<S: Simd>(s: S, p: *const Pair, n: usize) -> S::W {
@@ -148,11 +152,7 @@ impl<T: Word> Kernel for Attend<'_, T> {
                 (p.kv_heads, p.k_dim, p.v_dim),
                 "cache"
             );
-            assert_eq!(
-                cache.layout().key_words(),
-                p.k_dim.div_ceil(T::NUMBERS) * PAGE_KEYS,
-                "words of a cache"
-            );
+            assert_eq!(cache.layout().compute, T::COMPUTE, "what a cache is kept for");
         }
         let group = p.heads / p.kv_heads;
         let step = (TILE / group).max(1);
@@ -196,6 +196,12 @@ struct Tile<'a, T> {
     out: Shared,
     spare: &'a Spare<Vec<f32>>,
     kept: PhantomData<T>,
+}
+
+/// The power of 2 that is the weight of a score, whose rounding is the same for all that is relative to it.
+#[inline(always)]
+fn lowered(score: f32) -> f32 {
+    score * std::f32::consts::LOG2_E
 }
 
 /// A query head of one position.
@@ -264,6 +270,9 @@ impl<T: Word> Kernel for Tile<'_, T> {
         let end = rows.iter().map(|row| row.end).max().unwrap_or(0).div_ceil(PAGE_KEYS);
         for block in first / PAGES..end.div_ceil(PAGES) {
             let pages = first.max(block * PAGES)..end.min((block + 1) * PAGES);
+            if pages.is_empty() {
+                continue;
+            }
             // SAFETY: pages exist up to the cache's length; scratch rows are `n`.
             unsafe {
                 self.scores(s, pages.clone(), n, q, scores);
@@ -282,10 +291,10 @@ impl<T: Word> Kernel for Tile<'_, T> {
                 let mut factor = 1.0;
                 if let Some(sinks) = p.sinks {
                     // The sink joins at the end: everything so far is relative to the largest score without it.
-                    let sink = sinks[row.head];
-                    let largest = if sink > row.largest { sink } else { row.largest };
-                    factor = if total == 0.0 { 0.0 } else { (row.largest - largest).exp() };
-                    total = total * factor + (sink - largest).exp();
+                    let (sink, largest) = (lowered(sinks[row.head]), lowered(row.largest));
+                    let both = if sink > largest { sink } else { largest };
+                    factor = if total == 0.0 { 0.0 } else { (largest - both).exp2() };
+                    total = total * factor + (sink - both).exp2();
                 }
                 // A row that sees no key has no weights: it gives zeros.
                 let (factor, total) = if total == 0.0 { (0.0, 1.0) } else { (factor, total) };
@@ -352,8 +361,8 @@ impl<T: Word> Tile<'_, T> {
         }
     }
 
-    /// Scores of one row for the first keys of a block to weights, in place: capped, biased, masked, and relative to the largest
-    /// so far. What was summed relative to an earlier one is scaled down. Words of weights begin where the scores do.
+    /// Scores of one row for the keys of some pages to weights: capped, biased, masked, and relative to the largest so far. What was
+    /// summed relative to an earlier one is scaled down. Weights are written over the scores, as words from the row's start.
     #[inline(always)]
     unsafe fn soften<S: Simd>(
         &self,
@@ -371,11 +380,10 @@ impl<T: Word> Tile<'_, T> {
             scores.fill(0.0);
             return;
         }
-        // Whole vectors, in twos.
         let some = seen.end.next_multiple_of(S::LANES);
-        let all = scores.as_mut_ptr();
-        let (scores, _) = scores.split_at_mut(some);
-        // SAFETY: a multiple of `LANES` scores; `LANES` sums.
+        let all = scores;
+        let scores = &mut all[..some];
+        // SAFETY: a multiple of `LANES` scores, in a row of whole pairs of vectors; `LANES` sums.
         unsafe {
             if let Some(cap) = p.softcap {
                 for chunk in scores.chunks_exact_mut(S::LANES) {
@@ -403,35 +411,35 @@ impl<T: Word> Tile<'_, T> {
             }
             let largest = s.largest(largest);
             let largest = if row.largest > largest { row.largest } else { largest };
-            // Weights are powers of 2. The product with the largest is rounded, for all of them alike.
-            let log2_e = std::f32::consts::LOG2_E;
-            let lowered = largest * log2_e;
+            let lower = lowered(largest);
             let mut sum = s.load(sums.as_ptr());
             if row.largest != largest && row.largest != f32::NEG_INFINITY {
                 let mut factor = [0.0f32; 16];
-                s.store(factor.as_mut_ptr(), exp2(s, s.splat(row.largest * log2_e - lowered)));
+                s.store(factor.as_mut_ptr(), exp2(s, s.splat(lowered(row.largest) - lower)));
                 sum = s.mul(sum, s.splat(factor[0]));
                 for value in values {
                     *value *= factor[0];
                 }
             }
             row.largest = largest;
-            let (log2_e, lowered) = (s.splat(log2_e), s.splat(-lowered));
+            let (log2_e, lower) = (s.splat(std::f32::consts::LOG2_E), s.splat(-lower));
+            // Words are not larger than the numbers that have been read.
+            let from = all.as_mut_ptr();
+            let to = from.cast::<T>();
             let mut at = 0;
             while at < some {
-                let first = exp2(s, s.fma(s.load(all.add(at)), log2_e, lowered));
+                let first = exp2(s, s.fma(s.load(from.add(at)), log2_e, lower));
                 sum = s.add(sum, first);
                 let mut second = s.splat(0.0);
                 if at + S::LANES < some {
-                    second = exp2(s, s.fma(s.load(all.add(at + S::LANES)), log2_e, lowered));
+                    second = exp2(s, s.fma(s.load(from.add(at + S::LANES)), log2_e, lower));
                     sum = s.add(sum, second);
                 }
-                // Words are not larger than the numbers that have been read.
-                T::store(s, all.cast::<T>().add(at / T::NUMBERS), [first, second]);
+                T::store(s, to.add(at / T::NUMBERS), [first, second]);
                 at += 2 * S::LANES;
             }
             while at < end - start {
-                T::store(s, all.cast::<T>().add(at / T::NUMBERS), [s.splat(0.0); 2]);
+                T::store(s, to.add(at / T::NUMBERS), [s.splat(0.0); 2]);
                 at += 2 * S::LANES;
             }
             s.store(sums.as_mut_ptr(), sum);
@@ -566,6 +574,7 @@ impl<T: Word> Product<T> {
                 let b = self.b.first.add(run * self.b_run);
                 for i in 0..self.k {
                     let b = b.add(i * self.b.step);
+                    // All are loaded below but the first: vectors have no default.
                     let mut w = [T::load_part(s, b, self.width); N];
                     for v in 1..N {
                         let column = v * S::LANES;

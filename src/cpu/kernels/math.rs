@@ -144,8 +144,8 @@ unsafe fn gelu_tanh<S: Simd>(s: S, x: S::V) -> S::V {
     unsafe { gate(s, x, p) }
 }
 
-/// `x g(x)`, where `g(x) + g(-x) = 1` and `g(-|x|) = 2^P(|x|)` for the polynomial with these coefficients, the highest first: what is not
-/// below 0 of x, less `|x| g(-|x|)`.
+/// `x g(x)`, where `g(x) + g(-x) = 1` and `g(-|x|) = 2^P(|x|)` for the polynomial with these coefficients, the highest first:
+/// `max(x, 0) - |x| g(-|x|)`.
 #[inline(always)]
 unsafe fn gate<S: Simd, const N: usize>(s: S, x: S::V, coefficients: [f32; N]) -> S::V {
     // SAFETY: the caller's.
@@ -192,6 +192,7 @@ mod tests {
     #[derive(Clone, Copy, Debug)]
     enum Function {
         ExpTo0,
+        Exp2,
         Tanh,
         Gelu,
         GeluTanh,
@@ -210,6 +211,7 @@ mod tests {
                     let x = s.load_part(chunk.as_ptr(), chunk.len());
                     let y = match self.0 {
                         Function::ExpTo0 => exp_to_0(s, x),
+                        Function::Exp2 => exp2(s, x),
                         Function::Tanh => tanh(s, x),
                         Function::Gelu => gelu(s, x),
                         Function::GeluTanh => gelu_tanh(s, x),
@@ -220,12 +222,13 @@ mod tests {
         }
     }
 
-    /// The largest error over every `step`th float: in units of the last place for the exponential, relative for tanh, relative to
-    /// `max(|x|, 1)` for the gelus.
+    /// The largest error over every `step`th float: in units of the last place for the exponential, relative for powers of 2 and tanh,
+    /// relative to `max(|x|, 1)` for the gelus.
     fn largest_error(simds: Simds, function: Function, step: usize) -> f64 {
         let mut largest = 0.0f64;
         let asked = |x: &f32| match function {
             Function::ExpTo0 => *x <= 0.0,
+            Function::Exp2 => *x <= 127.0,
             Function::Tanh => !x.is_nan(),
             Function::Gelu | Function::GeluTanh => x.is_finite(),
         };
@@ -238,6 +241,7 @@ mod tests {
             for (x, y) in x.iter().zip(y) {
                 let exact = match function {
                     Function::ExpTo0 => f64::from(*x).exp(),
+                    Function::Exp2 => f64::from(*x).exp2(),
                     Function::Tanh => f64::from(*x).tanh(),
                     Function::Gelu => {
                         0.5 * f64::from(*x) * erfc(-f64::from(*x) * std::f64::consts::FRAC_1_SQRT_2)
@@ -247,7 +251,11 @@ mod tests {
                 let rounded = exact as f32;
                 let error = match function {
                     Function::Tanh if exact == 0.0 => f64::from(y).abs(),
-                    Function::Tanh => (f64::from(y) - exact).abs() / exact.abs(),
+                    Function::Exp2 if *x < -126.0 => {
+                        assert_eq!(y, 0.0, "exp2({x})");
+                        0.0
+                    }
+                    Function::Exp2 | Function::Tanh => (f64::from(y) - exact).abs() / exact.abs(),
                     Function::Gelu | Function::GeluTanh => {
                         (f64::from(y) - exact).abs() / f64::from(x.abs()).max(1.0)
                     }
@@ -274,6 +282,7 @@ mod tests {
         for (level, (simds, _)) in plain.into_iter().filter_map(|level| Some((level, level.detect()?))) {
             let bounds = [
                 (Function::ExpTo0, 2.0),
+                (Function::Exp2, 2e-7),
                 (Function::Tanh, 4e-7),
                 (Function::Gelu, 4e-7),
                 (Function::GeluTanh, 4e-7),

@@ -472,7 +472,8 @@ impl Tiles<'_> {
 #[inline(always)]
 unsafe fn fetch<S: Simd>(s: S, from: *const u8, bytes: usize) {
     if let Fetch::Near(steps) = S::FETCH {
-        let distance = steps * panel_width::<S>() * 2;
+        // Blocks have steps of their own: as many bytes as of weights of 16 bits.
+        let distance = steps * panel_width::<S>() * size_of::<u16>();
         for line in 0..bytes.div_ceil(LINE) {
             // SAFETY: the caller has the features on; the place may lie anywhere.
             unsafe { s.prefetch(from.wrapping_add(distance + line * LINE)) };

@@ -119,7 +119,7 @@ pub trait Simd: Copy + Send + Sync + 'static {
     unsafe fn nibbles<const J: u32>(self, x: Self::W) -> Self::W;
     /// The lower and the upper 16 bits of each 32 as bfloat16 numbers.
     unsafe fn halves(self, x: Self::W) -> [Self::V; 2];
-    /// Stores two vectors as bfloat16, rounded to the nearest.
+    /// Stores two vectors as bfloat16, rounded to the nearest, ties to even. What is too small for a normal number may become 0.
     #[inline(always)]
     unsafe fn store_bf16(self, p: *mut Pair, v: [Self::V; 2]) {
         // SAFETY: the caller's.

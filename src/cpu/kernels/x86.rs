@@ -273,6 +273,8 @@ impl<const VNNI: bool, const BF16: bool> Simd for Avx512<VNNI, BF16> {
     type W = __m512i;
     const LANES: usize = 16;
     const TILE_ROWS: usize = 12;
+    /// Zen 5, 8 rows, 11 million weights of float32: 0.89 ms with 128 steps, 1.04 with 64, 0.96 with 256; with more weights and with
+    /// other types about the same.
     const FETCH: Fetch = Fetch::Near(128);
     const GROUP: usize = if VNNI { 4 } else { 2 };
 
