@@ -12,7 +12,7 @@ use smelt::cpu::{Cpu, SimdLevel};
 use smelt::model::Batch;
 use smelt::task::Bundle;
 use smelt::weights::read_bundle;
-use smelt::{Model, OpenOptions, WeightType};
+use smelt::{Compute, Model, OpenOptions, WeightType};
 
 /// Jane Austen, “Pride and Prejudice”, 1813, and Herman Melville, “Moby-Dick”, 1851: beginnings.
 const TEXTS: [&str; 2] = [
@@ -26,8 +26,8 @@ const TEXTS: [&str; 2] = [
 ];
 
 /// `exp` of the mean of the negative logarithms of the probabilities of all tokens but the first.
-fn perplexity(dtype: WeightType) -> f64 {
-    let options = OpenOptions { dtype: Some(dtype), ..OpenOptions::default() };
+fn perplexity(dtype: WeightType, compute: Option<Compute>) -> f64 {
+    let options = OpenOptions { dtype: Some(dtype), compute, ..OpenOptions::default() };
     let model = Model::open_with("examples/models/prose", &options).unwrap();
     let (mut sum, mut count) = (0.0, 0);
     for text in TEXTS {
@@ -46,13 +46,20 @@ fn perplexity(dtype: WeightType) -> f64 {
 
 #[test]
 fn perplexity_stays_near_that_of_float32() {
-    let exact = perplexity(WeightType::F32);
+    let exact = perplexity(WeightType::F32, None);
     println!("f32: perplexity {exact:.3}");
-    for (dtype, bound) in [(WeightType::Bf16, 0.005), (WeightType::Q8, 0.005), (WeightType::Q4, 0.1)] {
-        let found = perplexity(dtype);
+    let cases = [
+        (WeightType::Bf16, None, 0.005),
+        (WeightType::Bf16, Some(Compute::Bf16), 0.01),
+        (WeightType::Q8, None, 0.005),
+        (WeightType::Q8, Some(Compute::F32), 0.005),
+        (WeightType::Q4, None, 0.1),
+    ];
+    for (dtype, compute, bound) in cases {
+        let found = perplexity(dtype, compute);
         let change = found / exact - 1.0;
-        println!("{dtype}: perplexity {found:.3}, {:+.2} %", 100.0 * change);
-        assert!(change.abs() < bound, "{dtype}: {found} instead of {exact}");
+        println!("{dtype}, computed in {compute:?}: perplexity {found:.3}, {:+.2} %", 100.0 * change);
+        assert!(change.abs() < bound, "{dtype}, {compute:?}: {found} instead of {exact}");
     }
 }
 
@@ -69,11 +76,17 @@ fn outputs_of_level_stay_near_those_of_transformers(level: SimdLevel) {
     let is_bytes = matches!(level, SimdLevel::Avx512Bf16 | SimdLevel::Avx512Vnni | SimdLevel::AvxVnni);
     let q8 = if is_bytes { 0.02 * std::f32::consts::SQRT_2 } else { 0.02 };
     // Models of 16 to 64 columns with random weights: errors average out less than in larger ones.
-    for (dtype, bound) in [(WeightType::F32, 1e-5), (WeightType::Q8, q8), (WeightType::Q4, 0.3)] {
+    let kinds = [
+        (WeightType::F32, None, 1e-5),
+        (WeightType::Bf16, Some(Compute::Bf16), 0.01),
+        (WeightType::Q8, None, q8),
+        (WeightType::Q4, None, 0.3),
+    ];
+    for (dtype, compute, bound) in kinds {
         let mut errors: Vec<f32> = Vec::new();
         for dir in cases() {
             let cpu = Cpu::with_level(level, Some(2)).unwrap();
-            let compute = cpu.compute_for(Some(dtype));
+            let compute = compute.unwrap_or(cpu.compute_for(Some(dtype)));
             let cpu = cpu.with_compute(compute);
             let network = load_as(&dir, Arc::new(cpu), Some(dtype)).unwrap();
             let bundle = Bundle::new(read_bundle(&dir.join("reference.safetensors")).unwrap()).unwrap();
