@@ -374,7 +374,12 @@ fn spans(lengths: &[usize]) -> Vec<Span> {
 
 const LENGTHS: [usize; 6] = [1, 5, 16, 33, 300, 64];
 
-const COMPUTES: [Compute; 2] = [Compute::F32, Compute::Bf16];
+fn levels_and_computes() -> Vec<(SimdLevel, Compute)> {
+    levels()
+        .into_iter()
+        .flat_map(|level| [Compute::F32, Compute::Bf16].map(|compute| (level, compute)))
+        .collect()
+}
 
 #[test]
 fn attention_agrees() {
@@ -399,7 +404,7 @@ fn who_sees_no_key_gets_zeros() {
     // Positions behind all keys, in blocks of their own.
     let case = plain("window", 2, 2, 8, Reach { back: Some(3), ahead: Some(0) });
     let x = Random(12).tensor(16, width(&case));
-    for (level, compute) in levels().into_iter().flat_map(|level| COMPUTES.map(|compute| (level, compute))) {
+    for (level, compute) in levels_and_computes() {
         let spans = [Span { rows: 0..16, past: 300 }];
         let found =
             attend(&cpu(level, 1).with_compute(compute), &case, &x, &spans, &mut empty(&case, compute, 1));
@@ -422,9 +427,7 @@ fn attention_has_the_same_bits_alone_together_on_any_threads_and_token_by_token(
     for case in cases() {
         let all = spans(&LENGTHS);
         let x = random.tensor(LENGTHS.iter().sum(), width(&case));
-        for (level, compute) in
-            levels().into_iter().flat_map(|level| COMPUTES.map(|compute| (level, compute)))
-        {
+        for (level, compute) in levels_and_computes() {
             let cpu = |threads: usize| cpu(level, threads).with_compute(compute);
             let whole = attend(&cpu(1), &case, &x, &all, &mut empty(&case, compute, all.len()));
             for threads in [2, 7] {

@@ -25,6 +25,10 @@ pub use pair::Pair;
 pub use quantise::{Block as QuantBlock, block_inputs};
 pub use weight_type::{Compute, WeightType};
 
+/// Elements of a linear map that are packed before the stored ones are let go, where outputs lie together: few beside a model, many
+/// beside what is packed at once.
+pub const PACKED_AT_ONCE: usize = 4 << 20;
+
 /// The operations that blocks are made of.
 ///
 /// Shapes are checked when the plan is made; an operation that is given others panics.

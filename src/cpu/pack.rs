@@ -9,7 +9,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes};
 use super::kernels::quantised::Bits;
 use super::memory::Memory;
 use super::pool::Pool;
-use crate::backend::{Layout, LinearPart, Pair};
+use crate::backend::{Layout, LinearPart, PACKED_AT_ONCE, Pair};
 
 /// The stored parts of a linear map, whose outputs follow each other.
 pub struct Sources<'a> {
@@ -22,9 +22,6 @@ pub struct Sources<'a> {
 
 /// Inputs that are turned round together: so many elements of each output of a panel stay in the first cache.
 const TURN: usize = 64;
-
-/// Elements that are packed between two times that the stored ones are let go: few beside a model, many beside a panel.
-const ROUND: usize = 4 << 20;
 
 impl<'a> Sources<'a> {
     pub fn new(parts: &'a [LinearPart<'a>]) -> Self {
@@ -84,7 +81,7 @@ impl<'a> Sources<'a> {
     {
         let len = len.max(1);
         let mut memory = Memory::new(self.outputs.div_ceil(width) * len);
-        let round = (ROUND / (self.inputs * width).max(1)).max(1);
+        let round = (PACKED_AT_ONCE / (self.inputs * width).max(1)).max(1);
         for (i, panels) in memory.as_mut_slice().chunks_mut(round * len).enumerate() {
             let count = panels.len() / len;
             pool.run_each(panels.chunks_exact_mut(len).enumerate(), |(panel, data)| {

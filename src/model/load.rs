@@ -82,7 +82,7 @@ impl Network {
         parameters.tables = plan.declared.tables.iter().map(|TensorId(i)| arrays[*i].clone()).collect();
         let table = |bias: &BiasUse| bias.table.map_or(Vec::new(), |TensorId(i)| arrays[i].to_f32());
         parameters.biases = plan.declared.biases.iter().map(|bias| (bias.compute)(&table(bias))).collect();
-        arrays.iter().for_each(Array::settle_storage);
+        checkpoint.settle();
         Ok(Network { plan, parameters, backend, memory, memory_limit, buffers: Spare::default() })
     }
 }

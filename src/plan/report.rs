@@ -4,7 +4,7 @@ use std::collections::{BTreeSet, HashMap};
 
 use super::memory::linear_bytes;
 use super::{Memory, Plan, PlannedBlock};
-use crate::backend::{Backend, Layout, Reach, WeightType};
+use crate::backend::{Backend, Layout, PACKED_AT_ONCE, Reach, WeightType};
 use crate::nn::{LinearId, LinearUse, PartUse, Rows, Shape, Stream};
 use crate::tensor::DType;
 use crate::weights::Index;
@@ -59,9 +59,6 @@ pub fn costs(
 /// The program with its threads and what they allocate, measured.
 const PROGRAM_BYTES: u64 = 10_000_000;
 
-/// Elements that the fast backend packs before it lets the stored ones go, where outputs lie together.
-const PACKED_AT_ONCE: u64 = 4 << 20;
-
 /// What the system maps around each row of a table that is read.
 const FAULT_BYTES: u64 = 64 << 10;
 
@@ -109,7 +106,7 @@ pub fn peak(
         let (whole, others): (Vec<_>, Vec<_>) = linear.parts.iter().partition(|part| is_whole(part));
         let size = |parts: Vec<&PartUse>| parts.iter().map(|part| bytes(part.weight.0)).sum::<u64>();
         let element = others.iter().map(|part| stored_type(plan, index, part.weight.0).size() as u64).max();
-        size(whole) + size(others).min(PACKED_AT_ONCE * element.unwrap_or(0))
+        size(whole) + size(others).min(PACKED_AT_ONCE as u64 * element.unwrap_or(0))
     };
     let loading = plan.declared.linears.iter().map(mapped).max().unwrap_or(0);
     PROGRAM_BYTES + memory.weights + (read + batch).max(loading)

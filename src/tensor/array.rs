@@ -114,11 +114,6 @@ impl Array {
         self.owner.release(0..(*self.owner).as_ref().len());
     }
 
-    /// As [`Storage::settle`], for the storage that the array is a part of.
-    pub fn settle_storage(&self) {
-        self.owner.settle();
-    }
-
     /// The same elements with axes of other sizes.
     ///
     /// # Panics

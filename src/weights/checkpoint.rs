@@ -64,6 +64,11 @@ impl Checkpoint {
         let (label, bytes) = &self.files[entry.file];
         view(label, name, &entry.dtype, &entry.shape, bytes, entry.range.clone())
     }
+
+    /// Says that from now on a few bytes here and there are all that is read.
+    pub fn settle(&self) {
+        self.files.iter().for_each(|(_, bytes)| bytes.settle());
+    }
 }
 
 /// The array of a tensor that a header describes.
