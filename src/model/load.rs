@@ -56,6 +56,15 @@ impl Network {
             }
         };
         let mut parameters = Parameters::default();
+        // What is small comes first: reading it maps pages that may be large, beside weights that are not there yet.
+        let element = |vector: &VectorUse| -> Vec<f32> {
+            let stored = vector.parts.iter().flat_map(|TensorId(i)| arrays[*i].to_f32());
+            stored.map(|x| x + vector.offset).collect()
+        };
+        parameters.vectors = plan.declared.vectors.iter().map(element).collect();
+        parameters.tables = plan.declared.tables.iter().map(|TensorId(i)| arrays[*i].clone()).collect();
+        let table = |bias: &BiasUse| bias.table.map_or(Vec::new(), |TensorId(i)| arrays[i].to_f32());
+        parameters.biases = plan.declared.biases.iter().map(|bias| (bias.compute)(&table(bias))).collect();
         for linear in &plan.declared.linears {
             let kept = linear_type(linear.parts.iter().map(|part| kept(part.weight.0)));
             let matrices: Vec<Array> = linear.parts.iter().map(matrix).collect();
@@ -74,14 +83,6 @@ impl Network {
             // Also what the system has mapped around the stored weights.
             matrices.iter().for_each(Array::release_storage);
         }
-        let element = |vector: &VectorUse| -> Vec<f32> {
-            let stored = vector.parts.iter().flat_map(|TensorId(i)| arrays[*i].to_f32());
-            stored.map(|x| x + vector.offset).collect()
-        };
-        parameters.vectors = plan.declared.vectors.iter().map(element).collect();
-        parameters.tables = plan.declared.tables.iter().map(|TensorId(i)| arrays[*i].clone()).collect();
-        let table = |bias: &BiasUse| bias.table.map_or(Vec::new(), |TensorId(i)| arrays[i].to_f32());
-        parameters.biases = plan.declared.biases.iter().map(|bias| (bias.compute)(&table(bias))).collect();
         checkpoint.settle();
         Ok(Network { plan, parameters, backend, memory, memory_limit, buffers: Spare::default() })
     }
