@@ -45,7 +45,7 @@ fn close(found: &Tensor, expected: &Tensor, tolerance: f32, what: &str) {
 /// they have 16 bits.
 fn rounded(x: &Tensor, level: SimdLevel) -> Tensor {
     let mut rounded = x.clone();
-    if matches!(level, SimdLevel::Avx512Bf16 | SimdLevel::Avx512Vnni | SimdLevel::AvxVnni) {
+    if level.multiplies_bytes() {
         for row in 0..x.rows() {
             for block in rounded.row_mut(row).chunks_mut(256) {
                 let furthest = block.iter().fold(0f32, |a, b| a.max(b.abs()));

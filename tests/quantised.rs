@@ -73,7 +73,7 @@ fn outputs_stay_near_those_of_transformers() {
 
 fn outputs_of_level_stay_near_those_of_transformers(level: SimdLevel) {
     // Where activations are rounded to 8 bits as well, as much as weights of 8 bits are, the two errors are as one of √2 the size.
-    let is_bytes = matches!(level, SimdLevel::Avx512Bf16 | SimdLevel::Avx512Vnni | SimdLevel::AvxVnni);
+    let is_bytes = level.multiplies_bytes();
     let q8 = if is_bytes { 0.02 * std::f32::consts::SQRT_2 } else { 0.02 };
     // Models of 16 to 64 columns with random weights: errors average out less than in larger ones.
     let kinds = [

@@ -21,6 +21,8 @@ pub enum SimdLevel {
     AvxVnni,
     /// Vectors of 8 on x86-64.
     Avx2,
+    /// Vectors on 64-bit Arm, and sums of four products of bytes.
+    NeonDot,
     /// Vectors on 64-bit Arm.
     Neon,
     /// Plain Rust.
@@ -35,7 +37,7 @@ pub enum Simds {
     #[cfg(target_arch = "x86_64")]
     Avx2(Avx2<false>),
     #[cfg(target_arch = "aarch64")]
-    Neon(Neon),
+    Neon(Neon<false>),
     Portable(Portable),
 }
 
@@ -48,20 +50,29 @@ pub enum ProductSimds {
     Avx512Vnni(Avx512<true, false>),
     #[cfg(target_arch = "x86_64")]
     AvxVnni(Avx2<true>),
+    #[cfg(target_arch = "aarch64")]
+    NeonDot(Neon<true>),
     Plain(Simds),
 }
 
 impl SimdLevel {
     /// All, the fastest first.
-    pub const ALL: [SimdLevel; 7] = [
+    pub const ALL: [SimdLevel; 8] = [
         SimdLevel::Avx512Bf16,
         SimdLevel::Avx512Vnni,
         SimdLevel::Avx512,
         SimdLevel::AvxVnni,
         SimdLevel::Avx2,
+        SimdLevel::NeonDot,
         SimdLevel::Neon,
         SimdLevel::Portable,
     ];
+
+    /// Whether there are sums of four products of bytes: q8 and q4 then round activations to 8 bits, elsewhere to 16.
+    pub const fn multiplies_bytes(self) -> bool {
+        use SimdLevel::{Avx512Bf16, Avx512Vnni, AvxVnni, NeonDot};
+        matches!(self, Avx512Bf16 | Avx512Vnni | AvxVnni | NeonDot)
+    }
 
     /// The tokens, if this machine has the instructions.
     pub(super) fn detect(self) -> Option<(Simds, ProductSimds)> {
@@ -73,7 +84,7 @@ impl SimdLevel {
             #[cfg(target_arch = "x86_64")]
             SimdLevel::AvxVnni | SimdLevel::Avx2 => Avx2::detect().map(Simds::Avx2)?,
             #[cfg(target_arch = "aarch64")]
-            SimdLevel::Neon => Neon::detect().map(Simds::Neon)?,
+            SimdLevel::NeonDot | SimdLevel::Neon => Neon::detect().map(Simds::Neon)?,
             SimdLevel::Portable => Simds::Portable(Portable::detect()),
             #[allow(unreachable_patterns)] // which of them are reachable depends on the target
             _ => return None,
@@ -85,6 +96,8 @@ impl SimdLevel {
             SimdLevel::Avx512Vnni => Avx512::detect().map(ProductSimds::Avx512Vnni)?,
             #[cfg(target_arch = "x86_64")]
             SimdLevel::AvxVnni => Avx2::detect().map(ProductSimds::AvxVnni)?,
+            #[cfg(target_arch = "aarch64")]
+            SimdLevel::NeonDot => Neon::detect().map(ProductSimds::NeonDot)?,
             _ => ProductSimds::Plain(plain),
         };
         Some((plain, products))
@@ -116,6 +129,8 @@ macro_rules! with_product_simd {
             $crate::cpu::dispatch::ProductSimds::Avx512Vnni($s) => $body,
             #[cfg(target_arch = "x86_64")]
             $crate::cpu::dispatch::ProductSimds::AvxVnni($s) => $body,
+            #[cfg(target_arch = "aarch64")]
+            $crate::cpu::dispatch::ProductSimds::NeonDot($s) => $body,
             $crate::cpu::dispatch::ProductSimds::Plain(simds) => {
                 $crate::cpu::dispatch::with_simd!(simds, $s => $body)
             }

@@ -50,7 +50,7 @@ impl Packed {
     /// Packs the parts of a map, on all threads.
     pub fn new(engine: Arc<Engine>, parts: &[LinearPart<'_>], kept: WeightType, compute: Compute) -> Packed {
         let sources = Sources::new(parts);
-        let (width, group) = (engine.panel_width(), engine.group());
+        let (width, groups) = (engine.panel_width(), engine.groups());
         let data = match kept {
             WeightType::F32 => Data::F32(sources.pack(&engine.pool, width, |x| x)),
             WeightType::F16 => Data::F16(sources.pack(&engine.pool, width, f16::from_f32)),
@@ -59,10 +59,10 @@ impl Packed {
             }
             WeightType::Bf16 => Data::Bf16(sources.pack(&engine.pool, width, bf16::from_f32)),
             WeightType::Q8 => {
-                Data::Quantised(Bits::Eight, sources.quantise(&engine.pool, width, group, Bits::Eight))
+                Data::Quantised(Bits::Eight, sources.quantise(&engine.pool, width, groups, Bits::Eight))
             }
             WeightType::Q4 => {
-                Data::Quantised(Bits::Four, sources.quantise(&engine.pool, width, group, Bits::Four))
+                Data::Quantised(Bits::Four, sources.quantise(&engine.pool, width, groups, Bits::Four))
             }
         };
         let Sources { inputs, outputs, .. } = sources;

@@ -25,7 +25,7 @@ pub use dispatch::SimdLevel;
 use dispatch::{ProductSimds, Simds, with_product_simd, with_simd};
 use kernels::attention::{Attend, FillPage};
 use kernels::matmul::panel_width;
-use kernels::quantised::Rounded;
+use kernels::quantised::{Groups, Rounded};
 use kernels::rows::{Activate, Normalise, each_rows_mut, rotate};
 use kernels::scan::ScanHeads;
 use kernels::simd::{Kernel, Simd};
@@ -73,12 +73,12 @@ impl Engine {
         with_simd!(self.simds, s => width(s))
     }
 
-    /// Inputs whose products with quantised weights are added up at once.
-    fn group(&self) -> usize {
-        fn group<S: Simd>(_: S) -> usize {
-            S::GROUP
+    /// How quantised weights are grouped.
+    fn groups(&self) -> Groups {
+        fn groups<S: Simd>(_: S) -> Groups {
+            Groups { inputs: S::GROUP, signed: S::SIGNED }
         }
-        with_product_simd!(self.products, s => group(s))
+        with_product_simd!(self.products, s => groups(s))
     }
 }
 

@@ -259,17 +259,24 @@ impl<T: Weight> Operands<T> {
                 };
                 let first = first.wrapping_add(len / streams * share / shares);
                 let second = if step * size_of::<T>() > LINE { LINE / size_of::<T>() } else { 0 };
-                while i + streams <= self.k {
-                    for stream in 0..streams {
-                        let at = first.wrapping_add(len / streams * stream + i / streams * step);
-                        s.prefetch(at.cast());
+                let at_once = S::STEPS.next_multiple_of(streams);
+                while i + at_once <= self.k {
+                    for j in 0..at_once {
+                        let at = len / streams * (j % streams) + (i / streams + j / streams) * step;
+                        s.prefetch(first.wrapping_add(at).cast());
                         if second > 0 {
-                            s.prefetch(at.wrapping_add(second).cast());
+                            s.prefetch(first.wrapping_add(at + second).cast());
                         }
-                        self.step(s, i + stream, &mut sums);
+                        self.step(s, i + j, &mut sums);
                     }
-                    i += streams;
+                    i += at_once;
                 }
+            }
+            while S::STEPS > 1 && i + S::STEPS <= self.k {
+                for j in 0..S::STEPS {
+                    self.step(s, i + j, &mut sums);
+                }
+                i += S::STEPS;
             }
             while i < self.k {
                 self.step(s, i, &mut sums);

@@ -1,17 +1,19 @@
 //! NEON: two registers as one vector of eight, so that layouts are those of AVX2.
 
 use std::arch::aarch64::*;
+use std::arch::{asm, is_aarch64_feature_detected};
 
 use super::simd::{Kernel, Simd};
 
-/// NEON, which every 64-bit Arm has.
+/// NEON, which every 64-bit Arm has; with `DOT` also sums of four products of bytes.
 #[derive(Clone, Copy, Debug)]
-pub struct Neon(());
+pub struct Neon<const DOT: bool>(());
 
-impl Neon {
-    /// The token, on a machine that has the feature.
+impl<const DOT: bool> Neon<DOT> {
+    /// The token, on a machine that has the features.
     pub fn detect() -> Option<Self> {
-        std::arch::is_aarch64_feature_detected!("neon").then_some(Neon(()))
+        let has = is_aarch64_feature_detected!("neon") && (!DOT || is_aarch64_feature_detected!("dotprod"));
+        has.then_some(Neon(()))
     }
 
     #[target_feature(enable = "neon")]
@@ -21,6 +23,27 @@ impl Neon {
     }
 }
 
+/// `sum + Σ wᵢ xᵢ` over each four bytes.
+///
+/// # Safety
+/// The machine must have sums of products of bytes (`dotprod`).
+#[inline(always)]
+unsafe fn add_dot(mut sum: int32x4_t, w: int16x8_t, x: int16x8_t) -> int32x4_t {
+    // The intrinsic, `vdotq_s32`, is not stable yet.
+    // SAFETY: registers only.
+    unsafe {
+        asm!(
+            ".arch_extension dotprod",
+            "sdot {sum:v}.4s, {w:v}.16b, {x:v}.16b",
+            sum = inlateout(vreg) sum,
+            w = in(vreg) w,
+            x = in(vreg) x,
+            options(pure, nomem, nostack, preserves_flags)
+        );
+    }
+    sum
+}
+
 /// The operation on both registers.
 macro_rules! both {
     ($f:ident, $($v:ident),*) => {
@@ -28,13 +51,15 @@ macro_rules! both {
     };
 }
 
-// SAFETY of the whole impl: the token proves the feature; pointers are the caller's promise.
-impl Simd for Neon {
+// SAFETY of the whole impl: the token proves the features; pointers are the caller's promise.
+impl<const DOT: bool> Simd for Neon<DOT> {
     type V = (float32x4_t, float32x4_t);
     type I = (int32x4_t, int32x4_t);
+    /// Bytes under another type in groups of four.
     type W = (int16x8_t, int16x8_t);
     const LANES: usize = 8;
     const TILE_ROWS: usize = 6;
+    const GROUP: usize = if DOT { 4 } else { 2 };
 
     #[inline(always)]
     unsafe fn run<K: Kernel>(self, kernel: K) -> K::Output {
@@ -73,9 +98,10 @@ impl Simd for Neon {
     }
     #[inline(always)]
     unsafe fn load_f16(self, p: *const u16) -> Self::V {
-        let x: [f32; 8] =
-            std::array::from_fn(|i| half::f16::from_bits(unsafe { p.add(i).read_unaligned() }).to_f32());
-        unsafe { self.load(x.as_ptr()) }
+        unsafe {
+            let widened = |p| vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(p)));
+            (widened(p), widened(p.add(4)))
+        }
     }
     #[inline(always)]
     unsafe fn load_bf16(self, p: *const u16) -> Self::V {
@@ -140,11 +166,31 @@ impl Simd for Neon {
     }
     #[inline(always)]
     unsafe fn load_eights(self, p: *const u8) -> Self::W {
-        unsafe { (vmovl_s8(vld1_s8(p.cast())), vmovl_s8(vld1_s8(p.add(8).cast()))) }
+        unsafe {
+            if DOT {
+                return self.load_bytes(p);
+            }
+            (vmovl_s8(vld1_s8(p.cast())), vmovl_s8(vld1_s8(p.add(8).cast())))
+        }
+    }
+    #[inline(always)]
+    unsafe fn store_numbers(self, p: *mut u8, v: Self::V) {
+        unsafe {
+            let v = (vcvtnq_s32_f32(v.0), vcvtnq_s32_f32(v.1));
+            let v = vcombine_s16(vmovn_s32(v.0), vmovn_s32(v.1));
+            if DOT { vst1_s8(p.cast(), vmovn_s16(v)) } else { vst1q_u8(p, vreinterpretq_u8_s16(v)) }
+        }
     }
     #[inline(always)]
     unsafe fn nibbles<const J: u32>(self, x: Self::W) -> Self::W {
         unsafe {
+            if DOT {
+                let one = |x| {
+                    let x = vreinterpretq_s8_s16(x);
+                    vreinterpretq_s16_s8(vshrq_n_s8::<4>(if J == 0 { vshlq_n_s8::<4>(x) } else { x }))
+                };
+                return (one(x.0), one(x.1));
+            }
             let x = match J {
                 0 => (vshlq_n_s16::<12>(x.0), vshlq_n_s16::<12>(x.1)),
                 1 => (vshlq_n_s16::<8>(x.0), vshlq_n_s16::<8>(x.1)),
@@ -157,6 +203,9 @@ impl Simd for Neon {
     #[inline(always)]
     unsafe fn add_products(self, sum: Self::I, a: Self::W, b: Self::W) -> Self::I {
         unsafe {
+            if DOT {
+                return (add_dot(sum.0, a.0, b.0), add_dot(sum.1, a.1, b.1));
+            }
             let low = vpaddq_s32(
                 vmull_s16(vget_low_s16(a.0), vget_low_s16(b.0)),
                 vmull_s16(vget_high_s16(a.0), vget_high_s16(b.0)),

@@ -8,11 +8,11 @@
 //! weights are then the only source of error.
 //!
 //! Weights lie in panels of two vectors' width, block after block: the scales of the panel's outputs in bfloat16, then the numbers, in
-//! groups of [`Simd::GROUP`] inputs for each output. In groups of four they have no sign: what was added to them is taken off the sum.
+//! groups of [`Simd::GROUP`] inputs for each output. Where they have no sign, what was added to them is taken off the sum.
 
 use std::ops::Range;
 
-use super::matmul::{LINE, PANELS_OF_A_ROW, Shared, Split, Store, panel_width, panels_of_a_row};
+use super::matmul::{LINE, Shared, Split, Store, panel_width};
 use super::rows::rows_of_task;
 use super::simd::{Fetch, Kernel, Simd, load};
 use crate::backend::{Epilogue, QuantBlock, block_inputs};
@@ -57,9 +57,9 @@ impl Bits {
         width * (2 + self.bytes(self.block()))
     }
 
-    /// What is added to a number so that it has no sign.
-    fn zero(self) -> i32 {
-        1 << (self.count() - 1)
+    /// What is added to a weight.
+    fn zero(self, signed: bool) -> i32 {
+        if signed { 0 } else { 1 << (self.count() - 1) }
     }
 
     /// Bytes of a panel of `width` outputs.
@@ -67,8 +67,9 @@ impl Bits {
         width * (2 * inputs.div_ceil(self.block()) + self.bytes(filled(inputs)))
     }
 
-    /// Rounds a panel `[inputs][width]` of weights into its bytes, with inputs in groups of `group`.
-    pub fn pack(self, panel: &[f32], width: usize, group: usize, bytes: &mut [u8]) {
+    /// Rounds a panel `[inputs][width]` of weights into its bytes.
+    pub fn pack(self, panel: &[f32], width: usize, groups: Groups, bytes: &mut [u8]) {
+        let Groups { inputs: group, signed } = groups;
         let blocks = bytes.chunks_mut(self.block_bytes(width));
         let mut weights = Vec::with_capacity(self.block());
         for (rows, bytes) in panel.chunks(self.block() * width).zip(blocks) {
@@ -80,7 +81,7 @@ impl Bits {
                 let scale = half::bf16::from_f32(block.scale);
                 scales[2 * lane..2 * lane + 2].copy_from_slice(&scale.to_le_bytes());
                 for (i, w) in block.weights.into_iter().enumerate().take(filled(weights.len())) {
-                    let w = if group == 4 { w.wrapping_add(self.zero() as i8) } else { w } as u8;
+                    let w = w.wrapping_add(self.zero(signed) as i8) as u8;
                     match self {
                         // A group of inputs side by side, for each output.
                         Bits::Eight => numbers[(i / group * width + lane) * group + i % group] = w,
@@ -99,6 +100,13 @@ impl Bits {
             }
         }
     }
+}
+
+/// How weights lie side by side: see [`Simd::GROUP`] and [`Simd::SIGNED`].
+#[derive(Clone, Copy, Debug)]
+pub struct Groups {
+    pub inputs: usize,
+    pub signed: bool,
 }
 
 /// Inputs are filled up with zeros to a multiple of this, which whole vectors of numbers make up.
@@ -139,7 +147,7 @@ pub struct Rounded {
     numbers: Vec<i32>,
     /// `[rows][runs]`: what numbers are to be multiplied with.
     scales: Vec<f32>,
-    /// `[rows][blocks]`: what takes off a block's sum of products what was added to the weights, which happens in groups of four.
+    /// `[rows][blocks]`: what takes off a block's sum of products what was added to the weights.
     offsets: Vec<i32>,
 }
 
@@ -232,9 +240,9 @@ impl Kernel for RoundRow<'_> {
                         s.store_numbers(numbers.add((first + i) * 4 / S::GROUP), y);
                         sum = s.add(sum, y);
                     }
-                    if S::GROUP == 4 {
+                    if !S::SIGNED {
                         // Up to 256 numbers up to 127, added up exactly.
-                        *offset = -bits.zero() * s.sum(sum).to_int_unchecked::<i32>();
+                        *offset = -bits.zero(S::SIGNED) * s.sum(sum).to_int_unchecked::<i32>();
                     }
                 }
             }
@@ -293,8 +301,7 @@ impl Kernel for QuantisedProduct<'_> {
             "rounded rows"
         );
         let store = Store::new(epilogue, rows, outputs, Shared::new(out));
-        let together = panels_of_a_row::<S>(1);
-        let Some(split) = Split::new(rows, count, panel_bytes, together, pool.threads()) else { return };
+        let Some(split) = Split::new(rows, count, panel_bytes, 1, pool.threads()) else { return };
         pool.run(split.tasks(), &|i| {
             let (rows, panel_range) = split.task(i);
             let tiles = Tiles { x, panels, bits, panel_bytes, store: &store, rows, panel_range };
@@ -347,25 +354,19 @@ impl Tiles<'_> {
         // SAFETY: the caller's.
         unsafe {
             while panel < self.panel_range.end {
-                if panels_of_a_row::<S>(1) > 1 && rows == 1 && panel + PANELS_OF_A_ROW <= self.panel_range.end
-                {
-                    self.tile::<S, FOUR, 1, PANELS_OF_A_ROW>(s, panel, self.rows.start, false);
-                    panel += PANELS_OF_A_ROW;
-                    continue;
-                }
                 for tile in 0..tiles {
                     let first = self.rows.start + rows * tile / tiles;
                     // Tiles behind the first find the panel in the cache.
                     let ahead = tile == 0;
                     match self.rows.start + rows * (tile + 1) / tiles - first {
-                        1 => self.tile::<S, FOUR, 1, 1>(s, panel, first, ahead),
-                        2 => self.tile::<S, FOUR, 2, 1>(s, panel, first, ahead),
-                        3 => self.tile::<S, FOUR, 3, 1>(s, panel, first, ahead),
-                        4 => self.tile::<S, FOUR, 4, 1>(s, panel, first, ahead),
-                        5 => self.tile::<S, FOUR, 5, 1>(s, panel, first, ahead),
-                        6 => self.tile::<S, FOUR, 6, 1>(s, panel, first, ahead),
-                        7 if tile_rows::<S, FOUR>() > 6 => self.tile::<S, FOUR, 7, 1>(s, panel, first, ahead),
-                        8 if tile_rows::<S, FOUR>() > 6 => self.tile::<S, FOUR, 8, 1>(s, panel, first, ahead),
+                        1 => self.tile::<S, FOUR, 1>(s, panel, first, ahead),
+                        2 => self.tile::<S, FOUR, 2>(s, panel, first, ahead),
+                        3 => self.tile::<S, FOUR, 3>(s, panel, first, ahead),
+                        4 => self.tile::<S, FOUR, 4>(s, panel, first, ahead),
+                        5 => self.tile::<S, FOUR, 5>(s, panel, first, ahead),
+                        6 => self.tile::<S, FOUR, 6>(s, panel, first, ahead),
+                        7 if tile_rows::<S, FOUR>() > 6 => self.tile::<S, FOUR, 7>(s, panel, first, ahead),
+                        8 if tile_rows::<S, FOUR>() > 6 => self.tile::<S, FOUR, 8>(s, panel, first, ahead),
                         n => unreachable!("a tile of {n} rows"),
                     }
                 }
@@ -374,9 +375,27 @@ impl Tiles<'_> {
         }
     }
 
-    /// `R` rows from `row` on and `P` panels from `panel` on; `ahead` fetches the panel on the way.
+    /// Fetches what is wanted soon while the bytes `done .. done + bytes` of a panel are multiplied.
     #[inline(always)]
-    unsafe fn tile<S: Simd, const FOUR: bool, const R: usize, const P: usize>(
+    unsafe fn fetch<S: Simd>(&self, s: S, panel: *const u8, done: usize, bytes: usize) {
+        for line in 0..bytes.div_ceil(LINE) {
+            let at = match S::FETCH {
+                // Blocks have steps of their own: as many bytes as of weights of 16 bits.
+                Fetch::Near(steps) => done + line * LINE + steps * panel_width::<S>() * size_of::<u16>(),
+                // Of the next panel.
+                Fetch::Streams(streams) => {
+                    let line = done / LINE + line;
+                    self.panel_bytes + self.panel_bytes / streams * (line % streams) + line / streams * LINE
+                }
+            };
+            // SAFETY: the caller has the features on; the place may lie anywhere.
+            unsafe { s.prefetch(panel.wrapping_add(at)) };
+        }
+    }
+
+    /// `R` rows from `row` on and a panel.
+    #[inline(always)]
+    unsafe fn tile<S: Simd, const FOUR: bool, const R: usize>(
         &self,
         s: S,
         panel: usize,
@@ -392,91 +411,72 @@ impl Tiles<'_> {
             let x = self.x.numbers.as_ptr().add(row * step);
             let b = self.panels.as_ptr().add(panel * self.panel_bytes);
             // In memory: the sums of a block take all registers.
-            let mut totals = [[[[0.0f32; 16]; 2]; R]; P];
+            let mut totals = [[[0.0f32; 16]; 2]; R];
             for run in 0..runs {
-                let mut sums_of_run = [[[s.splat(0.0); 2]; R]; P];
+                let mut sums_of_run = [[s.splat(0.0); 2]; R];
                 for block in run * of_run..blocks.min(run * of_run + of_run) {
                     let first = block * bits.block();
                     let x = x.add(first / S::GROUP);
                     let groups = bits.block().min(inputs - first) / S::GROUP;
-                    for p in 0..P {
-                        let scales = b.add(p * self.panel_bytes + block * block_bytes);
-                        let numbers = scales.add(2 * width);
-                        if ahead {
-                            fetch(s, scales, 2 * width);
+                    let (scales, numbers) = (block * block_bytes, block * block_bytes + 2 * width);
+                    if ahead {
+                        self.fetch(s, b, scales, 2 * width);
+                    }
+                    let mut sums = [[s.splat_whole(0); 2]; R];
+                    if !S::SIGNED {
+                        for (r, sums) in sums.iter_mut().enumerate() {
+                            let offset = *self.x.offsets.get_unchecked((row + r) * blocks + block);
+                            *sums = [s.splat_whole(offset); 2];
                         }
-                        let mut sums = [[s.splat_whole(0); 2]; R];
-                        if S::GROUP == 4 {
-                            for (r, sums) in sums.iter_mut().enumerate() {
-                                let offset = *self.x.offsets.get_unchecked((row + r) * blocks + block);
-                                *sums = [s.splat_whole(offset); 2];
+                    }
+                    if FOUR {
+                        for eight in 0..UNIT / 8 {
+                            let at = numbers + eight * width * 4;
+                            if ahead {
+                                self.fetch(s, b, at, width * 4);
                             }
-                        }
-                        if FOUR {
-                            for eight in 0..UNIT / 8 {
-                                let w = numbers.add(eight * width * 4);
-                                if ahead {
-                                    fetch(s, w, width * 4);
-                                }
-                                let w = [s.load_bytes(w), s.load_bytes(w.add(S::LANES * 4))];
-                                let x = x.add(eight * 8 / S::GROUP);
-                                part_of_eight::<S, R, 0>(s, w, x, step, &mut sums);
-                                part_of_eight::<S, R, 1>(s, w, x.add(1), step, &mut sums);
-                                if S::GROUP == 2 {
-                                    part_of_eight::<S, R, 2>(s, w, x.add(2), step, &mut sums);
-                                    part_of_eight::<S, R, 3>(s, w, x.add(3), step, &mut sums);
-                                }
-                            }
-                        } else {
-                            for group in 0..groups {
-                                let w = numbers.add(group * width * S::GROUP);
-                                if ahead {
-                                    fetch(s, w, width * S::GROUP);
-                                }
-                                let w = [s.load_eights(w), s.load_eights(w.add(S::LANES * S::GROUP))];
-                                multiply::<S, R>(s, w, x.add(group), step, &mut sums);
+                            let w = [s.load_bytes(b.add(at)), s.load_bytes(b.add(at + S::LANES * 4))];
+                            let x = x.add(eight * 8 / S::GROUP);
+                            part_of_eight::<S, R, 0>(s, w, x, step, &mut sums);
+                            part_of_eight::<S, R, 1>(s, w, x.add(1), step, &mut sums);
+                            if S::GROUP == 2 {
+                                part_of_eight::<S, R, 2>(s, w, x.add(2), step, &mut sums);
+                                part_of_eight::<S, R, 3>(s, w, x.add(3), step, &mut sums);
                             }
                         }
-                        let scales = scales.cast::<u16>();
-                        let scales = [s.load_bf16(scales), s.load_bf16(scales.add(S::LANES))];
-                        for r in 0..R {
-                            for half in 0..2 {
-                                let sum = s.float(sums[r][half]);
-                                sums_of_run[p][r][half] = s.fma(sum, scales[half], sums_of_run[p][r][half]);
+                    } else {
+                        for group in 0..groups {
+                            let at = numbers + group * width * S::GROUP;
+                            if ahead {
+                                self.fetch(s, b, at, width * S::GROUP);
                             }
+                            let w =
+                                [s.load_eights(b.add(at)), s.load_eights(b.add(at + S::LANES * S::GROUP))];
+                            multiply::<S, R>(s, w, x.add(group), step, &mut sums);
+                        }
+                    }
+                    let scales = b.add(scales).cast::<u16>();
+                    let scales = [s.load_bf16(scales), s.load_bf16(scales.add(S::LANES))];
+                    for r in 0..R {
+                        for half in 0..2 {
+                            let sum = s.float(sums[r][half]);
+                            sums_of_run[r][half] = s.fma(sum, scales[half], sums_of_run[r][half]);
                         }
                     }
                 }
                 for r in 0..R {
                     let scale = s.splat(*self.x.scales.get_unchecked((row + r) * runs + run));
-                    for p in 0..P {
-                        for half in 0..2 {
-                            let total = totals[p][r][half].as_mut_ptr();
-                            s.store(total, s.fma(sums_of_run[p][r][half], scale, s.load(total)));
-                        }
+                    for half in 0..2 {
+                        let total = totals[r][half].as_mut_ptr();
+                        s.store(total, s.fma(sums_of_run[r][half], scale, s.load(total)));
                     }
                 }
             }
-            for p in 0..P {
-                let mut acc = [[s.splat(0.0); 2]; R];
-                for r in 0..R {
-                    acc[r] = [s.load(totals[p][r][0].as_ptr()), s.load(totals[p][r][1].as_ptr())];
-                }
-                self.store.tile::<S, R>(s, panel + p, row, &acc);
+            let mut acc = [[s.splat(0.0); 2]; R];
+            for r in 0..R {
+                acc[r] = [s.load(totals[r][0].as_ptr()), s.load(totals[r][1].as_ptr())];
             }
-        }
-    }
-}
-
-/// Fetches what lies as far behind `bytes` bytes as the processor wants it, if it wants what is near.
-#[inline(always)]
-unsafe fn fetch<S: Simd>(s: S, from: *const u8, bytes: usize) {
-    if let Fetch::Near(steps) = S::FETCH {
-        // Blocks have steps of their own: as many bytes as of weights of 16 bits.
-        let distance = steps * panel_width::<S>() * size_of::<u16>();
-        for line in 0..bytes.div_ceil(LINE) {
-            // SAFETY: the caller has the features on; the place may lie anywhere.
-            unsafe { s.prefetch(from.wrapping_add(distance + line * LINE)) };
+            self.store.tile::<S, R>(s, panel, row, &acc);
         }
     }
 }

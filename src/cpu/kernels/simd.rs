@@ -47,12 +47,19 @@ pub trait Simd: Copy + Send + Sync + 'static {
     /// Rows that a tile of the matrix product has at most, two vectors wide: what the registers hold.
     const TILE_ROWS: usize;
 
+    /// Steps of a product that its loop takes at once, where processors are narrow and what counts the steps costs as much as the
+    /// arithmetic.
+    const STEPS: usize = 4;
+
     /// Measured, GB/s of float32 weights from memory on one core: with eight rows 25 in four streams and 40 nearby on a Zen 5 with
     /// AVX-512; with four rows 27 in four streams and 18 nearby on a Zen 3 with AVX2.
     const FETCH: Fetch = Fetch::Streams(4);
 
     /// Numbers of a group: 2 of 16 bits, or, where there are instructions for sums of four products, 4 of 8 bits.
     const GROUP: usize = 2;
+
+    /// Whether weights in groups have a sign. Instructions that want none get them with something added.
+    const SIGNED: bool = true;
 
     /// Runs a kernel with the features turned on.
     unsafe fn run<K: Kernel>(self, kernel: K) -> K::Output;
@@ -96,7 +103,7 @@ pub trait Simd: Copy + Send + Sync + 'static {
     unsafe fn splat_group(self, x: i32) -> Self::W;
     /// `4 * LANES` bytes as they are.
     unsafe fn load_bytes(self, p: *const u8) -> Self::W;
-    /// Groups of numbers of 8 bits, `GROUP * LANES` bytes: with a sign in groups of two, without in groups of four.
+    /// Groups of numbers of 8 bits, `GROUP * LANES` bytes.
     unsafe fn load_eights(self, p: *const u8) -> Self::W;
     /// Stores whole numbers in `32 / GROUP` bits each, which must be enough for them.
     #[inline(always)]
@@ -114,8 +121,7 @@ pub trait Simd: Copy + Send + Sync + 'static {
             }
         }
     }
-    /// Group `J` of the eight numbers of 4 bits in each 32 bits, [`crate::cpu::kernels::quantised::Bits`] says how: with a sign in groups
-    /// of two, without in groups of four.
+    /// Group `J` of the eight numbers of 4 bits in each 32 bits; [`crate::cpu::kernels::quantised::Bits`] says how they lie.
     unsafe fn nibbles<const J: u32>(self, x: Self::W) -> Self::W;
     /// The lower and the upper 16 bits of each 32 as bfloat16 numbers.
     unsafe fn halves(self, x: Self::W) -> [Self::V; 2];
