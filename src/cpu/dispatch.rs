@@ -68,10 +68,10 @@ impl SimdLevel {
         SimdLevel::Portable,
     ];
 
-    /// Whether there are sums of four products of bytes: q8 and q4 then round activations to 8 bits, elsewhere to 16.
+    /// Whether there are sums of products of bytes: q8 and q4 then round activations to 8 bits, elsewhere to 16.
     pub const fn multiplies_bytes(self) -> bool {
-        use SimdLevel::{Avx512Bf16, Avx512Vnni, AvxVnni, NeonDot};
-        matches!(self, Avx512Bf16 | Avx512Vnni | AvxVnni | NeonDot)
+        use SimdLevel::{Avx2, Avx512Bf16, Avx512Vnni, AvxVnni, NeonDot};
+        matches!(self, Avx512Bf16 | Avx512Vnni | AvxVnni | Avx2 | NeonDot)
     }
 
     /// The tokens, if this machine has the instructions.

@@ -3,9 +3,10 @@
 //! Rows of x are rounded to whole numbers; products of whole numbers and their sums over a block of weights are exact, and blocks are added
 //! up in order, in float32. So a row's bits do not depend on what is computed with it.
 //!
-//! How far x is rounded is up to the instructions. Where there are some for sums of four products of bytes, each run of [`RUN`] inputs
+//! How far x is rounded is up to the instructions. Where there are some for sums of products of bytes, each run of [`RUN`] inputs
 //! becomes numbers of 8 bits with a scale of its own. Elsewhere numbers of 16 bits cost nothing, and one scale for a row is enough: the
-//! weights are then the only source of error.
+//! weights are then the only source of error. Instructions that add up two products in 16 bits would cut off what does not fit; the scale
+//! is one with which it does: of weights up to 255 the two numbers may come to 128 together.
 //!
 //! Weights lie in panels of two vectors' width, block after block: the scales of the panel's outputs in bfloat16, then the numbers, in
 //! groups of [`Simd::GROUP`] inputs for each output. Where they have no sign, what was added to them is taken off the sum.
@@ -220,7 +221,7 @@ impl Kernel for RoundRow<'_> {
         for (run, (values, (scale, offsets))) in runs.enumerate() {
             // SAFETY: vectors inside of the run, numbers of its blocks.
             unsafe {
-                let furthest = furthest(s, values);
+                let furthest = furthest(s, values, S::PAIRED && bits == Bits::Eight);
                 let factor = if furthest > 0.0 { largest / furthest } else { 0.0 };
                 if !furthest.is_finite() || !factor.is_finite() {
                     // What cannot be rounded must not come out as if it could; the smallest numbers count as 0. The scale decides,
@@ -250,9 +251,10 @@ impl Kernel for RoundRow<'_> {
     }
 }
 
-/// The size of the value that is furthest from 0; not a number if there is one that is infinite or none.
+/// The size of the value that is furthest from 0, or with `paired` of the sum of two neighbours; not a number if there is one that is
+/// infinite or none.
 #[inline(always)]
-unsafe fn furthest<S: Simd>(s: S, values: &[f32]) -> f32 {
+unsafe fn furthest<S: Simd>(s: S, values: &[f32], paired: bool) -> f32 {
     // SAFETY: the caller has the features on; `n` elements are there.
     unsafe {
         let zero = s.splat(0.0);
@@ -262,6 +264,10 @@ unsafe fn furthest<S: Simd>(s: S, values: &[f32]) -> f32 {
             let n = (values.len() - i).min(S::LANES);
             let x = load(s, values.as_ptr().add(i), n);
             furthest = s.max(furthest, s.max(x, s.sub(zero, x)));
+            if paired {
+                let sum = s.add(x, s.swap(x));
+                furthest = s.max(furthest, s.max(sum, s.sub(zero, sum)));
+            }
             none = s.fma(x, zero, none);
             i += n;
         }
@@ -312,10 +318,11 @@ impl Kernel for QuantisedProduct<'_> {
 }
 
 /// Rows of a tile. Registers would hold the sums of more, but not what is multiplied as well; with short blocks they hold the sums of
-/// several blocks too.
+/// several blocks too. Sums of pairs on the way take another register.
 const fn tile_rows<S: Simd, const FOUR: bool>() -> usize {
     let most = if FOUR { 6 } else { 8 };
-    if S::TILE_ROWS > most { most } else { S::TILE_ROWS }
+    let held = if S::PAIRED { S::TILE_ROWS - 1 } else { S::TILE_ROWS };
+    if held > most { most } else { held }
 }
 
 struct Tiles<'a> {

@@ -61,6 +61,9 @@ pub trait Simd: Copy + Send + Sync + 'static {
     /// Whether weights in groups have a sign. Instructions that want none get them with something added.
     const SIGNED: bool = true;
 
+    /// Whether products of two neighbours of a group are added up in 16 bits on the way.
+    const PAIRED: bool = false;
+
     /// Runs a kernel with the features turned on.
     unsafe fn run<K: Kernel>(self, kernel: K) -> K::Output;
 
@@ -84,6 +87,17 @@ pub trait Simd: Copy + Send + Sync + 'static {
     unsafe fn fma(self, a: Self::V, b: Self::V, c: Self::V) -> Self::V;
     /// The larger one; `b` if either is not a number.
     unsafe fn max(self, a: Self::V, b: Self::V) -> Self::V;
+    /// Neighbours in each other's place: the first two, the next two, and so on.
+    #[inline(always)]
+    unsafe fn swap(self, v: Self::V) -> Self::V {
+        let mut x = [0.0f32; 16];
+        // SAFETY: a vector has at most 16 elements.
+        unsafe {
+            self.store(x.as_mut_ptr(), v);
+            x.as_chunks_mut::<2>().0.iter_mut().for_each(|pair| pair.swap(0, 1));
+            self.load(x.as_ptr())
+        }
+    }
     /// `yes` where `a < b`, else `no`.
     unsafe fn if_less(self, a: Self::V, b: Self::V, yes: Self::V, no: Self::V) -> Self::V;
     /// The nearest whole number; of two equally near ones, the even one.

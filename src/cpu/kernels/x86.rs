@@ -69,8 +69,9 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
     type W = __m256i;
     const LANES: usize = 8;
     const TILE_ROWS: usize = 6;
-    const GROUP: usize = if VNNI { 4 } else { 2 };
-    const SIGNED: bool = !VNNI;
+    const GROUP: usize = 4;
+    const SIGNED: bool = false;
+    const PAIRED: bool = !VNNI;
 
     #[inline(always)]
     unsafe fn run<K: Kernel>(self, kernel: K) -> K::Output {
@@ -136,6 +137,10 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
         unsafe { _mm256_max_ps(a, b) }
     }
     #[inline(always)]
+    unsafe fn swap(self, v: Self::V) -> Self::V {
+        unsafe { _mm256_permute_ps::<0b10_11_00_01>(v) }
+    }
+    #[inline(always)]
     unsafe fn if_less(self, a: Self::V, b: Self::V, yes: Self::V, no: Self::V) -> Self::V {
         unsafe { _mm256_blendv_ps(no, yes, _mm256_cmp_ps::<_CMP_LT_OQ>(a, b)) }
     }
@@ -161,35 +166,21 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
     }
     #[inline(always)]
     unsafe fn load_eights(self, p: *const u8) -> Self::W {
-        unsafe { if VNNI { self.load_bytes(p) } else { _mm256_cvtepi8_epi16(_mm_loadu_si128(p.cast())) } }
+        unsafe { self.load_bytes(p) }
     }
     #[inline(always)]
     unsafe fn store_numbers(self, p: *mut u8, v: Self::V) {
         unsafe {
             let v = _mm256_cvtps_epi32(v);
             let v = _mm_packs_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256::<1>(v));
-            if VNNI {
-                _mm_storel_epi64(p.cast(), _mm_packs_epi16(v, v));
-            } else {
-                _mm_storeu_si128(p.cast(), v);
-            }
+            _mm_storel_epi64(p.cast(), _mm_packs_epi16(v, v));
         }
     }
     #[inline(always)]
     unsafe fn nibbles<const J: u32>(self, x: Self::W) -> Self::W {
         unsafe {
-            if VNNI {
-                let x = if J == 0 { x } else { _mm256_srli_epi16::<4>(x) };
-                return _mm256_and_si256(x, _mm256_set1_epi8(15));
-            }
-            // The shift counts are constants: the compiler sees through the match.
-            let x = match J {
-                0 => _mm256_slli_epi16::<12>(x),
-                1 => _mm256_slli_epi16::<8>(x),
-                2 => _mm256_slli_epi16::<4>(x),
-                _ => x,
-            };
-            _mm256_srai_epi16::<12>(x)
+            let x = if J == 0 { x } else { _mm256_srli_epi16::<4>(x) };
+            _mm256_and_si256(x, _mm256_set1_epi8(15))
         }
     }
     #[inline(always)]
@@ -198,7 +189,8 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
             if VNNI {
                 return _mm256_dpbusd_avx_epi32(sum, w, x);
             }
-            _mm256_add_epi32(sum, _mm256_madd_epi16(w, x))
+            let pairs = _mm256_maddubs_epi16(w, x);
+            _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)))
         }
     }
     #[inline(always)]
