@@ -2,10 +2,11 @@
 
     python tables.py run --models DIR --smelt target/release/smelt --rust-peers PEER >> ../../docs/performance.jsonl
     python tables.py render ../../docs/performance.jsonl ../../docs/performance.md
+    python tables.py render ../../docs/performance-avx2.jsonl ../../docs/performance.md --of avx2
 
 `run` appends one JSON line for each program, type, number of threads and shape; DIR holds what make_models.py made,
 PEER is the program of rust-peers/ (rten and candle, left out without it).
-`render` replaces what stands between the markers of a table by the medians, the best of each column in bold.
+`render` replaces what stands between the markers of a table by the medians, smelt's in bold; `--of NAME` in the tables of that name.
 """
 import argparse
 import json
@@ -99,7 +100,8 @@ def render(args):
         page = f.read()
     parts = {"encode": table([l for l in lines if l["model"] != "gpt2"]), "decode": table([l for l in lines if l["model"] == "gpt2"]), "starts": starts(lines)}
     for name, text in parts.items():
-        page = re.sub(rf"(<!-- {name} -->\n).*?(<!-- end -->)", lambda m: m[1] + text + "\n" + m[2], page, flags=re.S)
+        marker = f"{name} {args.of}" if args.of else name
+        page = re.sub(rf"(<!-- {marker} -->\n).*?(<!-- end -->)", lambda m: m[1] + text + "\n" + m[2], page, flags=re.S)
     with open(args.page, "w") as f:
         f.write(page)
 
@@ -117,6 +119,7 @@ if __name__ == "__main__":
     r = sub.add_parser("render")
     r.add_argument("results")
     r.add_argument("page")
+    r.add_argument("--of", help="the name of another machine behind those of the tables in their markers")
     r.set_defaults(go=render)
     a = ap.parse_args()
     a.go(a)

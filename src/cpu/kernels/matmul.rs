@@ -28,11 +28,11 @@ pub const LINE: usize = 64;
 
 /// Panels that are multiplied with one row at once, where memory gives more when it is read in several streams than in one: one row
 /// leaves registers free.
-pub const PANELS_OF_A_ROW: usize = 4;
+const PANELS_OF_A_ROW: usize = 4;
 
 /// [`PANELS_OF_A_ROW`], or 1 where one stream is as fast, for weights of so many bytes. Zen 5, one core, decoding with GPT-2: float32
-/// 11.8 ms with four panels and 13.0 with one, bfloat16 7.0 and 6.3, 4 bits 3.2 and 1.9.
-pub const fn panels_of_a_row<S: Simd>(bytes: usize) -> usize {
+/// 11.8 ms with four panels and 13.0 with one, bfloat16 7.0 and 6.3.
+const fn panels_of_a_row<S: Simd>(bytes: usize) -> usize {
     match S::FETCH {
         Fetch::Near(_) if bytes < 4 => 1,
         _ => PANELS_OF_A_ROW,
