@@ -70,6 +70,11 @@ impl<const DOT: bool> Simd for Neon<DOT> {
         unsafe { (vdupq_n_f32(x), vdupq_n_f32(x)) }
     }
     #[inline(always)]
+    unsafe fn prefetch(self, p: *const u8) {
+        // The intrinsic, `_prefetch`, is not stable yet.
+        unsafe { asm!("prfm pldl1keep, [{p}]", p = in(reg) p, options(nostack, preserves_flags, readonly)) }
+    }
+    #[inline(always)]
     unsafe fn load(self, p: *const f32) -> Self::V {
         unsafe { (vld1q_f32(p), vld1q_f32(p.add(4))) }
     }
