@@ -58,9 +58,9 @@ impl Bits {
         width * (2 + self.bytes(self.block()))
     }
 
-    /// What is added to a weight.
-    fn zero(self, signed: bool) -> i32 {
-        if signed { 0 } else { 1 << (self.count() - 1) }
+    /// What is added to a weight so that it has no sign.
+    fn zero(self) -> i32 {
+        1 << (self.count() - 1)
     }
 
     /// Bytes of a panel of `width` outputs.
@@ -82,7 +82,7 @@ impl Bits {
                 let scale = half::bf16::from_f32(block.scale);
                 scales[2 * lane..2 * lane + 2].copy_from_slice(&scale.to_le_bytes());
                 for (i, w) in block.weights.into_iter().enumerate().take(filled(weights.len())) {
-                    let w = w.wrapping_add(self.zero(signed) as i8) as u8;
+                    let w = if signed { w } else { w.wrapping_add(self.zero() as i8) } as u8;
                     match self {
                         // A group of inputs side by side, for each output.
                         Bits::Eight => numbers[(i / group * width + lane) * group + i % group] = w,
@@ -243,7 +243,7 @@ impl Kernel for RoundRow<'_> {
                     }
                     if !S::SIGNED {
                         // Up to 256 numbers up to 127, added up exactly.
-                        *offset = -bits.zero(S::SIGNED) * s.sum(sum).to_int_unchecked::<i32>();
+                        *offset = -bits.zero() * s.sum(sum).to_int_unchecked::<i32>();
                     }
                 }
             }
@@ -265,7 +265,7 @@ unsafe fn furthest<S: Simd>(s: S, values: &[f32], paired: bool) -> f32 {
             let x = load(s, values.as_ptr().add(i), n);
             furthest = s.max(furthest, s.max(x, s.sub(zero, x)));
             if paired {
-                let sum = s.add(x, s.swap(x));
+                let sum = s.pair_sums(x);
                 furthest = s.max(furthest, s.max(sum, s.sub(zero, sum)));
             }
             none = s.fma(x, zero, none);

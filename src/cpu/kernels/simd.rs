@@ -87,16 +87,10 @@ pub trait Simd: Copy + Send + Sync + 'static {
     unsafe fn fma(self, a: Self::V, b: Self::V, c: Self::V) -> Self::V;
     /// The larger one; `b` if either is not a number.
     unsafe fn max(self, a: Self::V, b: Self::V) -> Self::V;
-    /// Neighbours in each other's place: the first two, the next two, and so on.
+    /// Each element as what comes together in 16 bits on the way: where products are [`Simd::PAIRED`], the sum of it and its neighbour.
     #[inline(always)]
-    unsafe fn swap(self, v: Self::V) -> Self::V {
-        let mut x = [0.0f32; 16];
-        // SAFETY: a vector has at most 16 elements.
-        unsafe {
-            self.store(x.as_mut_ptr(), v);
-            x.as_chunks_mut::<2>().0.iter_mut().for_each(|pair| pair.swap(0, 1));
-            self.load(x.as_ptr())
-        }
+    unsafe fn pair_sums(self, v: Self::V) -> Self::V {
+        v
     }
     /// `yes` where `a < b`, else `no`.
     unsafe fn if_less(self, a: Self::V, b: Self::V, yes: Self::V, no: Self::V) -> Self::V;
@@ -118,7 +112,11 @@ pub trait Simd: Copy + Send + Sync + 'static {
     /// `4 * LANES` bytes as they are.
     unsafe fn load_bytes(self, p: *const u8) -> Self::W;
     /// Groups of numbers of 8 bits, `GROUP * LANES` bytes.
-    unsafe fn load_eights(self, p: *const u8) -> Self::W;
+    #[inline(always)]
+    unsafe fn load_eights(self, p: *const u8) -> Self::W {
+        // SAFETY: the caller's; groups of four are as they lie.
+        unsafe { self.load_bytes(p) }
+    }
     /// Stores whole numbers in `32 / GROUP` bits each, which must be enough for them.
     #[inline(always)]
     unsafe fn store_numbers(self, p: *mut u8, v: Self::V) {

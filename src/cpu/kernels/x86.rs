@@ -137,8 +137,8 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
         unsafe { _mm256_max_ps(a, b) }
     }
     #[inline(always)]
-    unsafe fn swap(self, v: Self::V) -> Self::V {
-        unsafe { _mm256_permute_ps::<0b10_11_00_01>(v) }
+    unsafe fn pair_sums(self, v: Self::V) -> Self::V {
+        unsafe { _mm256_add_ps(v, _mm256_permute_ps::<0b10_11_00_01>(v)) }
     }
     #[inline(always)]
     unsafe fn if_less(self, a: Self::V, b: Self::V, yes: Self::V, no: Self::V) -> Self::V {
@@ -163,10 +163,6 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
     #[inline(always)]
     unsafe fn load_bytes(self, p: *const u8) -> Self::W {
         unsafe { _mm256_loadu_si256(p.cast()) }
-    }
-    #[inline(always)]
-    unsafe fn load_eights(self, p: *const u8) -> Self::W {
-        unsafe { self.load_bytes(p) }
     }
     #[inline(always)]
     unsafe fn store_numbers(self, p: *mut u8, v: Self::V) {
