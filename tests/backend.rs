@@ -156,6 +156,28 @@ fn sums_of_the_largest_numbers_are_whole() {
 }
 
 #[test]
+fn weights_that_are_no_numbers_show() {
+    let mut random = Random(11);
+    for (dtype, wrong) in
+        [(WeightType::Q8, f32::NAN), (WeightType::Q8, f32::INFINITY), (WeightType::Q4, f32::NAN)]
+    {
+        let mut weights = random.vec(40 * 300);
+        weights[3 * 300 + 290] = wrong;
+        let weight = Array::from_f32(vec![40, 300], &weights);
+        let part = [LinearPart { weight: &weight, layout: Layout::OutIn, outputs: None }];
+        let mut backends: Vec<Box<dyn Backend>> = vec![Box::new(Reference)];
+        backends.extend(levels().into_iter().map(|level| Box::new(cpu(level, 1)) as Box<dyn Backend>));
+        for backend in backends {
+            let mut out = Tensor::zeros(1, 40);
+            backend.linear(&part, dtype).apply(&random.tensor(1, 300), &Epilogue::default(), &mut out);
+            for (i, y) in out.data().iter().enumerate() {
+                assert_eq!(y.is_nan(), i == 3, "{}, {dtype}, {wrong}: output {i}", backend.name());
+            }
+        }
+    }
+}
+
+#[test]
 fn products_of_bf16_agree() {
     let mut random = Random(8);
     for (inputs, outputs) in SIZES {

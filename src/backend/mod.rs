@@ -9,7 +9,7 @@ mod activation;
 mod counting;
 mod kv_cache;
 mod pair;
-mod quantise;
+pub mod quantise;
 mod weight_type;
 
 use std::fmt;
@@ -22,7 +22,6 @@ pub(crate) use activation::erfc;
 pub use counting::{Counting, Work};
 pub use kv_cache::{HeadLayout, KvCache, PAGE_KEYS};
 pub use pair::Pair;
-pub use quantise::{Block as QuantBlock, block_inputs};
 pub use weight_type::{Compute, WeightType};
 
 /// Elements of a linear map that are packed before the stored ones are let go, where outputs lie together: few beside a model, many

@@ -1,4 +1,4 @@
-//! What quantised weights are: the definition that all backends share.
+//! What quantised weights are: the definition that all backends share. The weights of a block are whole numbers times its scale.
 
 use half::bf16;
 
@@ -9,41 +9,29 @@ pub const fn block_inputs(bits: u32) -> usize {
 
 const LONGEST: usize = 256;
 
-/// Up to [`block_inputs`] weights as whole numbers times a scale; what is not there counts as 0.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Block {
-    /// Exact in bfloat16, so that it takes two bytes.
-    pub scale: f32,
-    /// From `-2^(bits - 1)` on, below `2^(bits - 1)`.
-    pub weights: [i8; LONGEST],
+/// What the whole numbers of a block are multiplied with, if `furthest` is its weight that is furthest from 0. Exact in bfloat16, so
+/// that it takes two bytes.
+///
+/// That weight comes to lie at the lowest number, `-2^(bits - 1)`, or as near to it as the scale's rounding leaves it; the error of
+/// each weight is at most half of the scale, but for the furthest ones of the other sign.
+pub fn scale(furthest: f32, bits: u32) -> f32 {
+    bf16::from_f32(furthest / lowest(bits)).to_f32()
 }
 
-impl Block {
-    /// The nearest block of numbers of `bits` bits to these weights.
-    ///
-    /// The weight that is furthest from 0 comes to lie at the lowest number, `-2^(bits - 1)`, or as near to it as the scale's
-    /// rounding leaves it; the error of each weight is at most half of the scale, but for the furthest ones of the other sign.
-    pub fn new(weights: &[f32], bits: u32) -> Block {
-        let furthest = weights.iter().fold(0.0f32, |a, b| if b.abs() > a.abs() { *b } else { a });
-        let lowest = -f32::powi(2.0, bits as i32 - 1);
-        let scale = bf16::from_f32(furthest / lowest).to_f32();
-        let mut block = Block { scale, weights: [0; LONGEST] };
-        if scale != 0.0 {
-            for (to, from) in block.weights.iter_mut().zip(weights) {
-                // What is not a number becomes 0 here, so it is kept in the scale, see below.
-                *to = (from / scale).round().clamp(lowest, -lowest - 1.0) as i8;
-            }
-        }
-        if weights.iter().any(|w| !w.is_finite()) {
-            block.scale = f32::NAN;
-        }
-        block
-    }
+/// The whole number of `bits` bits, from `-2^(bits - 1)` on, whose product with the block's scale is nearest to `weight`, of two
+/// equally near ones the one further from 0; 0 if `weight` is not a number.
+#[inline(always)] // part of a loop that becomes instructions for several weights
+pub fn whole(weight: f32, scale: f32, bits: u32) -> i8 {
+    // A scale of 0 leaves nothing to tell weights apart.
+    let scale = if scale == 0.0 { f32::INFINITY } else { scale };
+    let x = (weight / scale).clamp(lowest(bits), -lowest(bits) - 1.0);
+    // `f32::round` is a call where the processor has no instruction for it. The largest number below a half, not a half: what lies just
+    // below a half would come to 1 with that.
+    (x + 0.5f32.next_down().copysign(x)) as i32 as i8
+}
 
-    /// Weight `i` as it is kept.
-    pub fn weight(&self, i: usize) -> f32 {
-        f32::from(self.weights[i]) * self.scale
-    }
+fn lowest(bits: u32) -> f32 {
+    -((1 << (bits - 1)) as f32)
 }
 
 #[cfg(test)]
@@ -55,17 +43,26 @@ mod tests {
         for bits in [4, 8] {
             let weights: Vec<f32> =
                 (0..block_inputs(bits)).map(|i| ((i * 37 % 64) as f32 - 31.0) / 100.0).collect();
-            let block = Block::new(&weights, bits);
-            for (i, w) in weights.iter().enumerate() {
-                assert!((block.weight(i) - w).abs() <= block.scale.abs() * 1.01, "{bits} bits: {w}");
+            let scale = scale(0.32, bits);
+            for w in weights {
+                let kept = f32::from(whole(w, scale, bits)) * scale;
+                assert!((kept - w).abs() <= scale.abs() * 1.01, "{bits} bits: {w}");
             }
         }
     }
 
     #[test]
-    fn zeros_stay_and_what_is_not_a_number_shows() {
-        assert_eq!(Block::new(&[0.0; 5], 8), Block { scale: -0.0, weights: [0; LONGEST] });
-        assert!(Block::new(&[1.0, f32::NAN], 4).weight(0).is_nan());
-        assert!(Block::new(&[1.0, f32::INFINITY], 8).weight(0).is_nan());
+    fn numbers_are_the_nearest() {
+        for (weight, number) in [(2.4, 2), (2.5, 3), (-2.5, -3), (-9.0, -8), (9.0, 7), (-0.0, 0)] {
+            assert_eq!(whole(weight, 1.0, 4), number, "{weight}");
+            assert_eq!(whole(weight, 0.0, 4), 0);
+        }
+        for i in -1024..1024 {
+            let x = i as f32 / 8.0;
+            for x in [x.next_down(), x, x.next_up()] {
+                assert_eq!(whole(x, 1.0, 8), x.round().clamp(-128.0, 127.0) as i8, "{x}");
+            }
+        }
+        assert_eq!((whole(-200.0, 1.0, 8), whole(200.0, 1.0, 8), whole(-60.4, -0.5, 8)), (-128, 127, 121));
     }
 }

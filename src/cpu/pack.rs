@@ -6,7 +6,7 @@ use std::ops::Range;
 
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
-use super::kernels::quantised::{Bits, Groups};
+use super::kernels::quantised::{Bits, Groups, filled};
 use super::memory::Memory;
 use super::pool::Pool;
 use crate::backend::{Layout, LinearPart, PACKED_AT_ONCE, Pair};
@@ -62,8 +62,8 @@ impl<'a> Sources<'a> {
     /// Panels of quantised weights, one after another.
     pub fn quantise(&self, pool: &Pool, width: usize, groups: Groups, bits: Bits) -> Memory<u8> {
         self.each_panel(pool, width, bits.panel_bytes(self.inputs, width), |outputs, bytes| {
-            let mut panel = vec![0.0; self.inputs * width];
-            self.pack_panel(outputs, width, &mut panel, &|x| x);
+            let mut panel = vec![0.0; filled(self.inputs) * width];
+            self.pack_panel(outputs, width, &mut panel[..self.inputs * width], &|x| x);
             bits.pack(&panel, width, groups, bytes);
         })
     }

@@ -5,7 +5,8 @@
 
 use crate::backend::{
     Activation, AttentionParams, Backend, Compute, Epilogue, HeadScan, KvCache, Layout, Linear, LinearPart,
-    Norm, QuantBlock, Rotation, Scan, Span, WeightType, block_inputs,
+    Norm, Rotation, Scan, Span, WeightType,
+    quantise::{block_inputs, scale, whole},
 };
 use crate::tensor::{Array, Tensor};
 
@@ -314,8 +315,9 @@ fn round(row: &[f32], kept: WeightType) -> Vec<f32> {
     let each = |f: fn(f32) -> f32| row.iter().map(|x| f(*x)).collect();
     let blocks = |bits| {
         let block = |row: &[f32]| {
-            let block = QuantBlock::new(row, bits);
-            (0..row.len()).map(|i| block.weight(i)).collect::<Vec<_>>()
+            let furthest = row.iter().fold(0.0, |a: f32, b| if b.abs() > a.abs() { *b } else { a });
+            let scale = if row.iter().all(|w| w.is_finite()) { scale(furthest, bits) } else { f32::NAN };
+            row.iter().map(|w| f32::from(whole(*w, scale, bits)) * scale).collect::<Vec<_>>()
         };
         row.chunks(block_inputs(bits)).flat_map(block).collect()
     };

@@ -13,10 +13,13 @@
 
 use std::ops::Range;
 
+use half::bf16;
+
 use super::matmul::{LINE, Shared, Split, Store, panel_width};
 use super::rows::rows_of_task;
 use super::simd::{Fetch, Kernel, Simd, load};
-use crate::backend::{Epilogue, QuantBlock, block_inputs};
+use crate::backend::Epilogue;
+use crate::backend::quantise::{block_inputs, scale, whole};
 use crate::cpu::pool::Pool;
 use crate::tensor::Tensor;
 
@@ -68,38 +71,58 @@ impl Bits {
         width * (2 * inputs.div_ceil(self.block()) + self.bytes(filled(inputs)))
     }
 
-    /// Rounds a panel `[inputs][width]` of weights into its bytes.
+    /// Inputs of an output that lie together in a word, and where input `i` of them lies in it: by how many bits it is shifted.
+    fn word(self, groups: Groups) -> (usize, impl Fn(usize) -> usize) {
+        let shift = move |i: usize| match (self, groups.inputs) {
+            // A group of inputs side by side.
+            (Bits::Eight, _) => 8 * i,
+            // Four bytes for eight inputs: a byte for each of four inputs, whose upper halves are the other four.
+            (Bits::Four, 4) => 8 * (i % 4) + 4 * (i / 4),
+            // Two bytes for the first of each pair and two for the second, each with all four in order.
+            (Bits::Four, _) => 16 * (i % 2) + 4 * (i / 2 % 2) + 8 * (i / 4),
+        };
+        (if self == Bits::Eight { groups.inputs } else { 8 }, shift)
+    }
+
+    /// Rounds a panel `[inputs][width]` of weights, with zeros behind the last input up to a multiple of [`UNIT`], into its bytes.
     pub fn pack(self, panel: &[f32], width: usize, groups: Groups, bytes: &mut [u8]) {
-        let Groups { inputs: group, signed } = groups;
+        let (of_word, shift) = self.word(groups);
+        let zero = if groups.signed { 0 } else { self.zero() as i8 };
+        let mask = (1 << self.count()) - 1;
         let blocks = bytes.chunks_mut(self.block_bytes(width));
-        let mut weights = Vec::with_capacity(self.block());
         for (rows, bytes) in panel.chunks(self.block() * width).zip(blocks) {
-            let (scales, numbers) = bytes.split_at_mut(2 * width);
-            for lane in 0..width {
-                weights.clear();
-                weights.extend(rows.iter().skip(lane).step_by(width));
-                let block = QuantBlock::new(&weights, self.count());
-                let scale = half::bf16::from_f32(block.scale);
-                scales[2 * lane..2 * lane + 2].copy_from_slice(&scale.to_le_bytes());
-                for (i, w) in block.weights.into_iter().enumerate().take(filled(weights.len())) {
-                    let w = if signed { w } else { w.wrapping_add(self.zero() as i8) } as u8;
-                    match self {
-                        // A group of inputs side by side, for each output.
-                        Bits::Eight => numbers[(i / group * width + lane) * group + i % group] = w,
-                        // Of eight inputs of an output, four bytes with two inputs each.
-                        Bits::Four => {
-                            let (byte, half) = match group {
-                                // A byte for each of four inputs, whose upper halves are the other four.
-                                4 => (i % 4, i % 8 / 4),
-                                // A word for the first of each pair and one for the second, each with all four in order.
-                                _ => (i % 2 * 2 + i % 8 / 4, i / 2 % 2),
-                            };
-                            numbers[(i / 8 * width + lane) * 4 + byte] |= (w & 15) << (4 * half);
-                        }
+            let (to, numbers) = bytes.split_at_mut(2 * width);
+            let scales = self.scales(rows, width);
+            for (to, scale) in to.chunks_mut(2).zip(&scales) {
+                to.copy_from_slice(&bf16::from_f32(*scale).to_le_bytes());
+            }
+            let word_bytes = of_word * self.count() as usize / 8;
+            for (rows, to) in rows.chunks(of_word * width).zip(numbers.chunks_mut(word_bytes * width)) {
+                let mut words = [0u32; 32];
+                for (i, row) in rows.chunks(width).enumerate() {
+                    let shift = shift(i);
+                    for ((word, w), scale) in words.iter_mut().zip(row).zip(&scales) {
+                        let number = whole(*w, *scale, self.count()).wrapping_add(zero);
+                        *word |= (number as u32 & mask) << shift;
                     }
+                }
+                for (to, word) in to.chunks_mut(word_bytes).zip(words) {
+                    to.copy_from_slice(&word.to_le_bytes()[..word_bytes]);
                 }
             }
         }
+    }
+
+    /// The scale of each output of a block, `[inputs][width]`; not a number where a weight is none, or infinite.
+    fn scales(self, rows: &[f32], width: usize) -> [f32; 32] {
+        let (mut furthest, mut none) = ([0.0f32; 32], [0.0f32; 32]);
+        for row in rows.chunks(width) {
+            for ((furthest, none), w) in furthest.iter_mut().zip(&mut none).zip(row) {
+                *furthest = if w.abs() > furthest.abs() { *w } else { *furthest };
+                *none += w * 0.0;
+            }
+        }
+        std::array::from_fn(|lane| scale(furthest[lane], self.count()) + none[lane])
     }
 }
 
@@ -113,7 +136,7 @@ pub struct Groups {
 /// Inputs are filled up with zeros to a multiple of this, which whole vectors of numbers make up.
 const UNIT: usize = 32;
 
-const fn filled(inputs: usize) -> usize {
+pub const fn filled(inputs: usize) -> usize {
     inputs.next_multiple_of(UNIT)
 }
 
