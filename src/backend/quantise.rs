@@ -1,13 +1,12 @@
-//! What quantised weights are: the definition that all backends share. The weights of a block are whole numbers times its scale.
+//! What quantised weights are: the definition that all backends share. The weights of a block are whole numbers of 4 or 8 bits times its
+//! scale.
 
 use half::bf16;
 
 /// Inputs of an output whose weights share a scale: with 8 bits there is room for a coarser one.
 pub const fn block_inputs(bits: u32) -> usize {
-    if bits == 8 { LONGEST } else { 32 }
+    if bits == 8 { 256 } else { 32 }
 }
-
-const LONGEST: usize = 256;
 
 /// What the whole numbers of a block are multiplied with, if `furthest` is its weight that is furthest from 0. Exact in bfloat16, so
 /// that it takes two bytes.

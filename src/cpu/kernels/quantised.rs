@@ -136,6 +136,7 @@ pub struct Groups {
 /// Inputs are filled up with zeros to a multiple of this, which whole vectors of numbers make up.
 const UNIT: usize = 32;
 
+/// As many inputs as there are with those zeros.
 pub const fn filled(inputs: usize) -> usize {
     inputs.next_multiple_of(UNIT)
 }
