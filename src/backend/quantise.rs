@@ -62,6 +62,7 @@ mod tests {
                 assert_eq!(whole(x, 1.0, 8), x.round().clamp(-128.0, 127.0) as i8, "{x}");
             }
         }
+        assert_eq!(scale(0.0, 8), 0.0);
         assert_eq!((whole(-200.0, 1.0, 8), whole(200.0, 1.0, 8), whole(-60.4, -0.5, 8)), (-128, 127, 121));
     }
 }
