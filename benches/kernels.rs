@@ -150,12 +150,11 @@ mod rows {
 
     #[divan::bench(args = [Activation::Gelu, Activation::GeluTanh, Activation::Silu])]
     fn activate(bencher: Bencher<'_, '_>, act: Activation) {
-        // Gives and takes, so that values stay where they are.
-        let x0 = tensor(128, K);
-        each(bencher, |cpu, x, _| {
-            x.data_mut().copy_from_slice(x0.data());
-            cpu.activate(act, x);
-        });
+        let cpu = Cpu::new(Some(1));
+        bencher
+            .counter(BytesCount::new(4 * 128 * K))
+            .with_inputs(|| tensor(128, K))
+            .bench_local_refs(|x| cpu.activate(act, x));
     }
 
     #[divan::bench]
