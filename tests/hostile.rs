@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
-use smelt::backend::WeightType;
+use smelt::backend::{Span, WeightType};
 use smelt::model::{Batch, LoadOptions, Network};
 use smelt::nn::Tokens;
 use smelt::plan::{Config, Plan, Target, builtin};
@@ -23,6 +23,8 @@ const ENCODER: Fixture = ("sequence-classification", "type_vocab_size", "embeddi
 const ROTARY: Fixture = ("causal", "mlp_bias", "embedding_multiplier");
 /// A decoder with learned positions.
 const LEARNED: Fixture = ("causal", "scale_attn_by_inverse_layer_idx", "multi_query");
+/// A decoder whose experts' gates are clamped.
+const CLAMPED: Fixture = ("causal", "swiglu_limit", "");
 /// An encoder-decoder.
 const PAIRED: Fixture = ("conditional-generation", "d_kv", "");
 
@@ -224,22 +226,29 @@ fn hostile_descriptions_are_refused() {
 
 #[test]
 fn weights_that_are_not_numbers_are_reported() {
-    let dir = copy(ENCODER);
-    let path = dir.path().join("model.safetensors");
-    let mut tensors: Vec<(String, Vec<usize>, BundleData)> = read_bundle(&path)
+    let experts = "model.layers.0.mlp.experts.gate_up_proj_bias";
+    for (name, tensor) in [(ENCODER, "classifier.weight"), (CLAMPED, experts)] {
+        let dir = copy(name);
+        spoil(&dir.path().join("model.safetensors"), tensor);
+        let model = Model::open(dir.path()).unwrap();
+        refused(tensor, ErrorKind::Checkpoint, "`logits` is not a number", || {
+            model.network().forward(&Batch::of([&[1, 2, 3, 4][..]]), &["logits"], false)
+        });
+    }
+}
+
+/// Makes every other element of a tensor not a number.
+fn spoil(path: &Path, tensor: &str) {
+    let mut tensors: Vec<(String, Vec<usize>, BundleData)> = read_bundle(path)
         .unwrap()
         .into_iter()
         .map(|(name, array)| (name, array.shape().to_vec(), BundleData::F32(array.to_f32())))
         .collect();
-    let (.., BundleData::F32(data)) =
-        tensors.iter_mut().find(|(name, ..)| name == "classifier.weight").unwrap()
-    else {
+    let (.., BundleData::F32(data)) = tensors.iter_mut().find(|(name, ..)| name == tensor).unwrap() else {
         unreachable!("all are float32")
     };
-    data[7] = f32::NAN;
-    write_bundle(&path, &tensors).unwrap();
-    let model = Model::open(dir.path()).unwrap();
-    refused("NaN", ErrorKind::Checkpoint, "`logits` is not a number", || model.classify(&["the".into()]));
+    data.iter_mut().step_by(2).for_each(|x| *x = f32::NAN);
+    write_bundle(path, &tensors).unwrap();
 }
 
 #[test]
@@ -249,6 +258,11 @@ fn batches_that_do_not_fit_are_refused() {
     let typed = |type_ids: &[u32]| {
         let mut batch = Batch::of([&[1, 2, 3][..]]);
         batch.input.type_ids = type_ids.to_vec();
+        batch
+    };
+    let spans = |rows: [std::ops::Range<usize>; 2]| {
+        let mut batch = Batch::of([&[1, 2, 3, 4][..]]);
+        batch.input.spans = rows.map(|rows| Span { rows, past: 0 }).to_vec();
         batch
     };
     let pair = |decoder: &[&[u32]]| Batch {
@@ -267,6 +281,10 @@ fn batches_that_do_not_fit_are_refused() {
         ("no sequences", &encoder, Batch::default(), "at least one sequence"),
         ("no tokens", &encoder, Batch::of([&[][..]]), "at least one token"),
         ("no tokens in one", &encoder, Batch::of([&[1, 2][..], &[]]), "at least one token"),
+        ("sequences that overlap", &encoder, spans([0..4, 3..4]), "end to end in 4 tokens"),
+        ("a gap", &encoder, spans([0..2, 3..4]), "end to end in 4 tokens"),
+        ("tokens of no sequence", &encoder, spans([0..2, 2..3]), "end to end in 4 tokens"),
+        ("more tokens than there are", &encoder, spans([0..2, 2..5]), "end to end in 4 tokens"),
         ("too long", &encoder, Batch::of([&[1; 38][..]]), "at most 37 tokens"),
         ("type out of range", &encoder, typed(&[0, 0, 2]), "`type_ids` out of range: expected below 2"),
         ("too few types", &encoder, typed(&[0]), "type"),
@@ -313,6 +331,14 @@ fn the_memory_limit_is_obeyed() {
     let options = OpenOptions { memory_limit: Some(weights + 1), ..OpenOptions::default() };
     let model = Model::open_with(fixture(ENCODER), &options).unwrap();
     refused("a batch", ErrorKind::Limit, "beside the weights", || model.classify(&["the".into()]));
+    // Keys and values lie in pages: sequences of one token take as much as those of a whole page.
+    let memory = Model::open(fixture(ROTARY)).unwrap().network().memory();
+    let limit = memory.weights + 100 * (16 * memory.activations_per_token + 16 * memory.cache_per_token);
+    let options = OpenOptions { memory_limit: Some(limit), ..OpenOptions::default() };
+    let model = Model::open_with(fixture(ROTARY), &options).unwrap();
+    let step = |sequences| model.network().session(sequences).step(&vec![&[1][..]; sequences], "logits");
+    assert!(step(100).is_ok());
+    refused("pages", ErrorKind::Limit, "beside the weights", || step(101));
 }
 
 #[test]

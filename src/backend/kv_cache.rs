@@ -143,17 +143,18 @@ impl KvCache {
         let (before, page_len) = (self.len.div_ceil(PAGE_KEYS), self.page_len());
         self.len += n;
         let pages = self.len.div_ceil(PAGE_KEYS);
-        self.pages.resize(pages * page_len, 0.0);
+        let len = pages * page_len;
+        if len > self.pages.capacity() {
+            // Not twice as much, as by itself: nobody counts on that.
+            let more = if before == 0 { 0 } else { len / 8 };
+            self.pages.reserve_exact(len + more - self.pages.len());
+        }
+        self.pages.resize(len, 0.0);
         // Memory that was used before holds anything; of new pages only the last may stay incomplete.
         if pages > before {
             self.pages[(pages - 1) * page_len..].fill(0.0);
         }
         &mut self.pages
-    }
-
-    /// Makes room for `n` more positions without moving anything later.
-    pub fn reserve(&mut self, n: usize) {
-        self.pages.reserve_exact(self.elements(n).saturating_sub(self.pages.len()));
     }
 
     /// All pages.
@@ -205,6 +206,16 @@ impl KvCache {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn memory_grows_by_little() {
+        let mut cache = KvCache::new(Compute::F32, 1, 4, 4);
+        for _ in 0..100 * PAGE_KEYS {
+            cache.push(&[0.0; 4], &[0.0; 4]);
+            let held = cache.pages().len();
+            assert!(cache.pages.capacity() <= held + held / 8, "{} of {held}", cache.pages.capacity());
+        }
+    }
 
     #[test]
     fn what_is_pushed_is_found() {

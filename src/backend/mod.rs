@@ -203,6 +203,18 @@ pub struct Span {
     pub past: usize,
 }
 
+impl Span {
+    /// Whether spans follow each other, without overlaps, inside of `rows` rows.
+    pub fn are_in_order(spans: &[Span], rows: usize) -> bool {
+        let (mut ends, mut at) = (spans.iter(), 0);
+        ends.all(|Span { rows: Range { start, end }, .. }| {
+            let follows = at <= *start && start <= end && *end <= rows;
+            at = *end;
+            follows
+        })
+    }
+}
+
 /// What attention computes.
 #[derive(Clone, Copy, Debug)]
 pub struct AttentionParams<'a> {

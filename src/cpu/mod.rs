@@ -240,6 +240,7 @@ impl Backend for Cpu {
         spans: &[Span],
         caches: &mut [&mut KvCache],
     ) {
+        assert_eq!(spans.len(), caches.len(), "a cache per sequence");
         // Pages are filled by whoever is free.
         let mut pages = Vec::new();
         for (span, cache) in spans.iter().zip(caches) {

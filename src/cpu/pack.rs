@@ -7,6 +7,7 @@ use std::ops::Range;
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use super::kernels::quantised::{Bits, Groups, filled};
+use super::kernels::simd::MAX_WIDTH;
 use super::memory::Memory;
 use super::pool::Pool;
 use crate::backend::{Layout, LinearPart, PACKED_AT_ONCE, Pair};
@@ -111,7 +112,7 @@ impl<'a> Sources<'a> {
             let stored = |i: usize| part.outputs.map_or(first + i, |order| order[first + i] as usize);
             match part.layout {
                 Layout::OutIn => {
-                    let mut rows = [0.0; 32 * TURN];
+                    let mut rows = [0.0; MAX_WIDTH * TURN];
                     for from in (0..self.inputs).step_by(TURN) {
                         let n = TURN.min(self.inputs - from);
                         for (i, row) in rows.chunks_mut(TURN).take(count).enumerate() {
@@ -126,7 +127,7 @@ impl<'a> Sources<'a> {
                 }
                 Layout::InOut => {
                     let cols = part.weight.shape()[1];
-                    let mut row = [0.0; 32];
+                    let mut row = [0.0; MAX_WIDTH];
                     for (input, to) in panel.chunks_mut(width).enumerate() {
                         if part.outputs.is_none() {
                             part.weight.read_f32(input * cols + first, &mut row[..count]);

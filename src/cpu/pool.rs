@@ -116,16 +116,16 @@ impl Pool {
     /// # Panics
     /// If a call panics.
     pub fn run(&self, count: usize, task: &(dyn Fn(usize) + Sync)) {
-        let guard = match self.caller.try_lock() {
-            Ok(guard) => Some(guard),
+        let is_alone = count <= 1 || self.workers.is_empty();
+        let guard = match (!is_alone).then(|| self.caller.try_lock()) {
+            Some(Ok(guard)) => guard,
             // A panic in an earlier loop left nothing behind.
-            Err(TryLockError::Poisoned(poisoned)) => Some(poisoned.into_inner()),
-            Err(TryLockError::WouldBlock) => None,
+            Some(Err(TryLockError::Poisoned(poisoned))) => poisoned.into_inner(),
+            Some(Err(TryLockError::WouldBlock)) | None => {
+                (0..count).for_each(task);
+                return;
+            }
         };
-        if guard.is_none() || self.workers.is_empty() || count <= 1 {
-            (0..count).for_each(task);
-            return;
-        }
         let (next, panicked) = (AtomicUsize::new(0), AtomicBool::new(false));
         // SAFETY: only the lifetime changes. The job is taken back and all workers have left before this function ends, also when
         // the task panics: `work` catches that.
@@ -139,9 +139,7 @@ impl Pool {
         drop(guard);
         assert!(!panicked.load(Ordering::Relaxed), "a task of a parallel loop panicked");
     }
-}
 
-impl Pool {
     /// Calls `task` with each item, on any of the threads.
     ///
     /// # Panics

@@ -11,7 +11,7 @@ mod trace;
 use std::borrow::Cow;
 use std::sync::Arc;
 
-use crate::backend::{Backend, WeightType};
+use crate::backend::{Backend, Span, WeightType};
 use crate::error::{Error, ErrorKind, Result};
 use crate::nn::{Inputs, Parameters, Rows, Run, SequenceState, Shape, Stream, Tokens, ValueId};
 use crate::plan::{Memory, Plan};
@@ -87,8 +87,15 @@ impl Network {
             false => Vec::new(),
         };
         if groups.len() < 2 {
+            self.check_memory(batch, 0)?;
             return self.forward_at_once(batch, &ids, hidden_states);
         }
+        let bytes = |id: &ValueId| match self.plan.values[id.0].shape {
+            Shape::Matrix { rows, cols } => 4 * (batch.rows(rows) as u64).saturating_mul(cols as u64),
+            _ => 0,
+        };
+        let results = ids.iter().map(bytes).sum();
+        groups.iter().try_for_each(|group| self.check_memory(group, results))?;
         // Outputs of the whole batch, and how many of their elements are there.
         let mut joined: Vec<(Output, Tensor, usize)> = Vec::new();
         for group in groups {
@@ -172,9 +179,13 @@ impl Network {
             );
             return Err(Error::new(ErrorKind::Input, message));
         }
-        let tokens = (batch.input.ids.len() + batch.decoder.ids.len()) as u64;
-        self.memory.check_batch(batch.len() as u64, tokens, tokens, self.memory_limit)?;
         Ok(batch)
+    }
+
+    /// An error if a batch that is computed at once needs too much memory, with that of the `results` of others.
+    fn check_memory(&self, batch: &Batch, results: u64) -> Result<()> {
+        let spans = batch.input.spans.iter().chain(&batch.decoder.spans);
+        self.memory.check_batch(spans, results, self.memory_limit)
     }
 
     /// Begins sequences that tokens can be added to.
@@ -241,6 +252,12 @@ impl Network {
         if !tokens.type_ids.is_empty() && tokens.type_ids.len() != tokens.ids.len() {
             let (expected, found) = (tokens.ids.len(), tokens.type_ids.len());
             let message = format!("expected {expected} `type_ids`, one per token, or none, found {found}");
+            return Err(Error::new(ErrorKind::Input, message));
+        }
+        let held = tokens.spans.iter().map(|span| span.rows.len()).sum::<usize>();
+        if !Span::are_in_order(&tokens.spans, tokens.ids.len()) || held != tokens.ids.len() {
+            let message =
+                format!("expected sequences end to end in {} tokens, found others", tokens.ids.len());
             return Err(Error::new(ErrorKind::Input, message));
         }
         let limit = crate::plan::token_limit(&self.plan.declared, stream);

@@ -90,8 +90,7 @@ impl<'n> Session<'n> {
             new.push(ids, *past);
         }
         network.check_tokens(&new, stream)?;
-        let (count, cached) = (new.ids.len() as u64, self.lengths.iter().sum::<usize>() as u64);
-        network.memory.check_batch(tokens.len() as u64, count, count + cached, network.memory_limit)?;
+        network.memory.check_batch(new.spans.iter(), 0, network.memory_limit)?;
         let last: Vec<usize> = new.spans.iter().map(|span| span.rows.end - 1).collect();
         let inputs = match stream {
             // What the encoder has read lies in the caches after the first step.

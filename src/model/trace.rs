@@ -36,6 +36,7 @@ impl Network {
     pub fn trace(&self, batch: &Batch, wanted: &[&str]) -> Result<Vec<ModuleCall>> {
         let ids = self.ids_of(wanted)?;
         let batch = self.checked(batch)?;
+        self.check_memory(&batch, 0)?;
         let mut states = self.new_states(batch.len());
         let calls = self.pass(&batch, &mut states, |run| {
             run.trace = Some(Vec::new());

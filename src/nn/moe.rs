@@ -220,7 +220,8 @@ impl Planned {
             }
             Some(limit) => {
                 let mut gate = run.linear(expert.gate, x, None, None);
-                gate.data_mut().iter_mut().for_each(|x| *x = x.min(limit));
+                // Unlike `min`, this lets pass what is not a number.
+                gate.data_mut().iter_mut().for_each(|x| *x = if *x > limit { limit } else { *x });
                 run.backend.activate(self.act, &mut gate);
                 let pairs = gate.data_mut().iter_mut().zip(up.data());
                 pairs.for_each(|(gate, up)| *gate *= up.clamp(-limit, limit) + self.up_offset);

@@ -1,6 +1,6 @@
 //! How much memory a plan needs, before any is taken.
 
-use crate::backend::{Backend, WeightType};
+use crate::backend::{Backend, PAGE_KEYS, Span, WeightType};
 use crate::error::{Error, ErrorKind, Result};
 use crate::nn::{Declared, LinearUse, PartUse, Stream};
 use crate::tensor::DType;
@@ -12,7 +12,7 @@ pub struct Memory {
     pub weights: u64,
     /// Stored weights that stay in the mapped file: read where needed, never copied.
     pub mapped: u64,
-    /// Keys and values of one token, all layers together.
+    /// Keys and values of one token, all layers together. They come in pages of [`PAGE_KEYS`] tokens.
     pub cache_per_token: u64,
     /// What a sequence remembers beside keys and values, all layers together.
     pub state_per_sequence: u64,
@@ -74,13 +74,24 @@ impl Memory {
         Err(Error::new(ErrorKind::Limit, message).help("set a higher limit, or keep them in half precision"))
     }
 
-    /// An error if a batch of `sequences` with `tokens` tokens, of which `cached` leave keys and values behind, does not fit
-    /// beside the weights into `limit` bytes.
-    pub fn check_batch(&self, sequences: u64, tokens: u64, cached: u64, limit: u64) -> Result<()> {
-        let batch = tokens
-            .saturating_mul(self.activations_per_token)
-            .saturating_add(cached.saturating_mul(self.cache_per_token))
-            .saturating_add(sequences.saturating_mul(self.state_per_sequence));
+    /// An error if sequences that are computed at once, with the bytes of their `results`, do not fit beside the weights into `limit`
+    /// bytes.
+    pub fn check_batch<'s>(
+        &self,
+        spans: impl Iterator<Item = &'s Span>,
+        results: u64,
+        limit: u64,
+    ) -> Result<()> {
+        // Keys and values lie in whole pages.
+        let in_pages = |tokens: usize| tokens.next_multiple_of(PAGE_KEYS) as u64;
+        let (mut tokens, mut batch) = (0, results);
+        for Span { rows, past } in spans {
+            tokens += rows.len();
+            batch = batch
+                .saturating_add(in_pages(rows.len()).saturating_mul(self.activations_per_token))
+                .saturating_add(in_pages(past + rows.len()).saturating_mul(self.cache_per_token))
+                .saturating_add(self.state_per_sequence);
+        }
         if self.weights.saturating_add(batch) <= limit {
             return Ok(());
         }

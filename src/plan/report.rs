@@ -4,7 +4,7 @@ use std::collections::{BTreeSet, HashMap};
 
 use super::memory::linear_bytes;
 use super::{Memory, Plan, PlannedBlock};
-use crate::backend::{Backend, Layout, PACKED_AT_ONCE, Reach, WeightType};
+use crate::backend::{Backend, Layout, PACKED_AT_ONCE, PAGE_KEYS, Reach, WeightType};
 use crate::nn::{LinearId, LinearUse, PartUse, Rows, Shape, Stream};
 use crate::tensor::DType;
 use crate::weights::Index;
@@ -88,7 +88,8 @@ pub fn peak(
     let passing = plan.declared.caches.iter().filter(|cache| !cache.kept);
     let passing = passing.map(|cache| cache.bytes_per_token(backend.compute())).max();
     let activations = layer.max(2 * 4 * plan.declared.widest as u64) + passing.unwrap_or(0);
-    let kept = (tokens.new + tokens.past) * memory.cache_per_token + memory.state_per_sequence;
+    let in_pages = (tokens.new + tokens.past).next_multiple_of(PAGE_KEYS as u64);
+    let kept = in_pages * memory.cache_per_token + memory.state_per_sequence;
     // What goes on with more tokens is computed at once; else results of groups are put together.
     let (at_once, joined) = if plan.declared.caches.iter().any(|cache| cache.kept) {
         (rows, 0)

@@ -24,10 +24,18 @@ pub struct Tensor {
     data: Vec<f32>,
 }
 
+/// Elements of a matrix.
+///
+/// # Panics
+/// If there are more than memory could have.
+fn elements(rows: usize, cols: usize) -> usize {
+    rows.checked_mul(cols).unwrap_or_else(|| panic!("a [{rows}, {cols}] matrix is too large"))
+}
+
 impl Tensor {
     /// A matrix of zeros, `[rows, cols]`.
     pub fn zeros(rows: usize, cols: usize) -> Self {
-        Tensor { rows, cols, data: vec![0.0; rows * cols] }
+        Tensor { rows, cols, data: vec![0.0; elements(rows, cols)] }
     }
 
     /// The matrix `[rows, cols]` whose elements are `data`, row by row.
@@ -35,14 +43,15 @@ impl Tensor {
     /// # Panics
     /// If `data` does not hold `rows * cols` elements.
     pub fn from_vec(rows: usize, cols: usize, data: Vec<f32>) -> Self {
-        assert_eq!(data.len(), rows * cols, "a [{rows}, {cols}] matrix");
+        assert_eq!(data.len(), elements(rows, cols), "a [{rows}, {cols}] matrix");
         Tensor { rows, cols, data }
     }
 
     /// A matrix `[rows, cols]` of unspecified contents in the memory of `data`, which grows if it has to.
     fn reusing(rows: usize, cols: usize, mut data: Vec<f32>) -> Self {
-        if data.len() < rows * cols {
-            data.resize(rows * cols, 0.0);
+        let len = elements(rows, cols);
+        if data.len() < len {
+            data.resize(len, 0.0);
         }
         Tensor { rows, cols, data }
     }
@@ -110,5 +119,16 @@ impl PartialEq for Tensor {
 impl fmt::Debug for Tensor {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Tensor([{}, {}], {:?})", self.rows, self.cols, self.data())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    #[should_panic(expected = "is too large")]
+    fn more_elements_than_there_can_be_are_refused() {
+        Tensor::zeros(1 << 40, 1 << 40);
     }
 }

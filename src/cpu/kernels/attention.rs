@@ -3,12 +3,13 @@
 //! A block is [`BLOCK_KEYS`] keys from a multiple of that on, whatever the query: so the order in which a query's sums run depends
 //! on its own position alone. A key that it does not see counts with weight exactly 0, whether its block is passed over or not.
 
+use std::f32::consts::LOG2_E;
 use std::marker::PhantomData;
 use std::ops::Range;
 
 use super::math::{exp2, tanh};
 use super::matmul::Shared;
-use super::simd::{Kernel, Simd, Weight, load, store};
+use super::simd::{Kernel, MAX_LANES, Simd, Weight, load, store};
 use crate::backend::{AttentionParams, Compute, HeadLayout, KvCache, PAGE_KEYS, Pair, Span};
 use crate::cpu::pool::Pool;
 use crate::tensor::{Spare, Tensor};
@@ -61,12 +62,12 @@ impl Word for Pair {
     const NUMBERS: usize = 2;
     #[inline(always)]
     unsafe fn load_part<S: Simd>(s: S, p: *const Pair, n: usize) -> S::W {
-        // SAFETY: the caller's; a vector has at most 16 words.
+        // SAFETY: the caller's; a vector has at most `MAX_LANES` words.
         unsafe {
             if n == S::LANES {
                 return s.load_bytes(p.cast());
             }
-            let mut words = [Pair::default(); 16];
+            let mut words = [Pair::default(); MAX_LANES];
             std::ptr::copy_nonoverlapping(p, words.as_mut_ptr(), n);
             s.load_bytes(words.as_ptr().cast())
         }
@@ -145,8 +146,8 @@ impl<T: Word> Kernel for Attend<'_, T> {
         assert!(q_start + p.heads * p.k_dim <= x.cols(), "columns of the queries");
         assert_eq!((out.rows(), out.cols()), (x.rows(), p.heads * p.v_dim), "shape of attention's output");
         assert_eq!(spans.len(), caches.len(), "a cache per sequence");
-        for (span, cache) in spans.iter().zip(caches) {
-            assert!(span.rows.end <= x.rows(), "rows of a sequence");
+        assert!(Span::are_in_order(spans, x.rows()), "rows of sequences");
+        for cache in caches {
             assert_eq!(
                 (cache.kv_heads(), cache.k_dim(), cache.v_dim()),
                 (p.kv_heads, p.k_dim, p.v_dim),
@@ -196,12 +197,6 @@ struct Tile<'a, T> {
     out: Shared,
     spare: &'a Spare<Vec<f32>>,
     kept: PhantomData<T>,
-}
-
-/// The power of 2 that is the weight of a score, whose rounding is the same for all that is relative to it.
-#[inline(always)]
-fn lowered(score: f32) -> f32 {
-    score * std::f32::consts::LOG2_E
 }
 
 /// A query head of one position.
@@ -291,10 +286,10 @@ impl<T: Word> Kernel for Tile<'_, T> {
                 let mut factor = 1.0;
                 if let Some(sinks) = p.sinks {
                     // The sink joins at the end: everything so far is relative to the largest score without it.
-                    let (sink, largest) = (lowered(sinks[row.head]), lowered(row.largest));
+                    let (sink, largest) = (sinks[row.head], row.largest);
                     let both = if sink > largest { sink } else { largest };
-                    factor = if total == 0.0 { 0.0 } else { (largest - both).exp2() };
-                    total = total * factor + (sink - both).exp2();
+                    factor = if total == 0.0 { 0.0 } else { ((largest - both) * LOG2_E).exp2() };
+                    total = total * factor + ((sink - both) * LOG2_E).exp2();
                 }
                 // A row that sees no key has no weights: it gives zeros.
                 let (factor, total) = if total == 0.0 { (0.0, 1.0) } else { (factor, total) };
@@ -411,28 +406,29 @@ impl<T: Word> Tile<'_, T> {
             }
             let largest = s.largest(largest);
             let largest = if row.largest > largest { row.largest } else { largest };
-            let lower = lowered(largest);
             let mut sum = s.load(sums.as_ptr());
             if row.largest != largest && row.largest != f32::NEG_INFINITY {
-                let mut factor = [0.0f32; 16];
-                s.store(factor.as_mut_ptr(), exp2(s, s.splat(lowered(row.largest) - lower)));
+                let mut factor = [0.0f32; MAX_LANES];
+                s.store(factor.as_mut_ptr(), exp2(s, s.splat((row.largest - largest) * LOG2_E)));
                 sum = s.mul(sum, s.splat(factor[0]));
                 for value in values {
                     *value *= factor[0];
                 }
             }
             row.largest = largest;
-            let (log2_e, lower) = (s.splat(std::f32::consts::LOG2_E), s.splat(-lower));
+            // The difference first: the product of a large score would be off by more than the exponent of its weight.
+            let (largest, log2_e) = (s.splat(largest), s.splat(LOG2_E));
             // Words are not larger than the numbers that have been read.
             let from = all.as_mut_ptr();
             let to = from.cast::<T>();
             let mut at = 0;
             while at < some {
-                let first = exp2(s, s.fma(s.load(from.add(at)), log2_e, lower));
+                let first = exp2(s, s.mul(s.sub(s.load(from.add(at)), largest), log2_e));
                 sum = s.add(sum, first);
                 let mut second = s.splat(0.0);
                 if at + S::LANES < some {
-                    second = exp2(s, s.fma(s.load(from.add(at + S::LANES)), log2_e, lower));
+                    let score = s.load(from.add(at + S::LANES));
+                    second = exp2(s, s.mul(s.sub(score, largest), log2_e));
                     sum = s.add(sum, second);
                 }
                 T::store(s, to.add(at / T::NUMBERS), [first, second]);

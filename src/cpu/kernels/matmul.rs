@@ -8,7 +8,7 @@ use std::mem::MaybeUninit;
 use std::ops::Range;
 
 use super::math::activate;
-use super::simd::{Fetch, Kernel, Simd, Weight, load, store};
+use super::simd::{Fetch, Kernel, MAX_LANES, MAX_WIDTH, Simd, Weight, load, store};
 use crate::backend::Epilogue;
 use crate::cpu::pool::Pool;
 use crate::tensor::Tensor;
@@ -51,6 +51,7 @@ pub struct Panels<'w, T> {
 
 /// Width of a panel.
 pub const fn panel_width<S: Simd>() -> usize {
+    const { assert!(S::LANES <= MAX_LANES) }
     2 * S::LANES
 }
 
@@ -337,7 +338,7 @@ impl<T: Weight> Kernel for Block<'_, T> {
 }
 
 /// Sums of the tiles of a block between two parts of k: `[rows of a block][two vectors]`.
-type Scratch = MaybeUninit<[f32; ROW_BLOCK * 32]>;
+type Scratch = MaybeUninit<[f32; ROW_BLOCK * MAX_WIDTH]>;
 
 impl<T: Weight> Block<'_, T> {
     /// `R` rows, `P` panels at once.

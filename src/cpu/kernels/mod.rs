@@ -1,5 +1,5 @@
-//! Slices in, slices out: the arithmetic of the fast backend. SIMD and, with the thread pool and the mapping of files, all `unsafe`
-//! code lives here.
+//! Slices in, slices out: the arithmetic of the fast backend. All `unsafe` code lives here, but for the calls that start a kernel, the
+//! thread pool and the mapping of files.
 //!
 //! Read `simd.rs` first: a kernel is written once over its trait. `matmul.rs` and `attention.rs` are where the time goes.
 

@@ -17,7 +17,7 @@ use half::bf16;
 
 use super::matmul::{LINE, Shared, Split, Store, panel_width};
 use super::rows::rows_of_task;
-use super::simd::{Fetch, Kernel, Simd, load};
+use super::simd::{Fetch, Kernel, MAX_LANES, MAX_WIDTH, Simd, load};
 use crate::backend::Epilogue;
 use crate::backend::quantise::{block_inputs, scale, whole};
 use crate::cpu::pool::Pool;
@@ -79,7 +79,7 @@ impl Bits {
             // Four bytes for eight inputs: a byte for each of four inputs, whose upper halves are the other four.
             (Bits::Four, 4) => 8 * (i % 4) + 4 * (i / 4),
             // Two bytes for the first of each pair and two for the second, each with all four in order.
-            (Bits::Four, _) => 16 * (i % 2) + 4 * (i / 2 % 2) + 8 * (i / 4),
+            (Bits::Four, _) => 16 * (i % 2) + 4 * (i / 2),
         };
         (if self == Bits::Eight { groups.inputs } else { 8 }, shift)
     }
@@ -98,7 +98,7 @@ impl Bits {
             }
             let word_bytes = of_word * self.count() as usize / 8;
             for (rows, to) in rows.chunks(of_word * width).zip(numbers.chunks_mut(word_bytes * width)) {
-                let mut words = [0u32; 32];
+                let mut words = [0u32; MAX_WIDTH];
                 for (i, row) in rows.chunks(width).enumerate() {
                     let shift = shift(i);
                     for ((word, w), scale) in words.iter_mut().zip(row).zip(&scales) {
@@ -114,8 +114,8 @@ impl Bits {
     }
 
     /// The scale of each output of a block, `[inputs][width]`; not a number where a weight is none, or infinite.
-    fn scales(self, rows: &[f32], width: usize) -> [f32; 32] {
-        let (mut furthest, mut none) = ([0.0f32; 32], [0.0f32; 32]);
+    fn scales(self, rows: &[f32], width: usize) -> [f32; MAX_WIDTH] {
+        let (mut furthest, mut none) = ([0.0f32; MAX_WIDTH], [0.0f32; MAX_WIDTH]);
         for row in rows.chunks(width) {
             for ((furthest, none), w) in furthest.iter_mut().zip(&mut none).zip(row) {
                 *furthest = if w.abs() > furthest.abs() { *w } else { *furthest };
@@ -248,9 +248,12 @@ impl Kernel for RoundRow<'_> {
                 let furthest = furthest(s, values, S::PAIRED && bits == Bits::Eight);
                 let factor = if furthest > 0.0 { largest / furthest } else { 0.0 };
                 if !furthest.is_finite() || !factor.is_finite() {
-                    // What cannot be rounded must not come out as if it could; the smallest numbers count as 0. The scale decides,
-                    // whatever numbers stand there.
+                    // What cannot be rounded must not come out as if it could; the smallest numbers count as 0.
                     *scale = if furthest.is_finite() { 0.0 } else { f32::NAN };
+                    let first = run * of_run * bits.block();
+                    let bytes = 4 / S::GROUP;
+                    numbers.add(first * bytes).write_bytes(0, filled(values.len()) * bytes);
+                    offsets.fill(0);
                     continue;
                 }
                 *scale = furthest / largest;
@@ -442,7 +445,7 @@ impl Tiles<'_> {
             let x = self.x.numbers.as_ptr().add(row * step);
             let b = self.panels.as_ptr().add(panel * self.panel_bytes);
             // In memory: the sums of a block take all registers.
-            let mut totals = [[[0.0f32; 16]; 2]; R];
+            let mut totals = [[[0.0f32; MAX_LANES]; 2]; R];
             for run in 0..runs {
                 let mut sums_of_run = [[s.splat(0.0); 2]; R];
                 for block in run * of_run..blocks.min(run * of_run + of_run) {

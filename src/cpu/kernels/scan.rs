@@ -15,7 +15,8 @@ pub fn scan(pool: &Pool, scan: &Scan<'_>, spans: &[Span], states: &mut [&mut [f3
     let n = scan.a.len() / inner.max(1);
     assert!(n > 0 && scan.a.len() == inner * n, "a state for each channel");
     assert_eq!((scan.x.cols(), scan.dt.cols(), out.cols()), (inner, inner, inner), "channels of a scan");
-    assert!(spans.iter().all(|span| span.rows.end <= out.rows()), "rows of a sequence");
+    assert_eq!(spans.len(), states.len(), "a state for each sequence");
+    assert!(Span::are_in_order(spans, out.rows()), "rows of sequences");
     let shared = Shared::new(out);
     let mut tasks = Vec::new();
     for (span, state) in spans.iter().zip(states) {
@@ -68,7 +69,7 @@ impl Kernel for ScanHeads<'_, '_> {
         assert_eq!(out.cols(), inner, "columns of what a scan gives");
         assert_eq!(spans.len(), states.len(), "a state for each sequence");
         let rows = out.rows().min(scan.xbc.rows()).min(scan.dt.rows());
-        assert!(spans.iter().all(|span| span.rows.end <= rows), "rows of a sequence");
+        assert!(Span::are_in_order(spans, rows), "rows of sequences");
         let shared = Shared::new(out);
         let mut tasks = Vec::new();
         for (span, state) in spans.iter().zip(states) {

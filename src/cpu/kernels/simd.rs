@@ -26,6 +26,12 @@ pub enum Fetch {
     Streams(usize),
 }
 
+/// Elements of the longest vectors: buffers have room for one of these.
+pub const MAX_LANES: usize = 16;
+
+/// Width of the widest panel.
+pub const MAX_WIDTH: usize = 2 * MAX_LANES;
+
 /// Vectors of float32 of one instruction set.
 ///
 /// All methods are `unsafe` for the same reason: they may only be called where the features of the token are turned on, that
@@ -41,7 +47,7 @@ pub trait Simd: Copy + Send + Sync + 'static {
     /// Groups of [`Simd::GROUP`] small whole numbers, one for each of those.
     type W: Copy;
 
-    /// Elements of a vector.
+    /// Elements of a vector, at most [`MAX_LANES`].
     const LANES: usize;
 
     /// Rows that a tile of the matrix product has at most, two vectors wide: what the registers hold.
@@ -120,8 +126,8 @@ pub trait Simd: Copy + Send + Sync + 'static {
     /// Stores whole numbers in `32 / GROUP` bits each, which must be enough for them.
     #[inline(always)]
     unsafe fn store_numbers(self, p: *mut u8, v: Self::V) {
-        let mut x = [0.0f32; 16];
-        // SAFETY: a vector has at most 16 elements; `4 / GROUP * LANES` bytes are the caller's promise.
+        let mut x = [0.0f32; MAX_LANES];
+        // SAFETY: a vector has at most `MAX_LANES` elements; `4 / GROUP * LANES` bytes are the caller's promise.
         unsafe {
             self.store(x.as_mut_ptr(), v);
             for (i, x) in x.into_iter().enumerate().take(Self::LANES) {
@@ -155,8 +161,8 @@ pub trait Simd: Copy + Send + Sync + 'static {
     /// The sum of all elements, in a fixed order: halves onto each other.
     #[inline(always)]
     unsafe fn sum(self, v: Self::V) -> f32 {
-        let mut x = [0.0f32; 16];
-        // SAFETY: a vector has at most 16 elements.
+        let mut x = [0.0f32; MAX_LANES];
+        // SAFETY: a vector has at most `MAX_LANES` elements.
         unsafe { self.store(x.as_mut_ptr(), v) };
         let mut n = Self::LANES;
         while n > 1 {
@@ -171,8 +177,8 @@ pub trait Simd: Copy + Send + Sync + 'static {
     /// The largest element, if all are numbers.
     #[inline(always)]
     unsafe fn largest(self, v: Self::V) -> f32 {
-        let mut x = [0.0f32; 16];
-        // SAFETY: a vector has at most 16 elements.
+        let mut x = [0.0f32; MAX_LANES];
+        // SAFETY: a vector has at most `MAX_LANES` elements.
         unsafe { self.store(x.as_mut_ptr(), v) };
         x[1..Self::LANES].iter().fold(x[0], |a, b| if *b > a { *b } else { a })
     }
@@ -205,8 +211,8 @@ pub unsafe fn store<S: Simd>(s: S, p: *mut f32, n: usize, v: S::V) {
 /// As that.
 #[inline(always)]
 pub unsafe fn store_rounded<S: Simd>(s: S, p: *mut Pair, v: [S::V; 2]) {
-    let mut x = [0.0f32; 32];
-    // SAFETY: two vectors have at most 32 elements; `LANES` pairs are the caller's promise.
+    let mut x = [0.0f32; 2 * MAX_LANES];
+    // SAFETY: two vectors have at most `2 * MAX_LANES` elements; `LANES` pairs are the caller's promise.
     unsafe {
         s.store(x.as_mut_ptr(), v[0]);
         s.store(x.as_mut_ptr().add(S::LANES), v[1]);
