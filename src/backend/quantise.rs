@@ -20,7 +20,7 @@ pub fn scale(furthest: f32, bits: u32) -> f32 {
 /// The whole number of `bits` bits, from `-2^(bits - 1)` on, whose product with the block's scale is nearest to `weight`, of two
 /// equally near ones the one further from 0; 0 if `weight` is not a number.
 #[inline(always)] // part of a loop that becomes instructions for several weights
-pub fn whole(weight: f32, scale: f32, bits: u32) -> i8 {
+pub fn quantise(weight: f32, scale: f32, bits: u32) -> i8 {
     // A scale of 0 leaves nothing to tell weights apart.
     let scale = if scale == 0.0 { f32::INFINITY } else { scale };
     let x = (weight / scale).clamp(lowest(bits), -lowest(bits) - 1.0);
@@ -44,7 +44,7 @@ mod tests {
                 (0..block_inputs(bits)).map(|i| ((i * 37 % 64) as f32 - 31.0) / 100.0).collect();
             let scale = scale(0.32, bits);
             for w in weights {
-                let kept = f32::from(whole(w, scale, bits)) * scale;
+                let kept = f32::from(quantise(w, scale, bits)) * scale;
                 assert!((kept - w).abs() <= scale.abs() * 1.01, "{bits} bits: {w}");
             }
         }
@@ -53,16 +53,19 @@ mod tests {
     #[test]
     fn numbers_are_the_nearest() {
         for (weight, number) in [(2.4, 2), (2.5, 3), (-2.5, -3), (-9.0, -8), (9.0, 7), (-0.0, 0)] {
-            assert_eq!(whole(weight, 1.0, 4), number, "{weight}");
-            assert_eq!(whole(weight, 0.0, 4), 0);
+            assert_eq!(quantise(weight, 1.0, 4), number, "{weight}");
+            assert_eq!(quantise(weight, 0.0, 4), 0);
         }
         for i in -1024..1024 {
             let x = i as f32 / 8.0;
             for x in [x.next_down(), x, x.next_up()] {
-                assert_eq!(whole(x, 1.0, 8), x.round().clamp(-128.0, 127.0) as i8, "{x}");
+                assert_eq!(quantise(x, 1.0, 8), x.round().clamp(-128.0, 127.0) as i8, "{x}");
             }
         }
         assert_eq!(scale(0.0, 8), 0.0);
-        assert_eq!((whole(-200.0, 1.0, 8), whole(200.0, 1.0, 8), whole(-60.4, -0.5, 8)), (-128, 127, 121));
+        assert_eq!(
+            (quantise(-200.0, 1.0, 8), quantise(200.0, 1.0, 8), quantise(-60.4, -0.5, 8)),
+            (-128, 127, 121)
+        );
     }
 }

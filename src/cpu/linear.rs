@@ -9,7 +9,7 @@ use half::{bf16, f16};
 use super::Engine;
 use super::kernels::matmul::{Panels, Product};
 use super::kernels::pairs::RoundToPairs;
-use super::kernels::quantised::{Bits, QuantisedProduct, Round};
+use super::kernels::quantised::{Bits, QuantiseRows, QuantisedProduct};
 use super::memory::Memory;
 use super::pack::Sources;
 use crate::backend::{Compute, Epilogue, Linear, LinearPart, Pair, WeightType};
@@ -112,11 +112,11 @@ impl Linear for Packed {
                 self.engine.pairs.give(pairs);
             }
             Data::Quantised(bits, data) => {
-                let rounded = self.engine.rounded.take();
-                let rounded = self.engine.run_products(Round { pool, x, bits: *bits, rounded });
+                let quantised = self.engine.quantised.take();
+                let quantised = self.engine.run_products(QuantiseRows { pool, x, bits: *bits, quantised });
                 self.engine.run_products(QuantisedProduct {
                     pool,
-                    x: &rounded,
+                    x: &quantised,
                     panels: data.as_slice(),
                     bits: *bits,
                     inputs: k,
@@ -124,7 +124,7 @@ impl Linear for Packed {
                     epilogue,
                     out,
                 });
-                self.engine.rounded.give(rounded);
+                self.engine.quantised.give(quantised);
             }
         }
     }

@@ -25,7 +25,7 @@ pub use dispatch::SimdLevel;
 use dispatch::{ProductSimds, Simds, with_product_simd, with_simd};
 use kernels::attention::{Attend, FillPage};
 use kernels::matmul::panel_width;
-use kernels::quantised::{Groups, Rounded};
+use kernels::quantised::{Groups, QuantisedRows};
 use kernels::rows::{Activate, Normalise, each_rows_mut, rotate};
 use kernels::scan::ScanHeads;
 use kernels::simd::{Kernel, Simd};
@@ -49,7 +49,7 @@ struct Engine {
     simds: Simds,
     products: ProductSimds,
     pool: Pool,
-    rounded: Spare<Rounded>,
+    quantised: Spare<QuantisedRows>,
     pairs: Spare<Vec<Pair>>,
     scores: Spare<Vec<f32>>,
 }
@@ -100,7 +100,7 @@ impl Cpu {
                 simds,
                 products,
                 pool,
-                rounded: Spare::default(),
+                quantised: Spare::default(),
                 pairs: Spare::default(),
                 scores: Spare::default(),
             }),

@@ -21,8 +21,8 @@ pub struct Sources<'a> {
     pub outputs: usize,
 }
 
-/// Inputs that are turned round together: so many elements of each output of a panel stay in the first cache.
-const TURN: usize = 64;
+/// Inputs that are transposed together: so many elements of each output of a panel stay in the first cache.
+const TRANSPOSE_BLOCK: usize = 64;
 
 impl<'a> Sources<'a> {
     pub fn new(parts: &'a [LinearPart<'a>]) -> Self {
@@ -112,15 +112,15 @@ impl<'a> Sources<'a> {
             let stored = |i: usize| part.outputs.map_or(first + i, |order| order[first + i] as usize);
             match part.layout {
                 Layout::OutIn => {
-                    let mut rows = [0.0; MAX_WIDTH * TURN];
-                    for from in (0..self.inputs).step_by(TURN) {
-                        let n = TURN.min(self.inputs - from);
-                        for (i, row) in rows.chunks_mut(TURN).take(count).enumerate() {
+                    let mut rows = [0.0; MAX_WIDTH * TRANSPOSE_BLOCK];
+                    for from in (0..self.inputs).step_by(TRANSPOSE_BLOCK) {
+                        let n = TRANSPOSE_BLOCK.min(self.inputs - from);
+                        for (i, row) in rows.chunks_mut(TRANSPOSE_BLOCK).take(count).enumerate() {
                             part.weight.read_f32(stored(i) * self.inputs + from, &mut row[..n]);
                         }
                         for (j, to) in panel[from * width..].chunks_mut(width).take(n).enumerate() {
                             for (i, to) in to[lane..lane + count].iter_mut().enumerate() {
-                                *to = convert(rows[i * TURN + j]);
+                                *to = convert(rows[i * TRANSPOSE_BLOCK + j]);
                             }
                         }
                     }

@@ -6,7 +6,7 @@
 use crate::backend::{
     Activation, AttentionParams, Backend, Compute, Epilogue, HeadScan, KvCache, Layout, Linear, LinearPart,
     Norm, Rotation, Scan, Span, WeightType,
-    quantise::{block_inputs, scale, whole},
+    quantise::{block_inputs, quantise, scale},
 };
 use crate::tensor::{Array, Tensor};
 
@@ -317,7 +317,7 @@ fn round(row: &[f32], kept: WeightType) -> Vec<f32> {
         let block = |row: &[f32]| {
             let furthest = row.iter().fold(0.0, |a: f32, b| if b.abs() > a.abs() { *b } else { a });
             let scale = if row.iter().all(|w| w.is_finite()) { scale(furthest, bits) } else { f32::NAN };
-            row.iter().map(|w| f32::from(whole(*w, scale, bits)) * scale).collect::<Vec<_>>()
+            row.iter().map(|w| f32::from(quantise(*w, scale, bits)) * scale).collect::<Vec<_>>()
         };
         row.chunks(block_inputs(bits)).flat_map(block).collect()
     };

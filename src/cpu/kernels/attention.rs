@@ -274,15 +274,15 @@ impl<T: Word> Kernel for Tile<'_, T> {
                 for (r, row) in rows.iter_mut().enumerate() {
                     let scores = &mut scores[r * BLOCK_KEYS..][..BLOCK_KEYS];
                     let sums = &mut sums[r * S::LANES..][..S::LANES];
-                    self.soften(s, &pages, row, scores, sums, &mut values[r * p.v_dim..][..p.v_dim]);
+                    self.softmax(s, &pages, row, scores, sums, &mut values[r * p.v_dim..][..p.v_dim]);
                 }
-                self.weigh(s, pages, n, scores, values);
+                self.add_values(s, pages, n, scores, values);
             }
         }
         for (r, row) in rows.iter().enumerate() {
             // SAFETY: `LANES` sums; the head's columns lie inside of the row.
             unsafe {
-                let mut total = s.sum(s.load(sums[r * S::LANES..][..S::LANES].as_ptr()));
+                let mut total = s.reduce_sum(s.load(sums[r * S::LANES..][..S::LANES].as_ptr()));
                 let mut factor = 1.0;
                 if let Some(sinks) = p.sinks {
                     // The sink joins at the end: everything so far is relative to the largest score without it.
@@ -359,7 +359,7 @@ impl<T: Word> Tile<'_, T> {
     /// Scores of one row for the keys of some pages to weights: capped, biased, masked, and relative to the largest so far. What was
     /// summed relative to an earlier one is scaled down. Weights are written over the scores, as words from the row's start.
     #[inline(always)]
-    unsafe fn soften<S: Simd>(
+    unsafe fn softmax<S: Simd>(
         &self,
         s: S,
         pages: &Range<usize>,
@@ -404,7 +404,7 @@ impl<T: Word> Tile<'_, T> {
             for chunk in scores.chunks_exact(S::LANES) {
                 largest = s.max(largest, s.load(chunk.as_ptr()));
             }
-            let largest = s.largest(largest);
+            let largest = s.reduce_max(largest);
             let largest = if row.largest > largest { row.largest } else { largest };
             let mut sum = s.load(sums.as_ptr());
             if row.largest != largest && row.largest != f32::NEG_INFINITY {
@@ -444,7 +444,7 @@ impl<T: Word> Tile<'_, T> {
 
     /// Adds the values of some pages of a block, each with its weight.
     #[inline(always)]
-    unsafe fn weigh<S: Simd>(
+    unsafe fn add_values<S: Simd>(
         &self,
         s: S,
         pages: Range<usize>,

@@ -151,11 +151,11 @@ impl<const DOT: bool> Simd for Neon<DOT> {
         both!(vrndnq_f32, a)
     }
     #[inline(always)]
-    unsafe fn splat_whole(self, x: i32) -> Self::I {
+    unsafe fn splat_i32(self, x: i32) -> Self::I {
         unsafe { (vdupq_n_s32(x), vdupq_n_s32(x)) }
     }
     #[inline(always)]
-    unsafe fn float(self, x: Self::I) -> Self::V {
+    unsafe fn to_f32(self, x: Self::I) -> Self::V {
         unsafe { (vcvtq_f32_s32(x.0), vcvtq_f32_s32(x.1)) }
     }
     #[inline(always)]
@@ -179,7 +179,7 @@ impl<const DOT: bool> Simd for Neon<DOT> {
         }
     }
     #[inline(always)]
-    unsafe fn store_numbers(self, p: *mut u8, v: Self::V) {
+    unsafe fn store_integers(self, p: *mut u8, v: Self::V) {
         unsafe {
             let v = (vcvtnq_s32_f32(v.0), vcvtnq_s32_f32(v.1));
             let v = vcombine_s16(vmovn_s32(v.0), vmovn_s32(v.1));

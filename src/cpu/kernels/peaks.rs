@@ -26,7 +26,7 @@ impl Kernel for Multiply {
                     *sum = s.fma(*sum, factor, term);
                 }
             }
-            std::hint::black_box(sums.map(|sum| s.sum(sum)));
+            std::hint::black_box(sums.map(|sum| s.reduce_sum(sum)));
         }
         (self.rounds * SUMS * S::LANES * 2) as u64
     }
@@ -60,7 +60,7 @@ impl Kernel for Read<'_> {
                     }
                 }
             }
-            sums.into_iter().flatten().map(|sum| s.sum(sum)).sum()
+            sums.into_iter().flatten().map(|sum| s.reduce_sum(sum)).sum()
         }
     }
 }

@@ -19,7 +19,7 @@ use super::matmul::{LINE, Shared, Split, Store, panel_width};
 use super::rows::rows_of_task;
 use super::simd::{Fetch, Kernel, MAX_LANES, MAX_WIDTH, Simd, load};
 use crate::backend::Epilogue;
-use crate::backend::quantise::{block_inputs, scale, whole};
+use crate::backend::quantise::{block_inputs, quantise, scale};
 use crate::cpu::pool::Pool;
 use crate::tensor::Tensor;
 
@@ -102,7 +102,7 @@ impl Bits {
                 for (i, row) in rows.chunks(width).enumerate() {
                     let shift = shift(i);
                     for ((word, w), scale) in words.iter_mut().zip(row).zip(&scales) {
-                        let number = whole(*w, *scale, self.count()).wrapping_add(zero);
+                        let number = quantise(*w, *scale, self.count()).wrapping_add(zero);
                         *word |= (number as u32 & mask) << shift;
                     }
                 }
@@ -165,7 +165,7 @@ impl Parts {
 
 /// Rows as whole numbers.
 #[derive(Debug, Default)]
-pub struct Rounded {
+pub struct QuantisedRows {
     rows: usize,
     parts: Parts,
     /// `[rows][groups]`.
@@ -177,51 +177,51 @@ pub struct Rounded {
 }
 
 /// Rounds all rows of a matrix.
-pub struct Round<'a> {
+pub struct QuantiseRows<'a> {
     pub pool: &'a Pool,
     pub x: &'a Tensor,
     /// Of the weights.
     pub bits: Bits,
     /// Whose memory is used.
-    pub rounded: Rounded,
+    pub quantised: QuantisedRows,
 }
 
-impl Kernel for Round<'_> {
-    type Output = Rounded;
+impl Kernel for QuantiseRows<'_> {
+    type Output = QuantisedRows;
 
     /// # Safety
     /// None beyond the features.
     #[inline(always)]
-    unsafe fn run<S: Simd>(self, s: S) -> Rounded {
-        let Round { pool, x, bits, mut rounded } = self;
+    unsafe fn run<S: Simd>(self, s: S) -> QuantisedRows {
+        let QuantiseRows { pool, x, bits, mut quantised } = self;
         let (rows, cols) = (x.rows(), x.cols());
         let parts = Parts::new::<S>(cols, bits);
         let Parts { inputs, blocks, runs, .. } = parts;
         let groups = inputs / S::GROUP;
-        (rounded.rows, rounded.parts) = (rows, parts);
-        rounded.numbers.resize(rows * groups, 0);
-        rounded.scales.resize(rows * runs, 0.0);
-        rounded.offsets.resize(rows * blocks, 0);
+        (quantised.rows, quantised.parts) = (rows, parts);
+        quantised.numbers.resize(rows * groups, 0);
+        quantised.scales.resize(rows * runs, 0.0);
+        quantised.offsets.resize(rows * blocks, 0);
         if cols == 0 {
-            return rounded;
+            return quantised;
         }
         let some = rows_of_task(cols);
-        let numbers = rounded.numbers.chunks_mut(some * groups);
-        let scales = rounded.scales.chunks_mut(some * runs);
-        let offsets = rounded.offsets.chunks_mut(some * blocks);
+        let numbers = quantised.numbers.chunks_mut(some * groups);
+        let scales = quantised.scales.chunks_mut(some * runs);
+        let offsets = quantised.offsets.chunks_mut(some * blocks);
         pool.run_each(numbers.zip(scales).zip(offsets).enumerate(), |(i, ((numbers, scales), offsets))| {
             let rows = x.data()[i * some * cols..].chunks(cols);
             let to = numbers.chunks_mut(groups).zip(scales.chunks_mut(runs)).zip(offsets.chunks_mut(blocks));
             for (row, ((numbers, scales), offsets)) in rows.zip(to) {
                 // SAFETY: the token turns its features on; lengths are those that the kernel asks for.
-                unsafe { s.run(RoundRow { row, bits, numbers, scales, offsets }) };
+                unsafe { s.run(QuantiseRow { row, bits, numbers, scales, offsets }) };
             }
         });
-        rounded
+        quantised
     }
 }
 
-struct RoundRow<'a> {
+struct QuantiseRow<'a> {
     row: &'a [f32],
     bits: Bits,
     numbers: &'a mut [i32],
@@ -229,14 +229,14 @@ struct RoundRow<'a> {
     offsets: &'a mut [i32],
 }
 
-impl Kernel for RoundRow<'_> {
+impl Kernel for QuantiseRow<'_> {
     type Output = ();
 
     /// # Safety
     /// There are `numbers` and `offsets` for all blocks of the row, and `scales` for all runs.
     #[inline(always)]
     unsafe fn run<S: Simd>(self, s: S) {
-        let RoundRow { row, bits, numbers, scales, offsets } = self;
+        let QuantiseRow { row, bits, numbers, scales, offsets } = self;
         let of_run = bits.blocks_of_run::<S>().min(offsets.len());
         // A block's sum of products with weights of 8 bits stays below 2^31.
         let largest = ((1u32 << (32 / S::GROUP - 1)) - 1) as f32;
@@ -245,7 +245,7 @@ impl Kernel for RoundRow<'_> {
         for (run, (values, (scale, offsets))) in runs.enumerate() {
             // SAFETY: vectors inside of the run, numbers of its blocks.
             unsafe {
-                let furthest = furthest(s, values, S::PAIRED && bits == Bits::Eight);
+                let furthest = max_abs(s, values, S::PAIRED && bits == Bits::Eight);
                 let factor = if furthest > 0.0 { largest / furthest } else { 0.0 };
                 if !furthest.is_finite() || !factor.is_finite() {
                     // What cannot be rounded must not come out as if it could; the smallest numbers count as 0.
@@ -265,12 +265,12 @@ impl Kernel for RoundRow<'_> {
                     for i in (0..filled(values.len())).step_by(S::LANES) {
                         let n = values.len().saturating_sub(i).min(S::LANES);
                         let y = s.round(s.mul(load(s, values.as_ptr().wrapping_add(i), n), factor));
-                        s.store_numbers(numbers.add((first + i) * 4 / S::GROUP), y);
+                        s.store_integers(numbers.add((first + i) * 4 / S::GROUP), y);
                         sum = s.add(sum, y);
                     }
                     if !S::SIGNED {
                         // Up to 256 numbers up to 127, added up exactly.
-                        *offset = -bits.zero() * s.sum(sum).to_int_unchecked::<i32>();
+                        *offset = -bits.zero() * s.reduce_sum(sum).to_int_unchecked::<i32>();
                     }
                 }
             }
@@ -281,7 +281,7 @@ impl Kernel for RoundRow<'_> {
 /// The size of the value that is furthest from 0, or with `paired` of the sum of two neighbours; not a number if there is one that is
 /// infinite or none.
 #[inline(always)]
-unsafe fn furthest<S: Simd>(s: S, values: &[f32], paired: bool) -> f32 {
+unsafe fn max_abs<S: Simd>(s: S, values: &[f32], paired: bool) -> f32 {
     // SAFETY: the caller has the features on; `n` elements are there.
     unsafe {
         let zero = s.splat(0.0);
@@ -298,14 +298,14 @@ unsafe fn furthest<S: Simd>(s: S, values: &[f32], paired: bool) -> f32 {
             none = s.fma(x, zero, none);
             i += n;
         }
-        s.largest(furthest) + s.sum(none)
+        s.reduce_max(furthest) + s.reduce_sum(none)
     }
 }
 
 /// A product over all rows, on all threads of a pool.
 pub struct QuantisedProduct<'a> {
     pub pool: &'a Pool,
-    pub x: &'a Rounded,
+    pub x: &'a QuantisedRows,
     pub panels: &'a [u8],
     pub bits: Bits,
     pub inputs: usize,
@@ -331,7 +331,7 @@ impl Kernel for QuantisedProduct<'_> {
         assert_eq!(
             (x.parts, x.numbers.len(), x.scales.len(), x.offsets.len()),
             (parts, rows * parts.inputs / S::GROUP, rows * parts.runs, rows * parts.blocks),
-            "rounded rows"
+            "quantised rows"
         );
         let store = Store::new(epilogue, rows, outputs, Shared::new(out));
         let Some(split) = Split::new(rows, count, panel_bytes, 1, pool.threads()) else { return };
@@ -353,7 +353,7 @@ const fn tile_rows<S: Simd, const FOUR: bool>() -> usize {
 }
 
 struct Tiles<'a> {
-    x: &'a Rounded,
+    x: &'a QuantisedRows,
     panels: &'a [u8],
     bits: Bits,
     panel_bytes: usize,
@@ -456,11 +456,11 @@ impl Tiles<'_> {
                     if ahead {
                         self.fetch(s, b, scales, 2 * width);
                     }
-                    let mut sums = [[s.splat_whole(0); 2]; R];
+                    let mut sums = [[s.splat_i32(0); 2]; R];
                     if !S::SIGNED {
                         for (r, sums) in sums.iter_mut().enumerate() {
                             let offset = *self.x.offsets.get_unchecked((row + r) * blocks + block);
-                            *sums = [s.splat_whole(offset); 2];
+                            *sums = [s.splat_i32(offset); 2];
                         }
                     }
                     if FOUR {
@@ -493,7 +493,7 @@ impl Tiles<'_> {
                     let scales = [s.load_bf16(scales), s.load_bf16(scales.add(S::LANES))];
                     for r in 0..R {
                         for half in 0..2 {
-                            let sum = s.float(sums[r][half]);
+                            let sum = s.to_f32(sums[r][half]);
                             sums_of_run[r][half] = s.fma(sum, scales[half], sums_of_run[r][half]);
                         }
                     }

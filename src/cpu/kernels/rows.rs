@@ -126,7 +126,7 @@ unsafe fn sum<S: Simd>(s: S, x: *const f32, n: usize, shift: f32, square: bool) 
             i += SUMS * S::LANES;
         }
         let total = s.add(totals[0], totals[1]);
-        let mut sum = s.sum(total);
+        let mut sum = s.reduce_sum(total);
         // The rest by itself: zeros in its place would be shifted too.
         while i < n {
             let y = *x.add(i) - shift;

@@ -174,7 +174,7 @@ unsafe fn advance<S: Simd, const N: usize>(
             i += some;
         }
         for k in 0..N {
-            results[k] = s.sum(sums[k]);
+            results[k] = s.reduce_sum(sums[k]);
         }
         results
     }

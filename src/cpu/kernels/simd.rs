@@ -111,8 +111,8 @@ pub trait Simd: Copy + Send + Sync + 'static {
         unsafe { self.mul(x, self.exp2_whole(n)) }
     }
 
-    unsafe fn splat_whole(self, x: i32) -> Self::I;
-    unsafe fn float(self, x: Self::I) -> Self::V;
+    unsafe fn splat_i32(self, x: i32) -> Self::I;
+    unsafe fn to_f32(self, x: Self::I) -> Self::V;
     /// The same group of numbers everywhere: the first in the lowest bits of `x`.
     unsafe fn splat_group(self, x: i32) -> Self::W;
     /// `4 * LANES` bytes as they are.
@@ -125,7 +125,7 @@ pub trait Simd: Copy + Send + Sync + 'static {
     }
     /// Stores whole numbers in `32 / GROUP` bits each, which must be enough for them.
     #[inline(always)]
-    unsafe fn store_numbers(self, p: *mut u8, v: Self::V) {
+    unsafe fn store_integers(self, p: *mut u8, v: Self::V) {
         let mut x = [0.0f32; MAX_LANES];
         // SAFETY: a vector has at most `MAX_LANES` elements; `4 / GROUP * LANES` bytes are the caller's promise.
         unsafe {
@@ -160,7 +160,7 @@ pub trait Simd: Copy + Send + Sync + 'static {
 
     /// The sum of all elements, in a fixed order: halves onto each other.
     #[inline(always)]
-    unsafe fn sum(self, v: Self::V) -> f32 {
+    unsafe fn reduce_sum(self, v: Self::V) -> f32 {
         let mut x = [0.0f32; MAX_LANES];
         // SAFETY: a vector has at most `MAX_LANES` elements.
         unsafe { self.store(x.as_mut_ptr(), v) };
@@ -176,7 +176,7 @@ pub trait Simd: Copy + Send + Sync + 'static {
 
     /// The largest element, if all are numbers.
     #[inline(always)]
-    unsafe fn largest(self, v: Self::V) -> f32 {
+    unsafe fn reduce_max(self, v: Self::V) -> f32 {
         let mut x = [0.0f32; MAX_LANES];
         // SAFETY: a vector has at most `MAX_LANES` elements.
         unsafe { self.store(x.as_mut_ptr(), v) };
@@ -371,11 +371,11 @@ impl Simd for Portable {
         each(|i| a[i].round_ties_even())
     }
     #[inline(always)]
-    unsafe fn splat_whole(self, x: i32) -> Self::I {
+    unsafe fn splat_i32(self, x: i32) -> Self::I {
         [x; 8]
     }
     #[inline(always)]
-    unsafe fn float(self, x: Self::I) -> Self::V {
+    unsafe fn to_f32(self, x: Self::I) -> Self::V {
         each(|i| x[i] as f32)
     }
     #[inline(always)]

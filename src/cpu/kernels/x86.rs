@@ -149,11 +149,11 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
         unsafe { _mm256_round_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(a) }
     }
     #[inline(always)]
-    unsafe fn splat_whole(self, x: i32) -> Self::I {
+    unsafe fn splat_i32(self, x: i32) -> Self::I {
         unsafe { _mm256_set1_epi32(x) }
     }
     #[inline(always)]
-    unsafe fn float(self, x: Self::I) -> Self::V {
+    unsafe fn to_f32(self, x: Self::I) -> Self::V {
         unsafe { _mm256_cvtepi32_ps(x) }
     }
     #[inline(always)]
@@ -165,7 +165,7 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
         unsafe { _mm256_loadu_si256(p.cast()) }
     }
     #[inline(always)]
-    unsafe fn store_numbers(self, p: *mut u8, v: Self::V) {
+    unsafe fn store_integers(self, p: *mut u8, v: Self::V) {
         unsafe {
             let v = _mm256_cvtps_epi32(v);
             let v = _mm_packs_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256::<1>(v));
@@ -197,11 +197,11 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
         }
     }
     #[inline(always)]
-    unsafe fn sum(self, v: Self::V) -> f32 {
+    unsafe fn reduce_sum(self, v: Self::V) -> f32 {
         unsafe { sum_of_eight(v) }
     }
     #[inline(always)]
-    unsafe fn largest(self, v: Self::V) -> f32 {
+    unsafe fn reduce_max(self, v: Self::V) -> f32 {
         unsafe { largest_of_eight(v) }
     }
     #[inline(always)]
@@ -348,11 +348,11 @@ impl<const VNNI: bool, const BF16: bool> Simd for Avx512<VNNI, BF16> {
         unsafe { _mm512_roundscale_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(a) }
     }
     #[inline(always)]
-    unsafe fn splat_whole(self, x: i32) -> Self::I {
+    unsafe fn splat_i32(self, x: i32) -> Self::I {
         unsafe { _mm512_set1_epi32(x) }
     }
     #[inline(always)]
-    unsafe fn float(self, x: Self::I) -> Self::V {
+    unsafe fn to_f32(self, x: Self::I) -> Self::V {
         unsafe { _mm512_cvtepi32_ps(x) }
     }
     #[inline(always)]
@@ -368,7 +368,7 @@ impl<const VNNI: bool, const BF16: bool> Simd for Avx512<VNNI, BF16> {
         unsafe { if VNNI { self.load_bytes(p) } else { _mm512_cvtepi8_epi16(_mm256_loadu_si256(p.cast())) } }
     }
     #[inline(always)]
-    unsafe fn store_numbers(self, p: *mut u8, v: Self::V) {
+    unsafe fn store_integers(self, p: *mut u8, v: Self::V) {
         unsafe {
             let v = _mm512_cvtps_epi32(v);
             if VNNI {
@@ -441,11 +441,11 @@ impl<const VNNI: bool, const BF16: bool> Simd for Avx512<VNNI, BF16> {
         unsafe { _mm512_scalef_ps(x, n) }
     }
     #[inline(always)]
-    unsafe fn sum(self, v: Self::V) -> f32 {
+    unsafe fn reduce_sum(self, v: Self::V) -> f32 {
         unsafe { sum_of_eight(_mm256_add_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps::<1>(v))) }
     }
     #[inline(always)]
-    unsafe fn largest(self, v: Self::V) -> f32 {
+    unsafe fn reduce_max(self, v: Self::V) -> f32 {
         unsafe { largest_of_eight(_mm256_max_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps::<1>(v))) }
     }
     #[inline(always)]
