@@ -201,12 +201,15 @@ pub(crate) fn count(n: usize, noun: &str) -> String {
 pub(crate) fn closest<'a>(word: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     let plain = |s: &str| s.to_lowercase().replace(['_', '-', '.'], "");
     let limit = (word.len() / 3).clamp(1, 4);
+    let plain_word = plain(word);
     candidates
         .into_iter()
         .map(|c| match c {
-            c if plain(c) == plain(word) => (0, c),
+            c if plain(c) == plain_word => (0, c),
             // `num_heads` means `heads` rather than `kv_heads`.
             c if !c.is_empty() && word.strip_suffix(c).is_some_and(|rest| rest.ends_with('_')) => (1, c),
+            // A letter has at most four bytes.
+            c if c.len().abs_diff(word.len()) > 4 * limit => (usize::MAX, c),
             c => (edit_distance(word, c), c),
         })
         .filter(|(distance, _)| *distance <= limit)

@@ -10,6 +10,7 @@ use smelt::model::{Batch, LoadOptions, Network};
 use smelt::nn::Tokens;
 use smelt::plan::{Config, Plan, Target, builtin};
 use smelt::spec::Source;
+use smelt::tensor::Array;
 use smelt::weights::{BundleData, Checkpoint, Index, Repository, read_bundle, write_bundle};
 use smelt::{Error, ErrorKind, Model, OpenOptions, Text};
 use tempfile::TempDir;
@@ -25,6 +26,8 @@ const ROTARY: Fixture = ("causal", "mlp_bias", "embedding_multiplier");
 const LEARNED: Fixture = ("causal", "scale_attn_by_inverse_layer_idx", "multi_query");
 /// A decoder whose experts' gates are clamped.
 const CLAMPED: Fixture = ("causal", "swiglu_limit", "");
+/// An encoder-decoder of sounds.
+const HEARING: Fixture = ("conditional-generation", "num_mel_bins", "");
 /// An encoder-decoder.
 const PAIRED: Fixture = ("conditional-generation", "d_kv", "");
 
@@ -178,7 +181,31 @@ fn broken_configs_are_refused() {
         let case = text.chars().take(40).collect::<String>();
         refused(&case, ErrorKind::Config, part, || Model::open(dir.path()));
     }
+    let keys = |n: usize| format!("{{{}}}", vec!["\"some key\": 1"; n].join(","));
+    refused("many repeated keys", ErrorKind::Config, "repeated key `some key`", || {
+        Config::parse("config.json", keys(400_000))
+    });
+    refused("too long", ErrorKind::Limit, "expected at most 8388608 bytes", || {
+        Config::parse("config.json", keys(800_000))
+    });
     assert_little_memory();
+}
+
+#[test]
+fn many_names_that_do_not_fit_are_reported_soon() {
+    let dir = copy(ENCODER);
+    // A name for a number, all of one length.
+    let letters = |mut n: usize| {
+        let digit = |_| {
+            let letter = b'a' + (n % 26) as u8;
+            n /= 26;
+            char::from(letter)
+        };
+        (0..30).map(digit).collect::<String>()
+    };
+    let tensors: Vec<_> = (0..30_000).map(|i| (letters(i), vec![1], BundleData::F32(vec![0.0]))).collect();
+    write_bundle(&dir.path().join("model.safetensors"), &tensors).unwrap();
+    refused("many names", ErrorKind::Checkpoint, "missing", || Model::open(dir.path()));
 }
 
 #[test]
@@ -190,7 +217,7 @@ fn hostile_descriptions_are_refused() {
     let bomb = format!("a: &a [x, x, x, x, x, x, x, x, x, x]\n{bomb}");
     let small_bomb: String = bomb.lines().take(3).map(|line| format!("{line}\n")).collect();
     let cycle = "a: &a [*a]".to_owned();
-    let repeats = |depth: usize| {
+    let repeats = |depth: usize, body: &str| {
         let mut text = String::from(
             "smelt: 1\nmatch: {hidden_size: 40}\nmodel:\n  hidden:\n    - embedding: {at: e, of: token_ids, rows: 203, width: 40}\n",
         );
@@ -198,7 +225,7 @@ fn hostile_descriptions_are_refused() {
             let indent = "  ".repeat(i + 2);
             text += &format!("{indent}- repeat: 4096\n{indent}  as: i{i}\n{indent}  body:\n");
         }
-        text + &"  ".repeat(depth + 2) + "- rms_norm: {at: n, eps: 1}\n"
+        text + &"  ".repeat(depth + 2) + body + "\n"
     };
     let cases: &[(&str, String, &str)] = &[
         ("alias bomb", bomb, "aliases repeat too much"),
@@ -207,7 +234,9 @@ fn hostile_descriptions_are_refused() {
         ("nested lists", format!("a: {}{}", "[".repeat(100_000), "]".repeat(100_000)), "invalid YAML"),
         ("nested maps", "{a: ".repeat(100_000), "invalid YAML"),
         ("nested sequences", "- ".repeat(100_000), "invalid YAML"),
-        ("loops in loops", repeats(3), "more than 100000 blocks"),
+        ("loops in loops", repeats(3, "- rms_norm: {at: n, eps: 1}"), "more than 100000 blocks"),
+        ("loops of what is left out", repeats(2, "- {rms_norm: n, when: false}"), "more than 100000 blocks"),
+        ("loops of nothing", repeats(2, "  []"), "more than 100000 blocks"),
         ("a long expression", format!("smelt: \"${{{}1}}\"", "1+".repeat(100_000)), "unsupported language"),
     ];
     let config =
@@ -339,6 +368,22 @@ fn the_memory_limit_is_obeyed() {
     let step = |sequences| model.network().session(sequences).step(&vec![&[1][..]; sequences], "logits");
     assert!(step(100).is_ok());
     refused("pages", ErrorKind::Limit, "beside the weights", || step(101));
+    // What an encoder reads counts as well, be it tokens or numbers.
+    let opened = |fixture: Fixture| {
+        let weights = Model::open(self::fixture(fixture)).unwrap().network().memory().weights;
+        let options = OpenOptions { memory_limit: Some(weights + 10_000), ..OpenOptions::default() };
+        Model::open_with(self::fixture(fixture), &options).unwrap()
+    };
+    let model = opened(PAIRED);
+    refused("an encoder's tokens", ErrorKind::Limit, "beside the weights", || {
+        model.network().session(1).encode(&[&[1; 30]])
+    });
+    let model = opened(HEARING);
+    let shape = model.network().plan().declared.items[0].1.clone();
+    let spectra = Array::from_f32([&[1][..], &shape].concat(), &vec![0.0; shape.iter().product()]);
+    refused("an encoder's numbers", ErrorKind::Limit, "beside the weights", || {
+        model.network().session(1).encode_audio(spectra.clone())
+    });
 }
 
 #[test]

@@ -274,3 +274,41 @@ fn a_text_ends_where_the_model_ends_it() {
         assert_eq!((found.tokens.len(), found.finish), (first, FinishReason::Eos));
     }
 }
+
+#[test]
+fn what_generation_config_says_of_tokens_is_obeyed() {
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
+    let text = std::fs::read_to_string(golden.join("generations.json")).unwrap();
+    let all: Value = serde_json::from_str(&text).unwrap();
+    let options =
+        GenerateOptions { max_tokens: all["steps"].as_u64().unwrap() as usize, ..GenerateOptions::default() };
+    let generate = |fixture: &str, settings: &Value| {
+        let dir = tempfile::tempdir().unwrap();
+        for entry in std::fs::read_dir(golden.join(fixture)).unwrap() {
+            let path = entry.unwrap().path();
+            std::fs::copy(&path, dir.path().join(path.file_name().unwrap())).unwrap();
+        }
+        std::fs::write(dir.path().join("generation_config.json"), settings.to_string()).unwrap();
+        let model = Model::open(dir.path()).unwrap();
+        model.generate(&[all["text"].as_str().unwrap().into()], &options)
+    };
+    let cases = all["cases"].as_array().unwrap();
+    assert!(cases.len() > 20);
+    for case in cases {
+        let found = generate(case["fixture"].as_str().unwrap(), &case["settings"]).unwrap();
+        assert_eq!(serde_json::json!(found[0].tokens), case["tokens"], "{}", case["settings"]);
+    }
+    // What is not implemented is refused, and so is what is no number.
+    for (key, value, part) in [
+        ("guidance_scale", serde_json::json!(1.5), "unsupported `guidance_scale`: `1.5`"),
+        ("encoder_no_repeat_ngram_size", serde_json::json!(3), "unsupported `encoder_no_repeat_ngram_size`"),
+        ("bad_words_ids", serde_json::json!([1]), "expected lists of token ids, found `1`"),
+        ("min_length", serde_json::json!(-1), "expected a number from 0 on, found `-1`"),
+        ("repetition_penalty", serde_json::json!("2"), "`repetition_penalty`: expected a number"),
+        ("forced_eos_token_id", serde_json::json!("2"), "expected a token id"),
+    ] {
+        let error = generate(cases[0]["fixture"].as_str().unwrap(), &serde_json::json!({ key: value }));
+        let error = error.unwrap_err().to_string();
+        assert!(error.contains(part) && error.contains("generation_config.json"), "{error}");
+    }
+}

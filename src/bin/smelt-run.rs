@@ -136,9 +136,9 @@ struct GenerationArguments {
     #[arg(long, value_name = "P")]
     min_p: Option<f32>,
 
-    /// Divide the logits of tokens that occurred already
-    #[arg(long, default_value_t = 1.0)]
-    repetition_penalty: f32,
+    /// Divide the logits of tokens that occurred already [default: what generation_config.json says, else 1]
+    #[arg(long)]
+    repetition_penalty: Option<f32>,
 
     /// The same seed gives the same text
     #[arg(long, default_value_t = 0)]

@@ -11,7 +11,7 @@ const WIDTH: usize = 112;
 /// Keys whose values get lines of their own even if they would fit on one.
 const OPEN: [&str; 8] = ["config", "model", "heads", "body", "repeat", "residual", "sum", "product"];
 
-/// The tree as YAML; what maps carry under [`NOTE`] becomes comments above their lines.
+/// The tree as YAML; what maps carry under `NOTE` becomes comments above their lines.
 pub fn yaml(tree: &Tree) -> String {
     let mut out = String::new();
     for (key, value) in tree.entries().iter().filter(|(key, _)| key != NOTE) {

@@ -2,8 +2,10 @@
 
 #![forbid(unsafe_code)]
 
+mod constraints;
 mod sample;
 mod stop;
 
+pub use constraints::Constraints;
 pub use sample::{Sampler, SamplingOptions, argmax};
 pub use stop::{Piece, StopStrings};

@@ -13,8 +13,9 @@ pub struct SamplingOptions {
     pub top_p: Option<f32>,
     /// Only tokens with at least this share of the likeliest one's probability are considered.
     pub min_p: Option<f32>,
-    /// Logits of tokens that occurred already are divided by it if positive, else multiplied. Keskar et al., “CTRL”, 2019.
-    pub repetition_penalty: f32,
+    /// Logits of tokens that occurred already are divided by it if positive, else multiplied; by default what
+    /// `generation_config.json` says, else 1. Keskar et al., “CTRL”, 2019.
+    pub repetition_penalty: Option<f32>,
     /// The same seed gives the same text.
     pub seed: u64,
 }
@@ -27,7 +28,7 @@ impl Default for SamplingOptions {
             top_k: None,
             top_p: None,
             min_p: None,
-            repetition_penalty: 1.0,
+            repetition_penalty: None,
             seed: 0,
         }
     }
@@ -48,7 +49,7 @@ impl SamplingOptions {
         check("top_p", unit(p) && p > 0.0, "more than 0 and at most 1", p)?;
         let p = self.min_p.unwrap_or(0.0);
         check("min_p", unit(p), "0 to 1", p)?;
-        let r = self.repetition_penalty;
+        let r = self.repetition_penalty.unwrap_or(1.0);
         check("repetition_penalty", r > 0.0 && r.is_finite(), "a positive number", r)
     }
 }
@@ -99,7 +100,7 @@ impl Sampler {
 
     /// The logits with the repetition penalty.
     fn penalised<'l>(&self, logits: &'l [f32], history: &[u32]) -> Cow<'l, [f32]> {
-        let penalty = self.options.repetition_penalty;
+        let penalty = self.options.repetition_penalty.unwrap_or(1.0);
         if penalty == 1.0 {
             return Cow::Borrowed(logits);
         }
@@ -235,7 +236,7 @@ mod tests {
             SamplingOptions { top_k: Some(0), ..base.clone() },
             SamplingOptions { top_p: Some(1.5), ..base.clone() },
             SamplingOptions { min_p: Some(-0.1), ..base.clone() },
-            SamplingOptions { repetition_penalty: 0.0, ..base.clone() },
+            SamplingOptions { repetition_penalty: Some(0.0), ..base.clone() },
         ] {
             assert!(options.validate().is_err(), "{options:?}");
         }
@@ -244,7 +245,7 @@ mod tests {
 
     #[test]
     fn repeated_tokens_are_penalised() {
-        let options = SamplingOptions { repetition_penalty: 2.0, ..SamplingOptions::default() };
+        let options = SamplingOptions { repetition_penalty: Some(2.0), ..SamplingOptions::default() };
         let mut sampler = Sampler::new(&options, 0).unwrap();
         assert_eq!(sampler.pick(&[3.0, 2.0], &[]).unwrap(), 0);
         assert_eq!(sampler.pick(&[3.0, 2.0], &[0]).unwrap(), 1);

@@ -184,7 +184,15 @@ impl Network {
 
     /// An error if a batch that is computed at once needs too much memory, with that of the `results` of others.
     fn check_memory(&self, batch: &Batch, results: u64) -> Result<()> {
-        let spans = batch.input.spans.iter().chain(&batch.decoder.spans);
+        let items = [Stream::Images, Stream::Audio].map(|stream| {
+            let rows = self.plan.values.iter().filter_map(|value| match value.shape {
+                Shape::Matrix { rows: Rows::Fixed(of, n), .. } if of == stream => Some(n),
+                _ => None,
+            });
+            batch.spans(Rows::Fixed(stream, rows.max().unwrap_or(0)))
+        });
+        let tokens = [&batch.input.spans, &batch.decoder.spans];
+        let spans = tokens.into_iter().flatten().chain(items.iter().flat_map(|spans| spans.iter()));
         self.memory.check_batch(spans, results, self.memory_limit)
     }
 

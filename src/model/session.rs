@@ -44,6 +44,7 @@ impl<'n> Session<'n> {
             ));
         }
         network.check(&inputs, stream)?;
+        network.check_memory(&inputs, 0)?;
         self.encoder = Some(inputs);
         self.encoded = true;
         Ok(())

@@ -2,10 +2,13 @@
 
 use std::collections::{HashMap, HashSet};
 
-use crate::error::{ErrorKind, Problem, Remark, Result, closest};
+use crate::error::{Error, ErrorKind, Problem, Remark, Result, closest};
 use crate::spec::{
     Address, Binding, BindingValue, Problems, Scope, Source, Spec, Template, Test, Tree, listed,
 };
+
+/// Most bytes of a config: those with the names of twenty thousand classes have two million.
+const MAX_CONFIG: usize = 8 << 20;
 
 /// A model's `config.json`.
 #[derive(Debug)]
@@ -15,7 +18,15 @@ pub struct Config {
 
 impl Config {
     /// Reads a config; `label` names the file in messages.
+    ///
+    /// # Errors
+    /// `Config` if it is no map, or a key is given twice; `Limit` if it is too long.
     pub fn parse(label: impl Into<String>, text: impl Into<String>) -> Result<Config> {
+        let (label, text) = (label.into(), text.into());
+        if text.len() > MAX_CONFIG {
+            let message = format!("`{label}`: expected at most {MAX_CONFIG} bytes, found {}", text.len());
+            return Err(Error::new(ErrorKind::Limit, message));
+        }
         let config = Config { source: Source::json(label, text)? };
         let mut problems = Problems::default();
         if !matches!(config.source.tree, Tree::Map(_)) {

@@ -135,6 +135,7 @@ impl<'s, 'b> Expander<'s, 'b> {
         let mut shape = input;
         let mut failed = false;
         for item in items {
+            self.count_step(&item.at)?;
             match self.included(&item.when) {
                 Some(true) => {}
                 Some(false) => continue,
@@ -183,12 +184,17 @@ impl<'s, 'b> Expander<'s, 'b> {
         }
     }
 
-    fn item(&mut self, item: &'s Item, input: Option<Shape>, value: Option<ValueId>) -> Built {
+    /// Counts what takes time, whether it becomes a block or not; none if it is too much.
+    fn count_step(&mut self, at: &Address) -> Option<()> {
         self.blocks += 1;
         if self.blocks > MAX_BLOCKS {
-            self.builder.problem(&item.at, format!("more than {MAX_BLOCKS} blocks"));
+            self.builder.problem(at, format!("more than {MAX_BLOCKS} blocks"));
             return None;
         }
+        Some(())
+    }
+
+    fn item(&mut self, item: &'s Item, input: Option<Shape>, value: Option<ValueId>) -> Built {
         match &item.step {
             Step::Residual(body) => {
                 self.builder.block = "residual".into();
@@ -270,6 +276,7 @@ impl<'s, 'b> Expander<'s, 'b> {
                 let mut rounds = Vec::new();
                 let id = self.combinator();
                 for i in 0..n {
+                    self.count_step(&item.at)?;
                     let outer = self.builder.scope.insert(index.clone(), Tree::Int(i as i64));
                     self.builder.loops.push((i, n));
                     let prefix = self.builder.path.clone();

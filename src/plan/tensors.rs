@@ -1,6 +1,6 @@
 //! Tensor names: which stored tensor each declared one is, and whether all are accounted for, both ways.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use super::config::Bound;
 use crate::error::{Place, Problem, Remark, count};
@@ -282,6 +282,9 @@ pub(super) fn pattern(name: &str) -> String {
     name.split('.').map(star).collect::<Vec<_>>().join(".")
 }
 
+/// Most spellings that a missing name is compared with.
+const MAX_SPELLINGS: usize = 1000;
+
 fn report_missing(
     spec: &Spec,
     names: &Names<'_>,
@@ -297,6 +300,14 @@ fn report_missing(
         let rank = *order.entry(pattern.clone()).or_insert(next);
         groups.entry((rank, pattern)).or_default().push(tensor);
     }
+    let mut by_pattern: HashMap<String, Vec<&str>> = HashMap::new();
+    for stored in names.renamed.keys() {
+        by_pattern.entry(crate::plan::tensors::pattern(stored)).or_default().push(stored);
+    }
+    // One of each pattern: the same tensor of other layers is spelt alike.
+    let mut patterns = HashSet::new();
+    let spellings = unused.iter().copied().filter(|name| patterns.insert(pattern(name)));
+    let spellings: Vec<&str> = spellings.take(MAX_SPELLINGS).collect();
     for ((_, pattern), group) in groups {
         let first = group[0];
         let name = if group.len() == 1 { &first.name } else { &pattern };
@@ -314,24 +325,24 @@ fn report_missing(
             remark("tried", format!("`{tie}`, to which it is tied"));
         }
         // The same tensor of other layers tells a wrong name from an incomplete file.
-        let stem = |name: &str| crate::plan::tensors::pattern(name);
-        let mut present: Vec<usize> = names
-            .renamed
-            .keys()
-            .filter(|stored| spec.weights.prefixes.iter().any(|p| stem(stored) == with_prefix(p, &pattern)))
+        let prefixed: BTreeSet<String> =
+            spec.weights.prefixes.iter().map(|p| with_prefix(p, &pattern)).collect();
+        let mut present: Vec<usize> = prefixed
+            .iter()
+            .filter_map(|name| by_pattern.get(name))
+            .flatten()
             .filter_map(|stored| stored.split('.').find_map(|s| s.parse().ok()))
             .collect();
+        let suffix = format!(".{}", first.name);
         if !present.is_empty() && pattern.contains('*') {
             present.sort_unstable();
             let have = layers(&present);
             remark("note", format!("{have} it; is the checkpoint complete, and `config.json` its own?"));
-        } else if let Some(stored) =
-            unused.iter().find(|stored| stored.ends_with(&format!(".{}", first.name)))
-        {
-            let prefix = &stored[..stored.len() - first.name.len() - 1];
+        } else if let Some(stored) = unused.iter().find(|stored| stored.ends_with(&suffix)) {
+            let prefix = &stored[..stored.len() - suffix.len()];
             remark("found", format!("`{stored}`, which nothing uses"));
             remark("help", format!("list `{prefix}` under `weights: prefix` if it is the same tensor"));
-        } else if let Some(near) = nearest(&first.name, names, unused) {
+        } else if let Some(near) = nearest(&first.name, names, &spellings) {
             remark("found", format!("`{near}`, which nothing uses, looks close"));
         }
     }
@@ -360,11 +371,11 @@ fn layers(numbers: &[usize]) -> String {
     }
 }
 
-/// The unused stored name that is spelt most like `name` under one of the prefixes.
-fn nearest<'a>(name: &str, names: &Names<'_>, unused: &[&'a str]) -> Option<&'a str> {
+/// The spelling that is most like `name` under one of the prefixes.
+fn nearest<'a>(name: &str, names: &Names<'_>, spellings: &[&'a str]) -> Option<&'a str> {
     let prefixes = names.weights.prefixes.iter();
     prefixes
-        .filter_map(|prefix| crate::error::closest(&with_prefix(prefix, name), unused.iter().copied()))
+        .filter_map(|prefix| crate::error::closest(&with_prefix(prefix, name), spellings.iter().copied()))
         .next()
 }
 

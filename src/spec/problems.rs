@@ -4,10 +4,15 @@ use crate::error::{Error, ErrorKind, Problem, Result};
 /// Most problems that one error reports: whoever has more begins with these.
 const MAX_PROBLEMS: usize = 50;
 
+/// Most bytes that are read to find places, each time a whole file: in a large one, the first problems have places.
+const MAX_SEARCHED: usize = 16 << 20;
+
 /// Collects what is wrong with a file, so that all of it is reported in one go.
 #[derive(Debug, Default)]
 pub struct Problems {
     list: Vec<Problem>,
+    /// Bytes that were read to find places.
+    searched: usize,
 }
 
 impl Problems {
@@ -20,7 +25,8 @@ impl Problems {
         label: &str,
     ) -> &mut Problem {
         let mut problem = Problem::new(message);
-        if self.list.len() < MAX_PROBLEMS {
+        if self.list.len() < MAX_PROBLEMS && self.searched < MAX_SEARCHED {
+            self.searched += source.text.len();
             problem.place =
                 source.place(at).map(|place| crate::error::Place { label: label.into(), ..place });
         }

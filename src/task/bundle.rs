@@ -369,6 +369,12 @@ impl Grid {
             let message = format!("expected `{name}` of shape [batch, seq], found {:?}", array.shape());
             return Err(input_error(message));
         };
+        if rows == 0 || cols == 0 {
+            return Err(input_error(format!(
+                "expected at least one token in `{name}`, found {:?}",
+                [rows, cols]
+            )));
+        }
         let values = array
             .to_i64()
             .ok_or_else(|| input_error(format!("expected integers in `{name}`, found {}", array.dtype())))?;

@@ -1,8 +1,9 @@
 use std::collections::VecDeque;
 
+use super::generation_config::GenerationConfig;
 use super::model::{Model, Text};
 use crate::error::{Error, ErrorKind, Result};
-use crate::generate::{Sampler, SamplingOptions, StopStrings};
+use crate::generate::{Constraints, Sampler, SamplingOptions, StopStrings};
 use crate::model::Session;
 use crate::nn::Stream as Tokens;
 use crate::tokenizer::Stream;
@@ -59,6 +60,9 @@ impl Model {
     /// Continues texts, or answers them with an encoder-decoder. All texts go through the network together; what is generated
     /// for one does not depend on the others.
     ///
+    /// What `generation_config.json` (`config.json` without one) says of tokens is obeyed, as [`Constraints`] lists it. How they are
+    /// chosen is for `options` to say: `num_beams`, `do_sample` and what belongs to sampling are not read.
+    ///
     /// ```
     /// use smelt::GenerateOptions;
     /// # fn main() -> smelt::Result<()> {
@@ -70,7 +74,8 @@ impl Model {
     /// ```
     ///
     /// # Errors
-    /// `Input` when the model is for another task, an option is out of its range, or a text is too long.
+    /// `Input` when the model is for another task, an option is out of its range, or a text is too long; `Unsupported` when
+    /// `generation_config.json` has a setting that would change the text and is not implemented.
     pub fn generate(&self, texts: &[Text<'_>], options: &GenerateOptions) -> Result<Vec<Generation>> {
         let mut generator = Generator::new(self, texts, options)?;
         while generator.step()? {}
@@ -149,10 +154,7 @@ pub(super) struct Generator<'m> {
     eos: Vec<u32>,
     max_tokens: usize,
     max_length: usize,
-    /// Tokens that are never chosen.
-    suppressed: Vec<u32>,
-    /// Tokens that are not chosen first.
-    suppressed_first: Vec<u32>,
+    constraints: Constraints,
     /// Tokens from this one on are no text.
     silent_from: Option<u32>,
 }
@@ -188,7 +190,13 @@ impl<'m> Generator<'m> {
             }
         }
         let prompt = |e: crate::tokenizer::Encoding| (start.map_or(e.ids, |id| vec![id]), 0, e.truncated);
-        Generator::begin(model, session, encodings.into_iter().map(prompt).collect(), options)
+        let file = GenerationConfig::of(model);
+        let mut options = options.clone();
+        if options.sampling.repetition_penalty.is_none() {
+            options.sampling.repetition_penalty = Some(file.repetition_penalty()?);
+        }
+        let prompts = encodings.into_iter().map(prompt).collect();
+        Generator::begin(model, session, prompts, &options, file.constraints()?)
     }
 
     /// Goes on with the sequences of a session: for each the tokens that it begins with, how many of them the session has
@@ -198,6 +206,7 @@ impl<'m> Generator<'m> {
         session: Session<'m>,
         prompts: Vec<(Vec<u32>, usize, usize)>,
         options: &GenerateOptions,
+        constraints: Constraints,
     ) -> Result<Self> {
         let tokenizer = model.tokenizer()?;
         let plan = model.network.plan();
@@ -227,17 +236,14 @@ impl<'m> Generator<'m> {
             eos: if options.ignore_eos { Vec::new() } else { model.token_ids("eos_token_id") },
             max_tokens: options.max_tokens,
             max_length: plan.token_limit(stream).unwrap_or(usize::MAX),
-            suppressed: Vec::new(),
-            suppressed_first: Vec::new(),
+            constraints,
             silent_from: None,
         })
     }
 
-    /// Keeps tokens from being chosen, at all or as the first ones. Those from `silent_from` on may be chosen, but are no text.
-    pub(super) fn suppress(&mut self, at_all: &[u32], first: &[u32], silent_from: Option<u32>) {
-        self.suppressed = at_all.to_vec();
-        self.suppressed_first = first.to_vec();
-        self.silent_from = silent_from;
+    /// Tokens from this one on may be chosen, but are no text.
+    pub(super) fn silence_from(&mut self, id: Option<u32>) {
+        self.silent_from = id;
     }
 
     /// Adds a token to each sequence that goes on; says whether any does after that.
@@ -251,12 +257,9 @@ impl<'m> Generator<'m> {
         for (row, i) in self.running.iter().enumerate() {
             let full = self.session.length(row) >= self.max_length;
             let sequence = &mut self.sequences[*i];
-            let first = if sequence.tokens.is_empty() { &self.suppressed_first[..] } else { &[] };
-            for id in self.suppressed.iter().chain(first) {
-                if let Some(logit) = logits.row_mut(row).get_mut(*id as usize) {
-                    *logit = f32::NEG_INFINITY;
-                }
-            }
+            let new = sequence.tokens.len();
+            let is_last = new + 1 == self.max_tokens;
+            self.constraints.apply(logits.row_mut(row), &sequence.history, new, is_last, &self.eos);
             let id = sequence.sampler.pick(logits.row(row), &sequence.history)?;
             sequence.add(id, &self.eos, self.silent_from)?;
             if sequence.finish.is_none() && (sequence.tokens.len() >= self.max_tokens || full) {

@@ -10,6 +10,7 @@ mod classify;
 mod embed;
 mod fill_mask;
 mod generate;
+mod generation_config;
 mod images;
 mod model;
 mod modules;

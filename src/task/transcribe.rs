@@ -1,10 +1,11 @@
 //! Sounds in, text out.
 
 use super::generate::{FinishReason, GenerateOptions, Generator};
+use super::generation_config::{GenerationConfig, bare};
 use super::model::Model;
 use crate::error::{Error, ErrorKind, Result};
+use crate::generate::Constraints;
 use crate::model::Session;
-use crate::plan::Config;
 use crate::preprocess::{Sound, SoundProcessor};
 use crate::spec::{Tree, listed};
 
@@ -108,12 +109,9 @@ impl Model {
                 max_tokens: options.generate.max_tokens.min(room),
                 ..options.generate.clone()
             };
-            let mut generator = Generator::begin(self, session, vec![(prompt, seen, 0)], &generate)?;
-            generator.suppress(
-                &rules.suppressed,
-                &rules.suppressed_first,
-                rules.no_timestamps.map(|id| id + 1),
-            );
+            let (prompts, constraints) = (vec![(prompt, seen, 0)], rules.constraints.clone());
+            let mut generator = Generator::begin(self, session, prompts, &generate, constraints)?;
+            generator.silence_from(rules.no_timestamps.map(|id| id + 1));
             while generator.step()? {}
             let generation = generator.into_generations().remove(0); // of the one sequence
             let (text, tokens, finish) = (generation.text, generation.tokens, generation.finish);
@@ -158,8 +156,7 @@ struct Rules {
     language: Option<String>,
     hears_language: bool,
     languages: Vec<(String, u32)>,
-    suppressed: Vec<u32>,
-    suppressed_first: Vec<u32>,
+    constraints: Constraints,
     max_length: Option<usize>,
 }
 
@@ -179,17 +176,8 @@ const PLAIN: [(&str, Tree); 9] = [
 impl Rules {
     /// What `generation_config.json`, or `config.json` without one, and the options say.
     fn read(model: &Model, options: &TranscribeOptions) -> Result<Rules> {
-        let config = model.generation.as_ref().unwrap_or(&model.config);
-        let file = Generation { config };
-        for (key, accepted) in PLAIN {
-            if let Some(found) = file.get(key)
-                && *found != accepted
-                && !matches!((found, &accepted), (Tree::Int(1), Tree::Float(1.0)))
-            {
-                let message = format!("`{}`: unsupported `{key}`: `{found}`", config.name());
-                return Err(Error::new(ErrorKind::Unsupported, message));
-            }
-        }
+        let file = GenerationConfig::of(model);
+        file.expect(&PLAIN)?;
         let start =
             file.id("decoder_start_token_id")?.ok_or_else(|| file.wrong("no `decoder_start_token_id`"))?;
         let languages = file.ids_by_name("lang_to_id")?;
@@ -207,7 +195,7 @@ impl Rules {
         if language.is_none() && task.is_none() {
             let forced = file.forced_ids()?;
             prompt.extend(if forced.is_empty() {
-                Generation { config: &model.config }.forced_ids()?
+                GenerationConfig { config: &model.config }.forced_ids()?
             } else {
                 forced
             });
@@ -245,95 +233,18 @@ impl Rules {
             no_timestamps: file.id("no_timestamps_token_id")?,
             hears_language,
             languages,
-            suppressed: file.ids("suppress_tokens")?,
-            suppressed_first: file.ids("begin_suppress_tokens")?,
+            constraints: Constraints {
+                suppressed: file.ids("suppress_tokens")?,
+                begin_suppressed: file.ids("begin_suppress_tokens")?,
+                ..Constraints::default()
+            },
             max_length,
         })
     }
-}
-
-/// `en` of `<|en|>`.
-fn bare(token: &str) -> &str {
-    token.strip_prefix("<|").and_then(|token| token.strip_suffix("|>")).unwrap_or(token)
 }
 
 fn unknown(what: &str, found: &str, known: &[(String, u32)]) -> Error {
     let names: Vec<&str> = known.iter().map(|(name, _)| name.as_str()).collect();
     let expected = if names.is_empty() { "none to be chosen".to_owned() } else { listed(&names) };
     Error::new(ErrorKind::Input, format!("unknown {what} `{found}`: expected {expected}"))
-}
-
-/// Reads a file that says how to generate.
-struct Generation<'c> {
-    config: &'c Config,
-}
-
-impl Generation<'_> {
-    /// The value of a key; null is none.
-    fn get(&self, key: &str) -> Option<&Tree> {
-        self.config.find(key).map(|(value, _)| value).filter(|value| **value != Tree::Null)
-    }
-
-    fn wrong(&self, what: &str) -> Error {
-        Error::new(ErrorKind::Config, format!("`{}`: {what}", self.config.name()))
-    }
-
-    fn as_id(&self, key: &str, value: &Tree) -> Result<u32> {
-        let id = if let Tree::Int(id) = value {
-            u32::try_from(*id).ok().filter(|id| *id < u32::MAX)
-        } else {
-            None
-        };
-        id.ok_or_else(|| self.wrong(&format!("`{key}`: expected a token id, found `{value}`")))
-    }
-
-    fn id(&self, key: &str) -> Result<Option<u32>> {
-        self.get(key).map(|value| self.as_id(key, value)).transpose()
-    }
-
-    fn ids(&self, key: &str) -> Result<Vec<u32>> {
-        match self.get(key) {
-            None => Ok(Vec::new()),
-            Some(Tree::List(items)) => items.iter().map(|item| self.as_id(key, item)).collect(),
-            Some(other) => {
-                Err(self.wrong(&format!("`{key}`: expected a list of token ids, found `{other}`")))
-            }
-        }
-    }
-
-    /// Ids by their names, without `<|` and `|>`.
-    fn ids_by_name(&self, key: &str) -> Result<Vec<(String, u32)>> {
-        match self.get(key) {
-            None => Ok(Vec::new()),
-            Some(Tree::Map(entries)) => {
-                let entry = |(name, id): &(String, Tree)| Ok((bare(name).to_owned(), self.as_id(key, id)?));
-                entries.iter().map(entry).collect()
-            }
-            Some(other) => Err(self.wrong(&format!("`{key}`: expected ids by their names, found `{other}`"))),
-        }
-    }
-
-    /// Tokens at the places 1, 2 and so on; null for one that is not given.
-    fn forced_ids(&self) -> Result<Vec<Option<u32>>> {
-        let key = "forced_decoder_ids";
-        let Some(tree) = self.get(key) else { return Ok(Vec::new()) };
-        let wrong = || {
-            self.wrong(&format!(
-                "`{key}`: expected [place, id] for the places 1, 2 and so on, found `{tree}`"
-            ))
-        };
-        let Tree::List(items) = tree else { return Err(wrong()) };
-        let mut ids = Vec::new();
-        for (i, item) in items.iter().enumerate() {
-            let Tree::List(pair) = item else { return Err(wrong()) };
-            match &pair[..] {
-                [Tree::Int(place), Tree::Null] if usize::try_from(*place) == Ok(i + 1) => ids.push(None),
-                [Tree::Int(place), id] if usize::try_from(*place) == Ok(i + 1) => {
-                    ids.push(Some(self.as_id(key, id)?))
-                }
-                _ => return Err(wrong()),
-            }
-        }
-        Ok(ids)
-    }
 }
