@@ -145,22 +145,15 @@ fn fields(fields: &'static [FieldDef]) -> Value {
     object(fields.iter().map(|field| (field.name, described(field_value(field), &joined(field.doc)))))
 }
 
-/// The definition of a group of fields.
-fn group(of: &'static [FieldDef]) -> Value {
-    let names = |fields: &[FieldDef]| fields.iter().map(|field| field.name).collect::<Vec<_>>();
-    match defaults().find(|(_, known)| names(known()) == names(of)) {
-        Some((name, _)) => json!({"$ref": format!("#/$defs/{name}")}),
-        None => fields(of),
-    }
-}
-
 fn field_value(field: &FieldDef) -> Value {
     let mut choices = match field.shape {
-        FieldShape::Fields(of) => {
+        FieldShape::Fields(group, of) => {
             let first = of().first().map(|field| any_of(field_value(field))).unwrap_or_default();
-            [vec![group(of())], first].concat()
+            [vec![json!({"$ref": format!("#/$defs/{group}")})], first].concat()
         }
-        FieldShape::PathOrFields(of) => vec![json!({"type": "string"}), group(of())],
+        FieldShape::PathOrFields(..) => {
+            vec![json!({"type": "string"}), json!({"$ref": "#/$defs/projection"})]
+        }
         FieldShape::Reference => vec![json!({"type": "string"})],
         FieldShape::References => vec![json!({"type": "array", "items": {"type": "string"}})],
         FieldShape::Plain | FieldShape::Path => any_of(plain(&(field.kind)())),

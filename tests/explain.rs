@@ -131,6 +131,58 @@ fn two_descriptions_are_compared_on_one_checkpoint() {
     assert!(value["before"]["flops"].as_u64() < value["after"]["flops"].as_u64());
 }
 
+/// What a field's map takes from `defaults` counts as if it were written there.
+#[test]
+fn defaults_of_maps_are_settings() {
+    struct Case {
+        family: &'static str,
+        /// Texts in the built-in description and what they become, all with the same meaning.
+        same: &'static [(&'static str, &'static str)],
+        /// A text in the result of that and what it becomes, with another meaning.
+        other: (&'static str, &'static str),
+        change: &'static str,
+    }
+    let cases = [
+        Case {
+            family: "cohere",
+            same: &[(
+                r#""${{'at': 'self_attn.k_norm'} if qk_norm else none}""#,
+                "{at: self_attn.k_norm, kind: layer_norm, over: each, eps: $eps}",
+            )],
+            other: ("over: each, eps: $eps}}\nmodel", "over: each, eps: 0.5}}\nmodel"),
+            change: "q_norm.eps 1e-5 → 0.5",
+        },
+        Case {
+            family: "mamba2",
+            same: &[
+                ("norm: {at: mixer.norm, eps: $eps}", "norm: mixer.norm"),
+                ("defaults: {", "defaults: {gated_norm: {eps: $eps}, "),
+            ],
+            other: ("gated_norm: {eps: $eps}", "gated_norm: {eps: 0.5}"),
+            change: "norm.eps 1e-5 → 0.5",
+        },
+    ];
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("mine.yaml");
+    for case in cases {
+        let model = format!("tests/golden/{}/causal", case.family);
+        let diff =
+            || smelt(&["explain", "--diff", case.family, file.to_str().unwrap(), "-m", model.as_str()]);
+        let mut text = std::fs::read_to_string(format!("architectures/{}.yaml", case.family)).unwrap();
+        for (old, new) in case.same {
+            assert!(text.contains(old), "{old}");
+            text = text.replacen(old, new, 1);
+        }
+        std::fs::write(&file, &text).unwrap();
+        let same = diff();
+        assert!(same.contains("the same blocks, with the same settings and tensors"), "{same}");
+        assert!(text.contains(case.other.0));
+        std::fs::write(&file, text.replacen(case.other.0, case.other.1, 1)).unwrap();
+        let other = diff();
+        assert!(other.contains(case.change), "{other}");
+    }
+}
+
 #[test]
 fn the_picture_in_the_docs_is_what_is_drawn() {
     let drawn = smelt(&["explain", "-m", "examples/models/language-id", "--svg"]);

@@ -37,10 +37,10 @@ pub enum FieldShape {
     Reference,
     /// A list of names of other values.
     References,
-    /// A map with fields of its own, those of this definition.
-    Fields(fn() -> &'static [FieldDef]),
-    /// A path, or a map with the fields of this definition.
-    PathOrFields(fn() -> &'static [FieldDef]),
+    /// A map with fields of its own, those of the definition of this name.
+    Fields(&'static str, fn() -> &'static [FieldDef]),
+    /// A path, or a map with the fields of the definition of this name.
+    PathOrFields(&'static str, fn() -> &'static [FieldDef]),
 }
 
 /// A struct that is read from the fields of a block.
@@ -174,8 +174,10 @@ pub(crate) use {fields, given};
 macro_rules! nested {
     ($Name:ident) => {
         impl $crate::nn::fields::FieldType for $Name {
-            const SHAPE: $crate::nn::fields::FieldShape =
-                $crate::nn::fields::FieldShape::Fields(<$Name as $crate::nn::fields::Fields>::fields);
+            const SHAPE: $crate::nn::fields::FieldShape = $crate::nn::fields::FieldShape::Fields(
+                <$Name as $crate::nn::fields::Fields>::NAME,
+                <$Name as $crate::nn::fields::Fields>::fields,
+            );
             fn kind() -> String {
                 let names: Vec<&str> =
                     <$Name as $crate::nn::fields::Fields>::fields().iter().map(|f| f.name).collect();
@@ -406,7 +408,8 @@ fields! {
 }
 
 impl FieldType for Projection {
-    const SHAPE: FieldShape = FieldShape::PathOrFields(<Projection as Fields>::fields);
+    const SHAPE: FieldShape =
+        FieldShape::PathOrFields(<Projection as Fields>::NAME, <Projection as Fields>::fields);
     fn kind() -> String {
         "a path, or `linear` {at, bias, layout, tie}".into()
     }

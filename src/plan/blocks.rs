@@ -194,12 +194,12 @@ impl Expander<'_, '_> {
                 None => field.default.and_then(Tree::constant),
             };
             match (value, field.shape) {
-                (Some(value @ Tree::Map(_)), FieldShape::Fields(inner)) => {
-                    let inner = self.settings(field.name, inner(), &value, at);
+                (None | Some(Tree::Null), _) => {}
+                (Some(value), FieldShape::Fields(group, inner)) => {
+                    let inner = self.settings(group, inner(), &value, at);
                     settings.extend(inner.into_iter().map(|(name, x)| (format!("{}.{name}", field.name), x)));
                 }
-                (None | Some(Tree::Null), _) => {}
-                (Some(_), FieldShape::Path | FieldShape::PathOrFields(_)) => {}
+                (Some(_), FieldShape::Path | FieldShape::PathOrFields(..)) => {}
                 (Some(value), _) => settings.push((field.name.to_owned(), value)),
             }
         }

@@ -270,10 +270,9 @@ impl<'s> Checker<'s, '_> {
         };
         self.names(value, at);
         match field.shape {
-            FieldShape::Fields(fields) | FieldShape::PathOrFields(fields)
+            FieldShape::Fields(group, fields) | FieldShape::PathOrFields(group, fields)
                 if matches!(value, Tree::Map(_)) =>
             {
-                let group = if matches!(field.shape, FieldShape::PathOrFields(_)) { "linear" } else { name };
                 self.repeated(value, at);
                 self.fields(fields(), group, value, at);
             }
