@@ -227,8 +227,22 @@ fn hostile_descriptions_are_refused() {
         }
         text + &"  ".repeat(depth + 2) + body + "\n"
     };
+    // Each value needs the one before it, inside of as many steps as YAML allows.
+    let values = |count: usize, depth: usize| {
+        let (open, close) = ("[{residual: ".repeat(depth), "}]".repeat(depth));
+        let mut text = String::from("smelt: 1\nmatch: {hidden_size: 40}\nmodel:\n");
+        for i in (1..count).rev() {
+            text += &format!(
+                "  v{i}: [{{from: v0}}, {{residual: {open}{{sum: [{{from: v{}}}]}}{close}}}]\n",
+                i - 1
+            );
+        }
+        text + "  v0: {embedding: {at: e, of: token_ids, rows: 203, width: 40}}\n"
+    };
     let cases: &[(&str, String, &str)] = &[
         ("alias bomb", bomb, "aliases repeat too much"),
+        ("values in a row", values(2000, 0), "more than 128 steps that wait for each other"),
+        ("steps and values in a row", values(300, 25), "more than 128 steps that wait for each other"),
         ("small alias bomb", small_bomb, "unknown section"),
         ("alias to itself", cycle, "invalid YAML"),
         ("nested lists", format!("a: {}{}", "[".repeat(100_000), "]".repeat(100_000)), "invalid YAML"),

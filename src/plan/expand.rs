@@ -10,6 +10,9 @@ use crate::spec::{Address, Head, Item, Spec, Step, Tree};
 /// Most layers of one loop.
 const MAX_REPEAT: usize = 4096;
 
+/// Most steps that wait for each other: those inside of a step, and those of the values that it needs.
+pub(super) const MAX_DEPTH: usize = 128;
+
 /// Most blocks of a model, loops unrolled.
 const MAX_BLOCKS: usize = 100_000;
 
@@ -25,6 +28,7 @@ pub struct Expander<'s, 'b> {
     /// Names of values that could not be built: what is wrong with them is known.
     failed: HashSet<String>,
     blocks: usize,
+    depth: usize,
     /// Blocks of the value that is being built.
     pub(super) recorded: Vec<PlannedBlock>,
     /// Blocks of all values, what another value needs before it.
@@ -45,6 +49,7 @@ impl<'s, 'b> Expander<'s, 'b> {
             open: Vec::new(),
             failed: HashSet::new(),
             blocks: 0,
+            depth: 0,
             recorded: Vec::new(),
             done: Vec::new(),
             within: Vec::new(),
@@ -88,10 +93,8 @@ impl<'s, 'b> Expander<'s, 'b> {
             return None;
         };
         if self.open.iter().any(|open| open == name) {
-            let circle =
-                self.open.iter().skip_while(|open| *open != name).map(|open| format!("`{open}` needs "));
-            let message = format!("values need each other: {}`{name}`", circle.collect::<String>());
-            self.builder.problem(at, message);
+            let way: Vec<&str> = self.open.iter().map(String::as_str).collect();
+            self.builder.problem(at, circle(&way, name));
             return None;
         }
         self.open.push(name.to_owned());
@@ -144,7 +147,10 @@ impl<'s, 'b> Expander<'s, 'b> {
                     continue;
                 }
             }
-            match self.item(item, shape, value) {
+            self.depth += 1;
+            let built = self.item(item, shape, value);
+            self.depth -= 1;
+            match built {
                 Some((block, next)) => {
                     if let Shape::Matrix { cols, .. } = next {
                         self.builder.note_width(cols);
@@ -195,6 +201,10 @@ impl<'s, 'b> Expander<'s, 'b> {
     }
 
     fn item(&mut self, item: &'s Item, input: Option<Shape>, value: Option<ValueId>) -> Built {
+        if self.depth > MAX_DEPTH {
+            self.builder.problem(&item.at, format!("more than {MAX_DEPTH} steps that wait for each other"));
+            return None;
+        }
         match &item.step {
             Step::Residual(body) => {
                 self.builder.block = "residual".into();
@@ -392,6 +402,12 @@ impl<'s, 'b> Expander<'s, 'b> {
         self.builder.problem(at, message);
         None
     }
+}
+
+/// What is said of a value that needs itself: `way` leads to it.
+pub(super) fn circle(way: &[&str], name: &str) -> String {
+    let circle = way.iter().skip_while(|other| **other != name).map(|other| format!("`{other}` needs "));
+    format!("values need each other: {}`{name}`", circle.collect::<String>())
 }
 
 /// Whether a step that can be built gives a matrix of the shape that it takes.
