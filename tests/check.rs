@@ -6,7 +6,8 @@ use std::path::Path;
 use std::process::Command;
 
 use serde_json::Value;
-use smelt::plan::{Config, Finding, Target, builtin, inspect};
+use smelt::plan::{Config, Finding, Target, builtin, check_spec, inspect};
+use smelt::spec::Source;
 use smelt::weights::{Index, Repository};
 
 fn config(repository: &Repository) -> Config {
@@ -89,4 +90,61 @@ fn tensors_are_checked_with_a_model() {
     assert_eq!(smelt(&["check", "--config", config, "--model", dir]).0, Some(2));
     let (code, list) = smelt(&["check", spec, "--json", "--model", "no/such/directory"]);
     assert_eq!((code, &list[0]["severity"]), (Some(1), &Value::from("error")));
+}
+
+/// What no config can make work is found in the file alone, and what some config can is not.
+#[test]
+fn what_cannot_work_is_found_without_a_config() {
+    const TOKENS: &str = "{embedding: {at: e, of: token_ids, rows: 2, width: 2}}";
+    let cases = [
+        ("{}", Some("expected a value of `model`, found none")),
+        ("{a: []}", Some("a sequence without blocks")),
+        ("{a: [TOKENS], b: [{sum: [[{from: a}], []]}]}", Some("a sequence without blocks")),
+        ("{a: [{repeat: 2, body: []}]}", Some("a sequence without blocks")),
+        ("{a: [{linear: {at: l, out: 2}}, TOKENS]}", Some("`linear` has no input")),
+        ("{a: [{residual: [TOKENS]}]}", Some("`residual` has no input")),
+        ("{a: [{product: [TOKENS, {activation: relu}]}]}", Some("`activation` has no input")),
+        ("{a: [{repeat: 2, body: [{scale: 2}]}]}", Some("`scale` has no input")),
+        ("{a: [{scale: 2, when: $yes}, {scale: 3}]}", Some("`scale` has no input")),
+        ("{a: [{from: a}]}", Some("values need each other: `a` needs `a`")),
+        (
+            "{a: [{from: b}], b: [{sum: [{from: c}, TOKENS]}], c: [{from: b}]}",
+            Some("`b` needs `c` needs `b`"),
+        ),
+        ("{a: [{concat: [b, a]}], b: TOKENS}", Some("values need each other: `a` needs `a`")),
+        ("{a: [{from: b}], b: TOKENS}", None),
+        ("{a: [TOKENS, {residual: []}, {sum: [[], {from: b}]}], b: [{scale: 2, when: $yes}, TOKENS]}", None),
+        ("{a: [{from: b, when: $yes}, TOKENS], b: [{from: a}]}", None),
+        ("{a: [{sum: [TOKENS, {scale: 2, when: $yes}]}]}", None),
+    ];
+    for (model, expected) in cases {
+        let text = format!(
+            "smelt: 1\nmatch: {{}}\nconfig: {{yes: yes}}\nmodel: {}\nheads: {{features: {{match: [], when: $yes}}}}\n",
+            model.replace("TOKENS", TOKENS),
+        );
+        let found = check_spec(Source::yaml("a.yaml", text).unwrap()).err();
+        let found: Vec<String> =
+            found.iter().flat_map(|error| error.problems()).map(|problem| problem.message.clone()).collect();
+        let fits = match expected {
+            Some(part) => found.len() == 1 && found[0].contains(part),
+            None => found.is_empty(),
+        };
+        assert!(fits, "{model}: expected {expected:?}, found {found:?}");
+    }
+}
+
+/// A circle through a value of a head; the values of another head have the same names.
+#[test]
+fn heads_have_values_of_their_own() {
+    let text = "smelt: 1
+match: {}
+model: {hidden: {embedding: {at: e, of: token_ids, rows: 2, width: 2}}}
+heads:
+  masked_lm: {match: [], a: {from: hidden}, logits: {from: a}}
+  causal_lm: {match: [], logits: {from: hidden}, a: {from: logits}}
+";
+    check_spec(Source::yaml("a.yaml", text).unwrap()).unwrap();
+    let text = text.replace("logits: {from: hidden}", "logits: {from: a}");
+    let error = check_spec(Source::yaml("a.yaml", text).unwrap()).unwrap_err().to_string();
+    assert!(error.starts_with("values need each other: `logits` needs `a` needs `logits`\n"), "{error}");
 }

@@ -36,6 +36,7 @@ struct Planned;
 
 impl Plan for RelativeBias {
     const KEEPS_SHAPE: bool = false;
+    const IS_SOURCE: bool = true;
 
     fn plan(self, b: &mut Builder<'_>, input: Option<Shape>, at: &Address) -> Built {
         if input.is_some() {

@@ -2,6 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 
+use super::expand::{MAX_DEPTH, circle};
 use crate::error::{Problem, Remark, closest};
 use crate::nn::{self, Builder, FieldDef, FieldShape};
 use crate::spec::{
@@ -28,8 +29,16 @@ pub const TASKS: [&str; 14] = [
 
 /// Reports everything that is wrong with a description whatever the config.
 pub fn check(spec: &Spec, problems: &mut Problems) {
-    let mut checker =
-        Checker { spec, problems, used: HashSet::new(), known: HashSet::new(), values: Vec::new() };
+    let mut checker = Checker {
+        spec,
+        problems,
+        used: HashSet::new(),
+        known: HashSet::new(),
+        values: Vec::new(),
+        value: None,
+        conditions: 0,
+        needs: HashMap::new(),
+    };
     for binding in &spec.config {
         checker.binding(binding);
     }
@@ -46,6 +55,10 @@ pub fn check(spec: &Spec, problems: &mut Problems) {
     checker.values = model.clone();
     for value in &spec.values {
         checker.value(value);
+    }
+    let mut met = HashSet::new();
+    for value in &spec.values {
+        checker.circles(&value.name, &value.at, &mut Vec::new(), &mut met);
     }
     for head in &spec.heads {
         if !TASKS.contains(&head.task.as_str()) {
@@ -70,6 +83,12 @@ pub fn check(spec: &Spec, problems: &mut Problems) {
             }
             checker.value(value);
         }
+        let mut met = met.clone();
+        for value in &head.values {
+            checker.circles(&value.name, &value.at, &mut Vec::new(), &mut met);
+        }
+        // Other heads may have values of the same names.
+        head.values.iter().for_each(|value| drop(checker.needs.remove(value.name.as_str())));
         for (output, _, at) in &head.outputs {
             checker.reference(output, at);
         }
@@ -99,6 +118,12 @@ struct Checker<'s, 'p> {
     known: HashSet<String>,
     /// Values that may be referred to here.
     values: Vec<&'s str>,
+    /// The value that is being checked.
+    value: Option<&'s str>,
+    /// How many `when`s are around what is being checked.
+    conditions: usize,
+    /// For each value the values that it needs whatever the config, and where it says so.
+    needs: HashMap<&'s str, Vec<(&'s str, Address)>>,
 }
 
 impl<'s> Checker<'s, '_> {
@@ -180,7 +205,57 @@ impl<'s> Checker<'s, '_> {
     }
 
     fn value(&mut self, value: &'s NamedValue) {
+        self.value = Some(&value.name);
         self.sequence(&value.body);
+        self.value = None;
+        self.beginning(&value.body, &value.at);
+    }
+
+    /// Checks that a sequence that is given nothing begins with a block that takes nothing, whatever the config.
+    fn beginning(&mut self, items: &[Item], at: &Address) {
+        if items.is_empty() {
+            self.problems.at(&self.spec.source, at, "a sequence without blocks", "");
+        }
+        for item in items {
+            let name = match &item.step {
+                Step::Residual(_) => "residual",
+                Step::Block { name, .. } if nn::block(name).is_some_and(|block| !block.is_source) => name,
+                // Only a config tells whether it is there, and is the beginning.
+                _ if item.when.is_some() => return,
+                Step::Sum(branches) | Step::Product(branches) => {
+                    for (i, branch) in branches.iter().enumerate() {
+                        self.beginning(branch, &item.at.child(i));
+                    }
+                    return;
+                }
+                Step::Repeat { body, .. } => return self.beginning(body, &item.at),
+                Step::Block { .. } => return,
+            };
+            if item.when.is_none() {
+                let message = format!("`{name}` has no input");
+                let problem = self.problems.at(&self.spec.source, &item.at.key(), message, "");
+                let help = "begin the sequence with `embedding` or `from`";
+                problem.remarks.push(Remark { tag: "help", text: help.into() });
+                return;
+            }
+        }
+    }
+
+    /// Checks that a value does not need itself, whatever the config. `way` leads to it; `met` have been looked at.
+    fn circles(&mut self, name: &'s str, at: &Address, way: &mut Vec<&'s str>, met: &mut HashSet<&'s str>) {
+        if way.contains(&name) {
+            self.problems.at(&self.spec.source, at, circle(way, name), "");
+            return;
+        }
+        // A longer way is refused by the plan.
+        if way.len() == MAX_DEPTH || !met.insert(name) {
+            return;
+        }
+        way.push(name);
+        for (needed, at) in self.needs.get(name).cloned().unwrap_or_default() {
+            self.circles(needed, &at, way, met);
+        }
+        way.pop();
     }
 
     fn sequence(&mut self, items: &'s [Item]) {
@@ -188,6 +263,7 @@ impl<'s> Checker<'s, '_> {
             if let Some((tree, at)) = &item.when {
                 self.names(tree, at);
             }
+            self.conditions += usize::from(item.when.is_some());
             match &item.step {
                 Step::Residual(body) => self.sequence(body),
                 Step::Sum(branches) | Step::Product(branches) => {
@@ -209,6 +285,7 @@ impl<'s> Checker<'s, '_> {
                     None => self.unknown_block(name, &item.at),
                 },
             }
+            self.conditions -= usize::from(item.when.is_some());
         }
     }
 
@@ -304,7 +381,10 @@ impl<'s> Checker<'s, '_> {
         }
     }
 
-    fn reference(&mut self, name: &str, at: &Address) {
+    fn reference(&mut self, name: &'s str, at: &Address) {
+        if let Some(value) = self.value.filter(|_| self.conditions == 0) {
+            self.needs.entry(value).or_default().push((name, at.clone()));
+        }
         if !self.values.contains(&name) {
             let problem = self.problems.at(&self.spec.source, at, format!("unknown value `{name}`"), "");
             suggest(problem, name, &self.values);
@@ -319,6 +399,9 @@ fn holds_expression(tree: &Tree) -> bool {
 }
 
 fn suggest(problem: &mut Problem, name: &str, known: &[&str]) {
+    if known.is_empty() {
+        return;
+    }
     let begins = |long: &str, short: &str| long.strip_prefix(short).is_some_and(|rest| rest.starts_with('_'));
     let near = closest(name, known.iter().copied())
         .or_else(|| known.iter().copied().find(|other| begins(name, other) || begins(other, name)));

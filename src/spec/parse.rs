@@ -203,7 +203,12 @@ impl Spec {
                 }
                 "weights" => spec.weights = reader.weights(value, &at),
                 "defaults" => spec.defaults = reader.defaults(value, &at),
-                "model" => spec.values = reader.values(value, &at, &[]),
+                "model" => {
+                    if matches!(value, Tree::Map(values) if values.is_empty()) {
+                        reader.wrong(&at.key(), "expected a value of `model`, found none", "");
+                    }
+                    spec.values = reader.values(value, &at, &[]);
+                }
                 "heads" => spec.heads = reader.heads(value, &at),
                 _ => reader.unknown("section", key, &at, &SECTIONS),
             }
