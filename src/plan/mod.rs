@@ -237,6 +237,10 @@ pub fn check_spec(source: Source) -> Result<()> {
     problems.finish(ErrorKind::Spec)
 }
 
+/// What to do about a description that has no heads.
+const ADD_HEADS: &str = "add a section `heads`, such as `heads: {features: {match: CLASS, outputs: [hidden]}}`, or open it for the \
+                         task `embed`, which needs none";
+
 fn choose_head<'s>(
     spec: &'s Spec,
     config: &Config,
@@ -256,6 +260,7 @@ fn choose_head<'s>(
                 let problem = problems.push(crate::error::Problem::new(message));
                 let help = match closest(task, tasks.iter().copied()) {
                     Some(near) => format!("did you mean `{near}`?"),
+                    None if tasks.is_empty() => ADD_HEADS.to_owned(),
                     None => format!("expected one of {}", listed(&tasks)),
                 };
                 problem.remarks.push(Remark { tag: "help", text: help });
@@ -269,12 +274,18 @@ fn choose_head<'s>(
             if found.is_none() && !classes.is_empty() {
                 let known: Vec<&str> =
                     spec.heads.iter().flat_map(|h| &h.classes).map(String::as_str).collect();
-                let message =
-                    format!("unsupported class `{}`: expected {}", classes.join("`, `"), listed(&known));
+                let classes = classes.join("`, `");
+                let message = match known.is_empty() {
+                    true => format!("{} has no head for the class `{classes}`", spec.source.name),
+                    false => format!("unsupported class `{classes}`: expected {}", listed(&known)),
+                };
                 let problem = problems.push(crate::error::Problem::new(message));
                 let note = format!("`architectures` in {}", config.name());
                 problem.remarks.push(Remark { tag: "note", text: note });
-                let help = format!("name the task to use another head: one of {}", listed(&tasks));
+                let help = match tasks.is_empty() {
+                    true => ADD_HEADS.to_owned(),
+                    false => format!("name the task to use another head: one of {}", listed(&tasks)),
+                };
                 problem.remarks.push(Remark { tag: "help", text: help });
             }
             // A config without classes is that of a bare model.
