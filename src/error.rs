@@ -158,7 +158,13 @@ impl Error {
 
     /// A file that could not be read or written.
     pub fn io(path: &std::path::Path, cause: &std::io::Error) -> Self {
-        Error::new(ErrorKind::Io, format!("cannot open `{}`: {cause}", path.display()))
+        let path = path.display();
+        // What reading a text says of bytes that are none.
+        if cause.kind() == std::io::ErrorKind::InvalidData {
+            let message = format!("`{path}`: expected UTF-8 text, found other bytes");
+            return Error::new(ErrorKind::Io, message).help("save it as UTF-8");
+        }
+        Error::new(ErrorKind::Io, format!("cannot open `{path}`: {cause}"))
     }
 
     /// What kind of thing went wrong.

@@ -553,8 +553,11 @@ fn bundles_are_read_as_they_were_written() {
     assert_eq!(wrong(&[x]), expected);
     let x = ("x".to_owned(), vec![1], BundleData::F32(vec![1.0]));
     assert_eq!(wrong(&[x.clone(), x]), "cannot write `OUT`: expected each tensor once, found `x` twice");
-    let error = read_bundle(&dir.path().join("none")).unwrap_err();
+    let missing = dir.path().join("none");
+    let error = read_bundle(&missing).unwrap_err();
+    let cause = fs::metadata(&missing).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Io);
+    assert_eq!(error.to_string(), format!("cannot open `{}`: {cause}", missing.display()));
     fs::write(&path, &shard("a")[..20]).unwrap();
     let expected =
         format!("`{}` is cut off: expected a header of 54 bytes, found 12\n = help: {AGAIN}", path.display());

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::Command;
 
 use serde_json::Value;
-use smelt::plan::{Config, Finding, Target, builtin, check_spec, inspect};
+use smelt::plan::{Config, Finding, Target, builtin, check_spec, inspect, load_source};
 use smelt::spec::Source;
 use smelt::weights::{Index, Repository};
 
@@ -147,4 +147,28 @@ heads:
     let text = text.replace("logits: {from: hidden}", "logits: {from: a}");
     let error = check_spec(Source::yaml("a.yaml", text).unwrap()).unwrap_err().to_string();
     assert!(error.starts_with("values need each other: `logits` needs `a` needs `logits`\n"), "{error}");
+}
+
+#[test]
+fn a_directory_hides_no_name() {
+    let folder = tempfile::tempdir().unwrap();
+    let name = builtin::names()[0];
+    std::fs::create_dir(folder.path().join(name)).unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_smelt"));
+    let output = command.args(["check", name]).current_dir(folder.path()).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let error = load_source(folder.path().to_str().unwrap()).unwrap_err().to_string();
+    assert!(error.contains("neither a file nor a built-in name"), "{error}");
+}
+
+#[test]
+fn a_description_is_text() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("mine.yaml");
+    std::fs::write(&file, b"smelt: 1 # caf\xe9\n").unwrap();
+    let error = load_source(file.to_str().unwrap()).unwrap_err().to_string();
+    assert!(
+        error.contains("mine.yaml`: expected UTF-8 text, found other bytes\n = help: save it"),
+        "{error}"
+    );
 }

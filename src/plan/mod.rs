@@ -368,14 +368,21 @@ fn elsewhere(spec: &Spec, chosen: Option<&Head>, bound: &config::Bound) -> Vec<T
 }
 
 /// The description that was asked for, see [`load_source`]; else the built-in one that matches the config.
+///
+/// # Errors
+/// As [`load_source`]; `Unsupported` when no built-in one matches.
 pub fn source_for(asked: Option<&str>, config: &Config) -> Result<Source> {
     asked.map_or_else(|| builtin::find(config), load_source)
 }
 
 /// Reads a description from a file, or a built-in one by its name.
+///
+/// # Errors
+/// `Io` when it is neither, or cannot be read; `Spec` when it is larger than 1 MiB or no YAML.
 pub fn load_source(name: &str) -> Result<Source> {
     let path = std::path::Path::new(name);
-    if !path.exists() {
+    // A directory may be that of a model, and have the name of its architecture.
+    if !path.exists() || path.is_dir() {
         if let Some(text) = builtin::text(name) {
             return Source::yaml(name, text);
         }
@@ -390,7 +397,7 @@ pub fn load_source(name: &str) -> Result<Source> {
     const MAX_BYTES: u64 = 1 << 20;
     let size = std::fs::metadata(path).map_err(|e| Error::io(path, &e))?.len();
     if size > MAX_BYTES {
-        let message = format!("`{name}` has {} bytes; an architecture has at most {MAX_BYTES}", size);
+        let message = format!("`{name}` has {size} bytes; an architecture has at most {MAX_BYTES}");
         return Err(Error::new(ErrorKind::Spec, message));
     }
     Source::yaml(name, std::fs::read_to_string(path).map_err(|e| Error::io(path, &e))?)

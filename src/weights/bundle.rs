@@ -93,7 +93,9 @@ pub fn write_bundle(path: &Path, tensors: &[(String, Vec<usize>, BundleData)]) -
 pub fn read_bundle(path: &Path) -> Result<BTreeMap<String, Array>> {
     let label = path.display().to_string();
     let Some(blob) = Blob::open(path)? else {
-        return Err(Error::io(path, &std::io::ErrorKind::NotFound.into()));
+        // The system says it in words that people know.
+        let cause = fs::metadata(path).err().unwrap_or_else(|| std::io::ErrorKind::NotFound.into());
+        return Err(Error::io(path, &cause));
     };
     let tensors = read(&label, &blob, false)?;
     let bytes = blob.bytes()?;
