@@ -12,7 +12,7 @@ use smelt::plan::{Config, Plan, Target, builtin};
 use smelt::spec::Source;
 use smelt::tensor::Array;
 use smelt::weights::{BundleData, Checkpoint, Index, Repository, read_bundle, write_bundle};
-use smelt::{Error, ErrorKind, Model, OpenOptions, Text};
+use smelt::{Error, ErrorKind, GenerateOptions, Model, OpenOptions, Text};
 use tempfile::TempDir;
 
 /// A fixture: its case, a config key that its family has, and one that it lacks; the first family of which that holds.
@@ -206,6 +206,23 @@ fn many_names_that_do_not_fit_are_reported_soon() {
     let tensors: Vec<_> = (0..30_000).map(|i| (letters(i), vec![1], BundleData::F32(vec![0.0]))).collect();
     write_bundle(&dir.path().join("model.safetensors"), &tensors).unwrap();
     refused("many names", ErrorKind::Checkpoint, "missing", || Model::open(dir.path()));
+}
+
+#[test]
+fn ends_that_are_no_tokens_are_refused() {
+    let generate = |dir: &TempDir| {
+        let model = Model::open(dir.path())?;
+        model.generate(&["the".into()], &GenerateOptions { max_tokens: 2, ..GenerateOptions::default() })
+    };
+    for (value, shown) in [(json!("x"), "x"), (json!([2, "y"]), "y"), (json!(2.5), "2.5")] {
+        let dir = with_text(ROTARY, "generation_config.json", &json!({"eos_token_id": value}).to_string());
+        let part = format!("expected token ids as `eos_token_id`, found `{shown}`");
+        refused(shown, ErrorKind::Config, &part, || generate(&dir));
+    }
+    for value in [json!(null), json!(-1), json!([2, 3])] {
+        let dir = with_text(ROTARY, "generation_config.json", &json!({"eos_token_id": value}).to_string());
+        generate(&dir).unwrap();
+    }
 }
 
 #[test]

@@ -183,7 +183,7 @@ impl<'m> Generator<'m> {
         if model.network.plan().has_decoder() {
             let prompts: Vec<&[u32]> = encodings.iter().map(|e| e.ids.as_slice()).collect();
             session.encode(&prompts)?;
-            start = model.token_ids("decoder_start_token_id").first().copied();
+            start = model.token_ids("decoder_start_token_id")?.first().copied();
             if start.is_none() {
                 let message = "neither generation_config.json nor config.json has a `decoder_start_token_id`";
                 return Err(Error::new(ErrorKind::Config, message));
@@ -233,7 +233,7 @@ impl<'m> Generator<'m> {
             session,
             sequences,
             running,
-            eos: if options.ignore_eos { Vec::new() } else { model.token_ids("eos_token_id") },
+            eos: if options.ignore_eos { Vec::new() } else { model.token_ids("eos_token_id")? },
             max_tokens: options.max_tokens,
             max_length: plan.token_limit(stream).unwrap_or(usize::MAX),
             constraints,

@@ -3,11 +3,12 @@ use std::sync::Arc;
 
 use crate::backend::{Backend, Compute, WeightType};
 use crate::cpu::Cpu;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Problem, Result};
 use crate::model::{Batch, LoadOptions, Network, Output};
 use crate::nn::Stream;
 use crate::plan::{Config, Plan, Target, source_for};
 use crate::reference::Reference;
+use crate::spec::Tree;
 use crate::tokenizer::{Encoding, Limit, Tokenizer};
 use crate::weights::{Checkpoint, Index, Repository};
 
@@ -267,22 +268,35 @@ impl Model {
         Ok(())
     }
 
-    /// A token id from `generation_config.json`, else from `config.json`.
-    pub(super) fn token_ids(&self, key: &str) -> Vec<u32> {
-        let of = |config: &Config| -> Vec<u32> {
-            use crate::spec::Tree;
-            match config.find(key) {
-                Some((Tree::Int(id), _)) => u32::try_from(*id).into_iter().collect(),
-                Some((Tree::List(ids), _)) => {
-                    let id = |id: &Tree| if let Tree::Int(id) = id { u32::try_from(*id).ok() } else { None };
-                    ids.iter().filter_map(id).collect()
-                }
-                _ => Vec::new(),
+    /// Token ids from `generation_config.json`, else from `config.json`.
+    pub(super) fn token_ids(&self, key: &str) -> Result<Vec<u32>> {
+        for config in self.generation.iter().chain([&self.config]) {
+            let ids = token_ids(config, key)?;
+            if !ids.is_empty() {
+                return Ok(ids);
             }
-        };
-        let first = self.generation.as_ref().map(of).unwrap_or_default();
-        if first.is_empty() { of(&self.config) } else { first }
+        }
+        Ok(Vec::new())
     }
+}
+
+/// The token ids at a key: a list of them, or one alone.
+fn token_ids(config: &Config, key: &str) -> Result<Vec<u32>> {
+    let Some((given, at)) = config.find(key) else { return Ok(Vec::new()) };
+    let given = match given {
+        Tree::Null => &[],
+        Tree::List(ids) => &ids[..],
+        id => std::slice::from_ref(id),
+    };
+    let id = |id: &Tree| match id {
+        // One below 0 is no token's: some files say none in this way.
+        Tree::Int(id) => Ok(u32::try_from(*id).ok()),
+        other => {
+            let message = format!("expected token ids as `{key}`, found `{other}`");
+            Err(Problem::new(message).at(config.source().place(&at)).into_error(ErrorKind::Config))
+        }
+    };
+    given.iter().filter_map(|given| id(given).transpose()).collect()
 }
 
 /// Tokens whose results are kept at once: the network itself computes them in smaller groups.
