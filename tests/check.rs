@@ -172,3 +172,12 @@ fn a_description_is_text() {
         "{error}"
     );
 }
+
+#[test]
+#[cfg(unix)]
+fn a_name_that_is_no_text_is_refused() {
+    use std::os::unix::ffi::OsStrExt;
+    let name = std::ffi::OsStr::from_bytes(b"caf\xe9.yaml");
+    let error = smelt::load_from_spec(name, "examples/models/language-id").unwrap_err().to_string();
+    assert!(error.starts_with("expected the name of a description in UTF-8, found `caf"), "{error}");
+}

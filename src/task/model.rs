@@ -108,8 +108,12 @@ impl<'t> From<(&'t str, &'t str)> for Text<'t> {
 /// # Errors
 /// Everything that is wrong with the description, the config and the checkpoint, see [`ErrorKind`].
 pub fn load_from_spec(spec: impl AsRef<Path>, dir: impl AsRef<Path>) -> Result<Model> {
-    let arch = Some(spec.as_ref().display().to_string());
-    Model::open_with(dir, &OpenOptions { arch, ..OpenOptions::default() })
+    let spec = spec.as_ref();
+    let Some(arch) = spec.to_str() else {
+        let message = format!("expected the name of a description in UTF-8, found `{}`", spec.display());
+        return Err(Error::new(ErrorKind::Input, message));
+    };
+    Model::open_with(dir, &OpenOptions { arch: Some(arch.to_owned()), ..OpenOptions::default() })
 }
 
 impl Model {
