@@ -5,16 +5,16 @@ use crate::error::{Error, ErrorKind, Result};
 /// How the next token is chosen.
 #[derive(Clone, Debug, PartialEq)]
 pub struct SamplingOptions {
-    /// Logits are divided by it; 0 takes the likeliest token.
+    /// Logits are divided by it; from 0 on, and 0 takes the likeliest token.
     pub temperature: f32,
-    /// Only the `top_k` likeliest tokens are considered.
+    /// Only the `top_k` likeliest tokens are considered; at least 1.
     pub top_k: Option<usize>,
-    /// Only the fewest likeliest tokens that together have this probability are considered.
+    /// Only the fewest likeliest tokens that together have this probability are considered; more than 0 and at most 1.
     pub top_p: Option<f32>,
-    /// Only tokens with at least this share of the likeliest one's probability are considered.
+    /// Only tokens with at least this share of the likeliest one's probability are considered; 0 to 1.
     pub min_p: Option<f32>,
-    /// Logits of tokens that occurred already are divided by it if positive, else multiplied; by default what
-    /// `generation_config.json` says, else 1. Keskar et al., “CTRL”, 2019.
+    /// Logits of tokens that occurred already are divided by it if positive, else multiplied; more than 0, and 1 changes nothing. By
+    /// default what `generation_config.json` says, else 1. Keskar et al., “CTRL”, 2019.
     pub repetition_penalty: Option<f32>,
     /// The same seed gives the same text.
     pub seed: u64,
@@ -36,6 +36,9 @@ impl Default for SamplingOptions {
 
 impl SamplingOptions {
     /// Checks that each option is in its range.
+    ///
+    /// # Errors
+    /// `Input` for the first that is not.
     pub fn validate(&self) -> Result<()> {
         let check = |name: &str, holds: bool, range: &str, found: f32| {
             let message = || format!("`{name}` out of range: expected {range}, found {found}");
@@ -63,6 +66,9 @@ pub struct Sampler {
 
 impl Sampler {
     /// A sampler for the `sequence`-th sequence of a batch: what it chooses does not depend on the others.
+    ///
+    /// # Errors
+    /// As [`SamplingOptions::validate`].
     pub fn new(options: &SamplingOptions, sequence: usize) -> Result<Sampler> {
         options.validate()?;
         let mut seed = Sampler { options: options.clone(), state: options.seed };

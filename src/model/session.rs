@@ -24,12 +24,20 @@ impl<'n> Session<'n> {
     }
 
     /// Gives the encoder of an encoder-decoder its tokens, one list per sequence.
+    ///
+    /// # Errors
+    /// `Input` when the model is no encoder-decoder of texts, when there are not as many lists as sequences, or when tokens do not
+    /// fit the model, as in [`Network::forward`].
     pub fn encode(&mut self, sequences: &[&[u32]]) -> Result<()> {
         let input = Tokens::of(sequences.iter().copied());
         self.encode_inputs(Inputs { input, ..Inputs::default() }, Stream::Input)
     }
 
     /// Gives the encoder of an encoder-decoder spectra, one per sequence: `[sequences, bins, frames]`.
+    ///
+    /// # Errors
+    /// `Input` when the model is no encoder-decoder of sounds, when there are not as many spectra as sequences, or when their shape is
+    /// another than the model's.
     pub fn encode_audio(&mut self, spectra: Array) -> Result<()> {
         self.encode_inputs(Inputs { audio: Some(spectra), ..Inputs::default() }, Stream::Audio)
     }
@@ -67,6 +75,10 @@ impl<'n> Session<'n> {
 
     /// Adds tokens, one list per sequence, none of them empty, and gives the output `wanted` for the last token of each:
     /// `[sequences, cols]`.
+    ///
+    /// # Errors
+    /// `Input` when there is no such output, when the model cannot be given tokens one by one, when its encoder has read nothing, or
+    /// when the tokens do not fit the model; `Limit` when they need too much memory; `Checkpoint` when a result is not a number.
     pub fn step(&mut self, tokens: &[&[u32]], wanted: &str) -> Result<Tensor> {
         let network = self.network;
         if tokens.len() != self.states.len() {

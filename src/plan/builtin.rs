@@ -18,6 +18,9 @@ pub fn text(name: &str) -> Option<&'static str> {
 }
 
 /// The built-in description that matches a config.
+///
+/// # Errors
+/// `Unsupported` when none does.
 pub fn find(config: &Config) -> Result<Source> {
     let classes = config.texts("architectures");
     let mut by_class = None;

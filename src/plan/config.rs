@@ -20,7 +20,7 @@ impl Config {
     /// Reads a config; `label` names the file in messages.
     ///
     /// # Errors
-    /// `Config` if it is no map, or a key is given twice; `Limit` if it is too long.
+    /// `Config` when the text is no JSON, no map, or has a key twice; `Limit` when it is too long.
     pub fn parse(label: impl Into<String>, text: impl Into<String>) -> Result<Config> {
         let (label, text) = (label.into(), text.into());
         if text.len() > MAX_CONFIG {

@@ -67,8 +67,11 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// Plans a model. Everything that is wrong with the description and the config is reported in one go, then
-    /// everything that does not fit, then everything that is wrong with the tensors.
+    /// Plans a model.
+    ///
+    /// # Errors
+    /// `Config` for everything that is wrong with the description and the config, in one go, then for everything that does not
+    /// fit; then `Checkpoint` for everything that is wrong with the tensors.
     pub fn new(source: Source, config: &Config, index: &Index, target: &Target) -> Result<Plan> {
         let mut problems = Problems::default();
         let spec = parse(source, &mut problems);
@@ -231,6 +234,9 @@ fn parse(source: Source, problems: &mut Problems) -> Spec {
 }
 
 /// Checks a description by itself: its syntax, blocks, fields and names.
+///
+/// # Errors
+/// `Spec` for everything that is wrong with it.
 pub fn check_spec(source: Source) -> Result<()> {
     let mut problems = Problems::default();
     parse(source, &mut problems);

@@ -211,6 +211,9 @@ impl Bundle {
 
     /// Continues each sequence greedily by `steps` tokens, none of which ends it. Encoder-decoders begin with the first of
     /// the `decoder_input_ids`.
+    ///
+    /// # Errors
+    /// Those of [`Session`](crate::model::Session); `Input` when an encoder-decoder has no `decoder_input_ids`.
     pub fn greedy(&self, network: &Network, steps: usize) -> Result<Vec<Greedy>> {
         let input = &self.batch.input;
         let prompts = (0..self.batch.len()).map(|i| match &self.batch.audio {

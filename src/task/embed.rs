@@ -5,7 +5,7 @@ use crate::error::{Error, ErrorKind, Result};
 /// A text as a vector.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Embedding {
-    /// The vector.
+    /// The vector: as many numbers as a token vector has, or as the last Dense module of the pipeline gives.
     pub vector: Vec<f32>,
     /// Tokens that were cut off the text.
     pub truncated: usize,

@@ -133,11 +133,18 @@ impl Model {
     }
 
     /// As [`open`](Self::open), with options.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open), and what is wrong with the description that the options name; `Limit` when the weights need more
+    /// memory than the options allow.
     pub fn open_with(dir: impl AsRef<Path>, options: &OpenOptions) -> Result<Model> {
         Model::from_repository(Repository::open(dir.as_ref())?, options)
     }
 
     /// As [`open_with`](Self::open_with), from files that may be embedded in the program.
+    ///
+    /// # Errors
+    /// As [`open_with`](Self::open_with).
     pub fn from_repository(repository: Repository, options: &OpenOptions) -> Result<Model> {
         let config = main_config(&repository)?;
         let backend: Arc<dyn Backend> = match options.backend {

@@ -186,6 +186,9 @@ impl Tokenizer {
     }
 
     /// The text of tokens. Ids that the vocabulary lacks stand for nothing.
+    ///
+    /// # Errors
+    /// `Tokenizer` when its decoder fails.
     pub fn decode(&self, ids: &[u32], skip_special: bool) -> Result<String> {
         guarded(|| self.inner.decode(ids, skip_special)).map_err(|e| self.failed(&e))
     }
