@@ -260,6 +260,55 @@ fn bench_takes_turns_with_other_programs() {
     assert!(lines[1..].iter().all(|line| line["ms"].as_f64().unwrap() > 0.0));
 }
 
+/// What `smelt` answers into `out`: its exit code and its messages.
+fn smelt_into(out: impl Into<Stdio>, arguments: &[&str]) -> (Option<i32>, String) {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_smelt"));
+    command.args(arguments).current_dir(env!("CARGO_MANIFEST_DIR")).stdin(Stdio::null());
+    let output = command.stdout(out).stderr(Stdio::piped()).spawn().unwrap().wait_with_output().unwrap();
+    (output.status.code(), String::from_utf8(output.stderr).unwrap())
+}
+
+#[test]
+fn output_that_nobody_reads_is_no_mistake_and_a_full_disk_is_one() {
+    const MODEL: &str = "examples/models/language-id";
+    let bundle = "tests/golden/embedded/language-id.safetensors";
+    let prose = "examples/models/prose";
+    let cases: [&[&str]; 12] = [
+        &["explain", "-m", MODEL],
+        &["explain", "-m", MODEL, "--svg"],
+        &["explain", "-m", MODEL, "--tensors"],
+        &["explain", "-m", MODEL, "--json"],
+        &["explain", "-m", MODEL, "--diff", "bert", "bert"],
+        &["new", "-m", MODEL],
+        &["check", "-m", MODEL],
+        &["verify", "-m", MODEL, bundle],
+        &["bench", "-m", prose, "decode:4:2", "--runs", "1"],
+        &["bench", "-m", prose, "decode:4:2", "--worker"],
+        &["blocks"],
+        &["schema"],
+    ];
+    for arguments in cases {
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        let (code, message) = smelt_into(writer, arguments);
+        assert_eq!(code, Some(0), "{arguments:?}: {message}");
+        assert!(!message.contains("error"), "{arguments:?}: {message}");
+        if cfg!(target_os = "linux") {
+            let full = std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+            let (code, message) = smelt_into(full, arguments);
+            assert_eq!(code, Some(1), "{arguments:?}: {message}");
+            assert!(message.contains("error: cannot write the output"), "{arguments:?}: {message}");
+        }
+    }
+    // Nor is there a panic where nobody reads what is wrong.
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let mut command = Command::new(env!("CARGO_BIN_EXE_smelt"));
+    let status =
+        command.args(["check", "no-such-arch"]).stdout(Stdio::null()).stderr(writer).status().unwrap();
+    assert_eq!(status.code(), Some(1));
+}
+
 #[test]
 fn bench_refuses_what_is_no_shape() {
     for shape in [

@@ -1,7 +1,7 @@
 //! `smelt bench`: how fast a model runs here, and what share of the machine's speed that is.
 
 use std::fmt;
-use std::io::{BufRead, Write};
+use std::io::BufRead;
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::sync::Arc;
@@ -225,19 +225,14 @@ fn worker(arguments: &Arguments, cpu: Arc<Cpu>, started: Instant) -> Result<()> 
     ready.insert("ready".into(), true.into());
     ready.insert("cold_ms".into(), rounded(started.elapsed().as_secs_f64() * 1e3, 1));
     ready.insert("rss_mb".into(), rss_mb().into());
-    answer(&Value::Object(ready))?;
+    println!("{}", Value::Object(ready));
     for line in std::io::stdin().lock().lines() {
         let line = line.map_err(|e| Error::new(ErrorKind::Io, e.to_string()))?;
         if line.trim() == "run" {
-            answer(&json!({"ms": bench.time(shape)?.ms}))?;
+            println!("{}", json!({"ms": bench.time(shape)?.ms}));
         }
     }
     Ok(())
-}
-
-fn answer(value: &Value) -> Result<()> {
-    let mut out = std::io::stdout().lock();
-    writeln!(out, "{value}").and_then(|()| out.flush()).map_err(|e| Error::new(ErrorKind::Io, e.to_string()))
 }
 
 impl Bench {

@@ -3,9 +3,19 @@
 
 #![forbid(unsafe_code)]
 
-/// As the macro of the standard library, but without a panic where nobody reads on: `smelt explain | head` is no mistake.
+// As the macros of the standard library, but without a panic where nobody reads on: `smelt explain | head` is no mistake.
 macro_rules! println {
-    ($($text:tt)*) => { $crate::written({ use std::io::Write; writeln!(std::io::stdout(), $($text)*) }) };
+    ($($text:tt)*) => { $crate::written({ use std::io::Write as _; writeln!(std::io::stdout(), $($text)*) }) };
+}
+macro_rules! print {
+    ($($text:tt)*) => { $crate::written({ use std::io::Write as _; write!(std::io::stdout(), $($text)*) }) };
+}
+macro_rules! eprintln {
+    ($($text:tt)*) => {{
+        use std::io::Write as _;
+        // There is no place left to say that this failed.
+        let _ = writeln!(std::io::stderr(), $($text)*);
+    }};
 }
 
 mod bench;
@@ -18,6 +28,7 @@ mod picture;
 mod show;
 mod verify;
 
+use std::io::Write;
 use std::process::ExitCode;
 use std::time::Instant;
 
@@ -88,12 +99,12 @@ fn main() -> ExitCode {
 
 /// Ends the program where standard output does.
 fn written(result: std::io::Result<()>) {
-    if let Err(error) = result {
+    if let Err(error) = result.and_then(|()| std::io::stdout().flush()) {
         if error.kind() == std::io::ErrorKind::BrokenPipe {
             // Whoever reads the output has had enough.
             std::process::exit(0);
         }
-        eprintln!("error: standard output: {error}");
+        eprintln!("error: cannot write the output: {error}");
         std::process::exit(1);
     }
 }
