@@ -311,22 +311,20 @@ fn output_that_nobody_reads_is_no_mistake_and_a_full_disk_is_one() {
 
 #[test]
 fn bench_refuses_what_is_no_shape() {
-    for shape in [
-        "",
-        "8",
-        "0x8",
-        "8x",
-        "x",
-        "mixed",
-        "mixed0",
-        "mixed65",
-        "decode:4",
-        "decode:4:1",
-        "lengths:",
-        "total:1:2",
-    ] {
-        let message = stderr(&smelt(&["bench", "-m", "examples/models/prose", shape]), 2);
-        assert!(message.contains("expected a shape such as 8x128"), "{shape}: {message}");
+    let cases = [
+        ("expected a shape such as 8x128", "|8|0x8|8x|x|mixed|mixed0|mixed4,5|decode:4|lengths:|total:1:2"),
+        ("expected at most 64 sequences", "mixed65"),
+        ("expected at least 2 new tokens", "decode:4:1|batch:2:4:1"),
+        (
+            "expected at most 1048576 tokens in all",
+            "1048576x1048576|1x1048577|lengths:1048576,1|batch:1048576:1048576:2|prefill:1048576",
+        ),
+    ];
+    for (expected, shapes) in cases {
+        for shape in shapes.split('|') {
+            let message = stderr(&smelt(&["bench", "-m", "examples/models/prose", shape]), 2);
+            assert!(message.contains(expected), "{shape}: {message}");
+        }
     }
     let message = stderr(&smelt(&["bench", "-m", "examples/models/prose", "1x8", "2x8", "--worker"]), 1);
     assert!(message.contains("expected one shape for `--worker`"), "{message}");
