@@ -235,19 +235,27 @@ fn blocks_are_explained() {
 #[test]
 fn bench_tells_times_as_json() {
     let arguments = ["bench", "-m", "examples/models/prose", "decode:4:3", "2x8", "--runs", "2", "--json"];
-    let text = stdout(&smelt(&arguments));
+    let text = stdout(&smelt(&[&arguments[..], &["--compute", "f32"]].concat()));
     let lines: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     assert_eq!(lines.len(), 2);
     for (line, shape) in lines.iter().zip(["decode:4:3", "2x8"]) {
         assert_eq!((&line["contender"], &line["shape"]), (&Value::from("smelt"), &Value::from(shape)));
         assert_eq!((&line["dtype"], &line["runs"]), (&Value::from("f16"), &Value::from(2)));
+        assert_eq!(line["compute"], "f32");
         for key in ["ms_median", "ms_min", "tokens_per_s", "gb_per_s", "gflops_per_s", "peak_gb_per_s"] {
             assert!(line[key].as_f64().unwrap() > 0.0, "{key} of {line}");
         }
     }
     assert!(lines[0]["cold_ms"].as_f64().unwrap() > 0.0 && lines[1]["cold_ms"].is_null());
-    let text = stdout(&smelt(&["bench", "-m", "examples/models/prose", "prefill:8", "--runs", "1"]));
-    assert!(text.starts_with("prefill:8: ") && text.contains("tokens/s"), "{text}");
+    // The memory of the model, not that of what measures the machine.
+    if cfg!(target_os = "linux") {
+        assert!(lines[0]["rss_mb"].as_u64().unwrap() < 100, "{text}");
+    }
+    assert!(lines[1]["rss_mb"].is_null());
+    let arguments = ["bench", "-m", "examples/models/prose", "prefill:8", "--runs", "1", "--compute", "bf16"];
+    let text = stdout(&smelt(&arguments));
+    assert!(text.starts_with("prefill:8: gpt2.yaml, bf16, compute bf16, "), "{text}");
+    assert!(text.contains("in 1 run), ") && text.contains("tokens/s"), "{text}");
 }
 
 #[test]

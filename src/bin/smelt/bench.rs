@@ -7,7 +7,7 @@ use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Instant;
 
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
 use smelt::backend::{Counting, Work};
 use smelt::cpu::{Cpu, Meter, Peaks};
@@ -181,6 +181,18 @@ struct Bench {
     vocab: usize,
 }
 
+/// What it takes to have a first result.
+struct Cold {
+    ms: f64,
+    rss_mb: Option<u64>,
+}
+
+impl Cold {
+    fn since(started: Instant) -> Cold {
+        Cold { ms: started.elapsed().as_secs_f64() * 1e3, rss_mb: rss_mb() }
+    }
+}
+
 /// A time, with the work that was done in it.
 struct Timing {
     ms: f64,
@@ -195,7 +207,8 @@ pub fn run(arguments: &Arguments, started: Instant) -> Result<()> {
     for (i, shape) in arguments.shapes.iter().enumerate() {
         let bench = Bench::open(arguments, shape, cpu.clone())?;
         bench.small(shape)?;
-        let cold_ms = started.elapsed().as_secs_f64() * 1e3;
+        // Only the first shape tells how long a start takes and what memory it needs.
+        let cold = (i == 0).then(|| Cold::since(started));
         bench.time(shape)?;
         let (mut times, mut outside, mut peaks, mut work) =
             (Vec::new(), Vec::new(), Vec::new(), Work::default());
@@ -214,6 +227,10 @@ pub fn run(arguments: &Arguments, started: Instant) -> Result<()> {
             name: bench.network.plan().name.clone(),
             backend: smelt::backend::Backend::name(&*cpu),
             dtype: bench.kept(arguments),
+            compute: match smelt::backend::Backend::compute(&*cpu) {
+                Compute::F32 => "f32",
+                Compute::Bf16 => "bf16",
+            },
             threads: cpu.threads(),
             tokens: shape.tokens(),
             peaks: Peaks {
@@ -221,8 +238,7 @@ pub fn run(arguments: &Arguments, started: Instant) -> Result<()> {
                 flops_per_s: median(peaks.iter().map(|p| p.flops_per_s)),
                 region_s: median(peaks.iter().map(|p| p.region_s)),
             },
-            // Only the first shape tells how long a start takes.
-            cold_ms: (i == 0).then_some(cold_ms),
+            cold,
             interpreter_ms: median(outside.into_iter()),
             times,
             work,
@@ -239,11 +255,8 @@ fn worker(arguments: &Arguments, cpu: Arc<Cpu>, started: Instant) -> Result<()> 
     };
     let bench = Bench::open(arguments, shape, cpu)?;
     bench.small(shape)?;
-    let mut ready = Map::new();
-    ready.insert("ready".into(), true.into());
-    ready.insert("cold_ms".into(), rounded(started.elapsed().as_secs_f64() * 1e3, 1));
-    ready.insert("rss_mb".into(), rss_mb().into());
-    println!("{}", Value::Object(ready));
+    let cold = Cold::since(started);
+    println!("{}", json!({"ready": true, "cold_ms": rounded(cold.ms, 1), "rss_mb": cold.rss_mb}));
     for line in std::io::stdin().lock().lines() {
         let line = line.map_err(|e| Error::new(ErrorKind::Io, e.to_string()))?;
         if line.trim() == "run" {
@@ -335,6 +348,7 @@ struct Measured {
     name: String,
     backend: String,
     dtype: String,
+    compute: &'static str,
     threads: usize,
     tokens: usize,
     times: Vec<f64>,
@@ -342,7 +356,7 @@ struct Measured {
     interpreter_ms: f64,
     work: Work,
     peaks: Peaks,
-    cold_ms: Option<f64>,
+    cold: Option<Cold>,
 }
 
 impl Measured {
@@ -366,14 +380,15 @@ impl Measured {
         json!({
             "contender": "smelt",
             "dtype": self.dtype,
+            "compute": self.compute,
             "threads": self.threads,
             "shape": shape.to_string(),
             "ms_median": rounded(self.ms(), 3),
             "ms_min": rounded(self.times[0], 3),
             "ms_max": rounded(self.times[self.times.len() - 1], 3),
             "runs": self.times.len(),
-            "cold_ms": self.cold_ms.map(|ms| rounded(ms, 1)),
-            "rss_mb": rss_mb(),
+            "cold_ms": self.cold.as_ref().map(|cold| rounded(cold.ms, 1)),
+            "rss_mb": self.cold.as_ref().and_then(|cold| cold.rss_mb),
             "tokens_per_s": rounded(self.tokens_per_s(), 1),
             "gb_per_s": rounded(self.gb_per_s(), 2),
             "gflops_per_s": rounded(self.gflops_per_s(), 2),
@@ -389,8 +404,8 @@ impl Measured {
         let (bytes, flops) = (self.peaks.bytes_per_s / 1e9, self.peaks.flops_per_s / 1e9);
         let share = |found: f64, peak: f64| 100.0 * found / peak;
         format!(
-            "{shape}: {name}, {dtype}, {backend}\n  \
-             time        {ms:.3} ms ({min:.3} to {max:.3} in {runs} runs), {tokens:.1} tokens/s\n  \
+            "{shape}: {name}, {dtype}, compute {compute}, {backend}\n  \
+             time        {ms:.3} ms ({min:.3} to {max:.3} in {runs}), {tokens:.1} tokens/s\n  \
              memory      {gb:.1} GB/s, {gb_share:.0} % of the {bytes:.1} that the machine reads\n  \
              arithmetic  {gf:.1} GFLOP/s, {gf_share:.0} % of the {flops:.1} that the machine computes\n  \
              threads     {region:.2} us to hand an empty loop to all of them and to come back\n  \
@@ -398,7 +413,11 @@ impl Measured {
             name = self.name,
             dtype = self.dtype,
             backend = self.backend,
-            runs = self.times.len(),
+            compute = self.compute,
+            runs = match self.times.len() {
+                1 => "1 run".to_owned(),
+                n => format!("{n} runs"),
+            },
             tokens = self.tokens_per_s(),
             gb = self.gb_per_s(),
             gb_share = share(self.gb_per_s(), bytes),
