@@ -87,7 +87,7 @@ fn pairs_are_questions_with_contexts() {
     let line: Value = serde_json::from_str(&text).unwrap();
     assert_eq!((&line["text"], &line["pair"]), (&"who sat?".into(), &"the cat sat.".into()));
     assert_eq!(line["answers"].as_array().unwrap().len(), 1);
-    assert!(stderr(&smelt_run(&["-m", dir, "--pair", "one"]), 1).contains("in pairs"));
+    assert!(stderr(&smelt_run(&["-m", dir, "--pair", "one"]), 2).contains("in pairs"));
 }
 
 #[test]
@@ -209,7 +209,7 @@ fn a_mistake_is_shown_where_it_stands() {
 
 #[test]
 fn wrong_requests_have_their_exit_codes() {
-    let cases: [(&[&str], i32, &str); 8] = [
+    let cases: [(&[&str], i32, &str); 18] = [
         (&["--no-such-option", "x"], 2, "--no-such-option"),
         (&["-n", "many", "x"], 2, "many"),
         (&["--pooling", "middle", "x"], 2, "lasttoken"),
@@ -217,12 +217,88 @@ fn wrong_requests_have_their_exit_codes() {
         (&["-m", "no/such/directory", "x"], 1, "no/such/directory"),
         (&["--arch", "no-such-arch", "x"], 1, "built in are"),
         (&["--memory-limit", "1k", "x"], 1, "limit of 1.0 kB"),
-        (&["--task", "causal_lm", "--top-p", "3", "x"], 1, "top_p"),
+        (&["--task", "causal_lm", "--top-p", "3", "x"], 2, "top_p"),
+        (&["--task", "causal_lm", "--temperature", "-1", "x"], 2, "a number from 0 on, found -1"),
+        (&["--task", "causal_lm", "--top-k", "0", "x"], 2, "0 is not in 1.."),
+        (&["-n", "0", "x"], 2, "0 is not in 1.."),
+        (&["--threads", "0", "x"], 2, "0 is not in 1..=1024"),
+        (&["--threads", "100000", "x"], 2, "100000 is not in 1..=1024"),
+        (&["--threads", "-1", "x"], 2, "invalid value '-1'"),
+        // Raw tensors have no words.
+        (&["--inputs", "a.safetensors", "--outputs", "b.safetensors", "--json"], 2, "cannot be used with"),
+        (&["--inputs", "a.safetensors", "--outputs", "b.safetensors", "-n", "2"], 2, "cannot be used with"),
+        (
+            &["--inputs", "a.safetensors", "--outputs", "b.safetensors", "--seed", "2"],
+            2,
+            "cannot be used with",
+        ),
+        (
+            &["--inputs", "a.safetensors", "--outputs", "b.safetensors", "--stop", "x"],
+            2,
+            "cannot be used with",
+        ),
     ];
     for (arguments, code, part) in cases {
         let message = stderr(&smelt_run(arguments), code);
         assert!(message.contains(part), "{arguments:?}: {message}");
     }
+}
+
+#[test]
+fn options_that_mean_nothing_to_the_model_are_refused() {
+    let cases: [(&str, &[&str]); 3] = [
+        (
+            "sequence_classification",
+            &[
+                "--pooling mean",
+                "--max-tokens 3",
+                "--temperature 0",
+                "--top-k 3",
+                "--top-p 1",
+                "--min-p 0",
+                "--repetition-penalty 1",
+                "--seed 1",
+                "--stop x",
+                "--label x",
+                "--language en",
+                "--translate",
+            ],
+        ),
+        ("causal_lm", &["-n 2", "--pooling mean", "--label x", "--language en"]),
+        ("embed", &["-n 2", "--max-tokens 3"]),
+    ];
+    for (task, options) in cases {
+        for option in options {
+            let option: Vec<&str> = option.split(' ').collect();
+            let message = stderr(&smelt_run(&[&["--task", task, "x"], &option[..]].concat()), 1);
+            let expected = format!("error: `{}` is for models that ", option[0]);
+            assert!(message.starts_with(&expected), "{task}, {option:?}: {message}");
+        }
+    }
+    stdout(&smelt_run(&["--task", "embed", "--pooling", "max", "x"]));
+}
+
+#[test]
+fn a_file_of_its_name_does_not_hide_the_embedded_model() {
+    let folder = tempfile::tempdir().unwrap();
+    let ask = |arguments: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_smelt-run"));
+        command.args(arguments).arg("This is a test").current_dir(&folder).output().unwrap()
+    };
+    std::fs::write(folder.path().join("language-id"), "").unwrap();
+    assert!(stdout(&ask(&[])).ends_with(" en\n"));
+    assert!(stdout(&ask(&["--model", "language-id"])).ends_with(" en\n"));
+    // A directory may be meant where a model is named.
+    std::fs::remove_file(folder.path().join("language-id")).unwrap();
+    std::fs::create_dir(folder.path().join("language-id")).unwrap();
+    assert!(stdout(&ask(&[])).ends_with(" en\n"));
+    assert!(stderr(&ask(&["--model", "language-id"]), 1).contains("config.json"));
+}
+
+#[test]
+fn the_programs_tell_their_names() {
+    assert!(stdout(&smelt_run(&["--version"])).starts_with("smelt-run "));
+    assert!(stdout(&smelt(&["--version"])).starts_with("smelt "));
 }
 
 #[test]

@@ -7,7 +7,8 @@ use std::io::{BufRead, IsTerminal, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use clap::Parser;
+use clap::builder::RangedU64ValueParser;
+use clap::{CommandFactory, Parser};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::{Value, json};
 
@@ -34,6 +35,7 @@ include!(concat!(env!("OUT_DIR"), "/models.rs"));
 /// --task causal_lm, continues it.
 #[derive(Parser)]
 #[command(
+    name = "smelt-run",
     version,
     max_term_width = 100,
     after_help = "Exit codes: 0 success, 1 wrong model, file or text, 2 wrong command line"
@@ -54,9 +56,9 @@ struct Arguments {
     #[arg(long)]
     task: Option<String>,
 
-    /// How many answers to give: labels, fills or spans
-    #[arg(short, value_name = "N", default_value_t = 1)]
-    n: usize,
+    /// How many answers to give: labels, fills or spans; 1 by default
+    #[arg(short, value_name = "N", allow_negative_numbers = true, value_parser = at_least_1())]
+    n: Option<usize>,
 
     /// One JSON object a line
     #[arg(long)]
@@ -87,8 +89,8 @@ struct Arguments {
     #[arg(long, value_name = "TYPE")]
     compute: Option<Compute>,
 
-    /// Threads to compute with; one per core by default
-    #[arg(long)]
+    /// Threads to compute with, 1 to 1024; one per core by default
+    #[arg(long, allow_negative_numbers = true, value_parser = at_least_1().range(1..=1024))]
     threads: Option<usize>,
 
     /// Bytes that the model may take, such as 500M or 8G; the machine's memory by default
@@ -109,7 +111,7 @@ struct Arguments {
 #[derive(clap::Args)]
 struct GenerationArguments {
     /// Most new tokens; 64 for texts by default, as many as the model can take for sounds
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
     max_tokens: Option<usize>,
 
     /// The language that is spoken, such as `en`, instead of what the model hears
@@ -120,29 +122,29 @@ struct GenerationArguments {
     #[arg(long)]
     translate: bool,
 
-    /// 0 takes the likeliest token; higher values are more varied
-    #[arg(long, default_value_t = 0.0)]
-    temperature: f32,
+    /// 0, the default, takes the likeliest token; higher values are more varied
+    #[arg(long, allow_negative_numbers = true)]
+    temperature: Option<f32>,
 
     /// Consider only the K likeliest tokens
-    #[arg(long, value_name = "K")]
+    #[arg(long, value_name = "K", allow_negative_numbers = true, value_parser = at_least_1())]
     top_k: Option<usize>,
 
     /// Consider only the likeliest tokens that together have this probability
-    #[arg(long, value_name = "P")]
+    #[arg(long, value_name = "P", allow_negative_numbers = true)]
     top_p: Option<f32>,
 
     /// Consider only tokens with this share of the likeliest one's probability
-    #[arg(long, value_name = "P")]
+    #[arg(long, value_name = "P", allow_negative_numbers = true)]
     min_p: Option<f32>,
 
-    /// Divide the logits of tokens that occurred already [default: what generation_config.json says, else 1]
-    #[arg(long)]
+    /// Divide the logits of tokens that occurred already; by 1 by default
+    #[arg(long, allow_negative_numbers = true)]
     repetition_penalty: Option<f32>,
 
-    /// The same seed gives the same text
-    #[arg(long, default_value_t = 0)]
-    seed: u64,
+    /// The same seed gives the same text; 0 by default
+    #[arg(long, allow_negative_numbers = true)]
+    seed: Option<u64>,
 
     /// End before this text; may be given several times
     #[arg(long, value_name = "TEXT")]
@@ -151,8 +153,8 @@ struct GenerationArguments {
 
 #[derive(clap::Args)]
 struct TensorArguments {
-    /// Inputs as a safetensors file: input_ids, attention_mask, token_type_ids, decoder_input_ids
-    #[arg(long, value_name = "FILE", requires = "outputs", conflicts_with = "text")]
+    /// Inputs as a safetensors file: input_ids, attention_mask, token_type_ids, decoder_input_ids, pixel_values, input_features
+    #[arg(long, value_name = "FILE", requires = "outputs", conflicts_with_all = FOR_TEXTS)]
     inputs: Option<PathBuf>,
 
     /// Where to write the outputs, as a safetensors file
@@ -164,9 +166,13 @@ struct TensorArguments {
     hidden_states: bool,
 
     /// Continue each row greedily by N tokens too
-    #[arg(long, value_name = "N", requires = "inputs")]
+    #[arg(long, value_name = "N", requires = "inputs", allow_negative_numbers = true)]
     greedy: Option<usize>,
 }
+
+/// What means nothing to raw tensors.
+const FOR_TEXTS: [&str; 8] =
+    ["text", "n", "json", "pair", "label", "truncate", "pooling", "GenerationArguments"];
 
 /// Texts that are worked on between two steps of the progress bar.
 const CHUNK: usize = 64;
@@ -211,6 +217,9 @@ impl From<std::io::Error> for Failure {
 }
 
 fn run(arguments: &Arguments) -> std::result::Result<(), Failure> {
+    if let Err(error) = sampling(&arguments.generation).validate() {
+        wrong_command_line(&error.to_string());
+    }
     let lines = texts(arguments)?;
     let options = OpenOptions {
         arch: arguments.arch.clone(),
@@ -276,16 +285,49 @@ fn run(arguments: &Arguments) -> std::result::Result<(), Failure> {
     Ok(())
 }
 
-/// Refuses options that mean nothing to the model.
+/// Ends the program.
+fn wrong_command_line(message: &str) -> ! {
+    Arguments::command().error(clap::error::ErrorKind::ValueValidation, message).exit()
+}
+
+fn at_least_1() -> RangedU64ValueParser<usize> {
+    RangedU64ValueParser::new().range(1..)
+}
+
+/// Refuses options that mean nothing to the model, and tasks that have no answer in words.
 fn check_options(model: &Model, arguments: &Arguments) -> Result<()> {
     let [sees, hears] = [Stream::Images, Stream::Audio].map(|stream| model.takes(stream));
-    let compares = model.task() == Some("similarity");
-    let speech = &arguments.generation;
+    let task = model.task().filter(|_| arguments.task.as_deref() != Some("embed"));
+    let is_one_of = |tasks: &[&str]| task.is_some_and(|task| tasks.contains(&task));
+    let compares = is_one_of(&["similarity"]);
+    let chooses = compares
+        || is_one_of(&["sequence_classification", "question_answering", "masked_lm", "image_classification"]);
+    let writes = hears || is_one_of(&["causal_lm", "seq2seq_lm"]);
+    let embeds = !hears && !chooses && (sees || task.is_none_or(|task| task == "features"));
+    if let Some(task) = task
+        && !(chooses || writes || embeds || task == "token_classification")
+    {
+        let message = format!("the task `{task}` has no answer in words");
+        return Err(
+            Error::new(ErrorKind::Input, message).help("give tensors with `--inputs` and `--outputs`")
+        );
+    }
+    let options = &arguments.generation;
     for (given, understood, option, what) in [
+        (arguments.n.is_some(), chooses, "-n", "that choose among answers"),
         (arguments.pair, !sees && !hears, "--pair", "that read"),
         (!arguments.label.is_empty(), compares, "--label", "that compare images with texts"),
-        (speech.language.is_some(), hears, "--language", "that hear"),
-        (speech.translate, hears, "--translate", "that hear"),
+        (arguments.pooling.is_some(), embeds, "--pooling", "that give vectors"),
+        (options.language.is_some(), hears, "--language", "that hear"),
+        (options.translate, hears, "--translate", "that hear"),
+        (options.max_tokens.is_some(), writes, "--max-tokens", "that write"),
+        (options.temperature.is_some(), writes, "--temperature", "that write"),
+        (options.top_k.is_some(), writes, "--top-k", "that write"),
+        (options.top_p.is_some(), writes, "--top-p", "that write"),
+        (options.min_p.is_some(), writes, "--min-p", "that write"),
+        (options.repetition_penalty.is_some(), writes, "--repetition-penalty", "that write"),
+        (options.seed.is_some(), writes, "--seed", "that write"),
+        (!options.stop.is_empty(), writes, "--stop", "that write"),
     ] {
         if given && !understood {
             let message = format!("`{option}` is for models {what}, this one does not");
@@ -304,7 +346,8 @@ fn repository(arguments: &Arguments) -> Result<Repository> {
     let generates = arguments.task.as_deref() == Some("causal_lm");
     let name = arguments.model.as_deref().unwrap_or(if generates { "prose" } else { "language-id" });
     let embedded = MODELS.iter().find(|(n, _)| *n == name);
-    match embedded.filter(|_| !Path::new(name).exists()) {
+    // A directory of that name may be meant, if a model is named at all.
+    match embedded.filter(|_| arguments.model.is_none() || !Path::new(name).is_dir()) {
         Some((name, files)) => Ok(Repository::embedded(name, files)),
         None => Repository::open(Path::new(name)),
     }
@@ -319,7 +362,7 @@ fn texts(arguments: &Arguments) -> Result<Vec<(String, Option<String>)>> {
     if !arguments.text.is_empty() {
         return match (arguments.pair, &arguments.text[..]) {
             (true, texts) if texts.len() % 2 != 0 => {
-                Err(wrong("expected texts in pairs, found one without another"))
+                wrong_command_line("expected texts in pairs, found one without another")
             }
             (true, texts) => {
                 Ok(texts.chunks(2).map(|pair| (pair[0].clone(), Some(pair[1].clone()))).collect())
@@ -329,7 +372,7 @@ fn texts(arguments: &Arguments) -> Result<Vec<(String, Option<String>)>> {
     }
     let stdin = std::io::stdin();
     if stdin.is_terminal() {
-        return Err(wrong("no text").help("give it as an argument, or on standard input"));
+        wrong_command_line("no text: give it as an argument, or on standard input");
     }
     let mut lines = Vec::new();
     for line in stdin.lock().lines() {
@@ -346,16 +389,21 @@ fn texts(arguments: &Arguments) -> Result<Vec<(String, Option<String>)>> {
 fn generation(arguments: &GenerationArguments, sounds: bool) -> GenerateOptions {
     GenerateOptions {
         max_tokens: arguments.max_tokens.unwrap_or(if sounds { usize::MAX } else { 64 }),
-        sampling: SamplingOptions {
-            temperature: arguments.temperature,
-            top_k: arguments.top_k,
-            top_p: arguments.top_p,
-            min_p: arguments.min_p,
-            repetition_penalty: arguments.repetition_penalty,
-            seed: arguments.seed,
-        },
+        sampling: sampling(arguments),
         stop: arguments.stop.clone(),
         ignore_eos: false,
+    }
+}
+
+fn sampling(arguments: &GenerationArguments) -> SamplingOptions {
+    let default = SamplingOptions::default();
+    SamplingOptions {
+        temperature: arguments.temperature.unwrap_or(default.temperature),
+        top_k: arguments.top_k,
+        top_p: arguments.top_p,
+        min_p: arguments.min_p,
+        repetition_penalty: arguments.repetition_penalty,
+        seed: arguments.seed.unwrap_or(default.seed),
     }
 }
 
@@ -375,7 +423,7 @@ fn stream(model: &Model, text: Text<'_>, options: &GenerateOptions) -> std::resu
 
 /// The answers for some texts, as the objects that `--json` prints.
 fn answers(model: &Model, texts: &[Text<'_>], arguments: &Arguments) -> Result<Vec<Value>> {
-    let n = arguments.n;
+    let n = arguments.n.unwrap_or(1);
     let object = |text: &Text<'_>, key: &str, value: Value, truncated: usize| {
         let mut object = json!({"text": text.text, key: value, "truncated": truncated});
         if let Some(pair) = text.pair {
@@ -427,18 +475,13 @@ fn answers(model: &Model, texts: &[Text<'_>], arguments: &Arguments) -> Result<V
                 .map(one)
                 .collect()
         }
-        None | Some("features") => {
+        // Other tasks are refused before.
+        _ => {
             let pooling = arguments.pooling.as_deref().and_then(Pooling::from_name);
             let one = |(text, e): (&Text<'_>, smelt::Embedding)| {
                 object(text, "embedding", json!(e.vector), e.truncated)
             };
             texts.iter().zip(model.embed(texts, pooling)?).map(one).collect()
-        }
-        Some(task) => {
-            let message = format!("the task `{task}` has no answer in words");
-            return Err(
-                Error::new(ErrorKind::Input, message).help("give tensors with `--inputs` and `--outputs`")
-            );
         }
     })
 }
@@ -458,7 +501,7 @@ fn images(model: &Model, files: &[Text<'_>], arguments: &Arguments) -> Result<Ve
         }
     };
     let one = |(file, c): (&Text<'_>, smelt::Classification)| {
-        let labels: Vec<Value> = c.labels.iter().take(arguments.n).map(label).collect();
+        let labels: Vec<Value> = c.labels.iter().take(arguments.n.unwrap_or(1)).map(label).collect();
         json!({"file": file.text, "labels": labels, "truncated": c.truncated})
     };
     Ok(files.iter().zip(found).map(one).collect())
