@@ -1,14 +1,14 @@
 //! The programs, as a user runs them.
 
-use std::io::Write;
+use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::{Child, Command, Output, Stdio};
 
 use serde_json::Value;
 use smelt::weights::{BundleData, read_bundle, write_bundle};
 
-fn run(program: &str, arguments: &[&str], input: &str) -> Output {
-    let mut child = Command::new(program)
+fn start(program: &str, arguments: &[&str]) -> Child {
+    Command::new(program)
         .args(arguments)
         .current_dir(env!("CARGO_MANIFEST_DIR"))
         .env("NO_COLOR", "1")
@@ -16,9 +16,13 @@ fn run(program: &str, arguments: &[&str], input: &str) -> Output {
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()
-        .unwrap();
+        .unwrap()
+}
+
+fn run(program: &str, arguments: &[&str], input: impl AsRef<[u8]>) -> Output {
+    let mut child = start(program, arguments);
     // A program that needs no input may have ended by now.
-    let _ = child.stdin.take().unwrap().write_all(input.as_bytes());
+    let _ = child.stdin.take().unwrap().write_all(input.as_ref());
     child.wait_with_output().unwrap()
 }
 
@@ -77,6 +81,57 @@ fn lines_of_standard_input_become_lines_of_json() {
     assert_eq!(line["embedding"].as_array().unwrap().len(), 96);
     let text = stdout(&smelt_run(&["--json", "--task", "causal_lm", "--max-tokens", "4", "You", "The"]));
     assert!(text.lines().all(|line| serde_json::from_str::<Value>(line).unwrap()["generated"].is_string()));
+}
+
+#[test]
+fn lines_are_answered_as_they_come() {
+    let sampled = ["--json", "--task", "causal_lm", "--max-tokens", "4", "--temperature", "1", "--seed", "3"];
+    for arguments in [&["--json"][..], &sampled] {
+        let texts = ["You can use", "The template engine", "You can use"];
+        let mut child = start(env!("CARGO_BIN_EXE_smelt-run"), arguments);
+        let mut input = child.stdin.take().unwrap();
+        let mut answers = BufReader::new(child.stdout.take().unwrap()).lines();
+        let mut found = Vec::new();
+        for text in texts {
+            writeln!(input, "{text}").unwrap();
+            // There is an answer before there is more to read.
+            found.push(answers.next().unwrap().unwrap());
+        }
+        drop(input);
+        assert!(answers.next().is_none() && child.wait().unwrap().success());
+        // Chance does not depend on what came when.
+        let together = stdout(&smelt_run(&[arguments, &texts].concat()));
+        assert_eq!(together.lines().collect::<Vec<_>>(), found);
+    }
+    // One text alone is not named.
+    let program = env!("CARGO_BIN_EXE_smelt-run");
+    for (input, lines) in
+        [("This is a test\n", 1), ("This is a test", 1), ("This is a test\r\nC'est ça\n", 4)]
+    {
+        assert_eq!(stdout(&run(program, &[], input)).lines().count(), lines, "{input:?}");
+    }
+}
+
+#[test]
+fn what_stands_before_a_wrong_line_is_answered() {
+    let [pairs, masks] = ["question-answering", "masked-lm"].map(fixture);
+    let (pairs, masks) = (pairs.to_str().unwrap(), masks.to_str().unwrap());
+    let long = [b"a\n".to_vec(), vec![b'a'; (1 << 24) + 1]].concat();
+    let cases: [(&[&str], &[u8], usize, &str); 6] = [
+        (&[], b"a\nb\n\xff\nd\n", 2, "line 3: expected UTF-8, found the byte 0xff"),
+        (&[], b"c\xe7a", 0, "line 1: expected UTF-8, found the byte 0xe7"),
+        (&[], &long, 1, "line 2: expected at most 16777216 bytes"),
+        (&["-m", pairs, "--pair"], b"who?\tthe cat\nwho?\n", 1, "line 2: expected two texts with a tab"),
+        (&["-m", masks], b"the [MASK]\na [MASK]\nthe cat\nthe [MASK]\n", 2, "line 3: "),
+        (&["-m", masks], b"the cat\n", 0, "line 1: "),
+    ];
+    for (arguments, input, answers, expected) in cases {
+        let output = run(env!("CARGO_BIN_EXE_smelt-run"), &[arguments, &["--json"]].concat(), input);
+        let message = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(1), "{arguments:?}: {message}");
+        assert!(message.starts_with(&format!("error: {expected}")), "{arguments:?}: {message}");
+        assert_eq!(output.stdout.split(|b| *b == b'\n').count() - 1, answers, "{arguments:?}");
+    }
 }
 
 #[test]

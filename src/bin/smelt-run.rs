@@ -3,7 +3,15 @@
 
 #![forbid(unsafe_code)]
 
-use std::io::{BufRead, IsTerminal, Write};
+// As the macro of the standard library, but without a panic where nobody reads on.
+macro_rules! eprintln {
+    ($($text:tt)*) => {{
+        // There is no place left to say that this failed.
+        let _ = writeln!(std::io::stderr(), $($text)*);
+    }};
+}
+
+use std::io::{BufRead, BufReader, IsTerminal, Read, Stdin, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -174,8 +182,12 @@ struct TensorArguments {
 const FOR_TEXTS: [&str; 8] =
     ["text", "n", "json", "pair", "label", "truncate", "pooling", "GenerationArguments"];
 
-/// Texts that are worked on between two steps of the progress bar.
+/// Texts that are answered together.
 const CHUNK: usize = 64;
+
+/// Bytes of standard input that are read at once, and of its longest line.
+const READ: usize = 1 << 20;
+const LONGEST_LINE: u64 = 1 << 24;
 
 /// Files that are open at once.
 const FILES: usize = 8;
@@ -220,7 +232,9 @@ fn run(arguments: &Arguments) -> std::result::Result<(), Failure> {
     if let Err(error) = sampling(&arguments.generation).validate() {
         wrong_command_line(&error.to_string());
     }
-    let lines = texts(arguments)?;
+    let tensors = arguments.tensors.inputs.as_deref().zip(arguments.tensors.outputs.as_deref());
+    // What is wrong with the command line is said before the model is opened.
+    let texts = if tensors.is_none() { Some(Texts::new(arguments)) } else { None };
     let options = OpenOptions {
         arch: arguments.arch.clone(),
         task: arguments.task.clone(),
@@ -232,57 +246,91 @@ fn run(arguments: &Arguments) -> std::result::Result<(), Failure> {
         backend: if arguments.reference { BackendKind::Reference } else { BackendKind::Cpu },
     };
     let model = Model::from_repository(repository(arguments)?, &options)?;
-    if let (Some(inputs), Some(outputs)) = (&arguments.tensors.inputs, &arguments.tensors.outputs) {
-        return Ok(raw(&model, inputs, outputs, &arguments.tensors)?);
+    if let Some((inputs, outputs)) = tensors {
+        raw(&model, inputs, outputs, &arguments.tensors)?;
     }
-    check_options(&model, arguments)?;
-    let texts: Vec<Text<'_>> =
-        lines.iter().map(|(text, pair)| Text { text, pair: pair.as_deref() }).collect();
-    if model.task().is_some_and(|task| ["causal_lm", "seq2seq_lm"].contains(&task))
-        && texts.len() == 1
-        && !arguments.json
-    {
-        return stream(&model, texts[0], &generation(&arguments.generation, false));
+    if let Some(texts) = texts {
+        check_options(&model, arguments)?;
+        answer_all(&model, texts, arguments)?;
     }
-    let bar = ProgressBar::with_draw_target(Some(texts.len() as u64), target(texts.len()));
-    // The template is a constant that is known to be valid; the default style would do as well.
-    bar.set_style(
-        ProgressStyle::with_template("{bar:40} {pos}/{len} texts, {eta} left")
-            .unwrap_or_else(|_| ProgressStyle::default_bar()),
-    );
-    let mut out = std::io::BufWriter::new(std::io::stdout().lock());
+    Ok(())
+}
+
+/// Answers texts as they come. Where one is wrong, those before it have their answers.
+fn answer_all(model: &Model, mut texts: Texts, arguments: &Arguments) -> std::result::Result<(), Failure> {
     let [sees, hears] = [Stream::Images, Stream::Audio].map(|stream| model.takes(stream));
     let at_once = match (sees, hears) {
         (true, _) => FILES,
         (_, true) => 1, // it takes as long as many texts
         _ => CHUNK,
     };
-    for chunk in texts.chunks(at_once) {
-        let answers = match (sees, hears) {
-            (true, _) => images(&model, chunk, arguments)?,
-            (_, true) => sounds(&model, chunk, arguments)?,
-            _ => answers(&model, chunk, arguments)?,
-        };
-        for (text, answer) in chunk.iter().zip(answers) {
-            if answer["truncated"] != 0 {
-                bar.suspend(|| {
-                    eprintln!("note: {} tokens were cut off `{}`", answer["truncated"], shortened(text.text))
-                });
-            }
-            if arguments.json {
-                writeln!(out, "{answer}")?
-            } else {
-                print(&mut out, &answer, texts.len() > 1)?
+    let answer = |texts: &[Text<'_>], before: usize| match (sees, hears) {
+        (true, _) => images(model, texts, arguments),
+        (_, true) => sounds(model, texts, arguments, before),
+        _ => answers(model, texts, arguments, before),
+    };
+    let bar = progress(&texts);
+    let mut out = std::io::BufWriter::new(std::io::stdout().lock());
+    let (mut done, mut many) = (0, false);
+    loop {
+        let (found, rest) = texts.next(at_once);
+        if found.is_empty() {
+            rest?;
+            break;
+        }
+        if done == 0 && !arguments.json {
+            many = found.len() > 1 || rest.is_err() || !texts.is_at_end();
+            if let (false, Some("causal_lm" | "seq2seq_lm")) = (many, model.task()) {
+                return stream(model, view(&found[0]), &generation(&arguments.generation, false, 0));
             }
         }
-        if hears {
-            out.flush()?;
+        let found: Vec<Text<'_>> = found.iter().map(view).collect();
+        let mut together = if found.len() > 1 { answer(&found, done).ok() } else { None };
+        // Together they fail where one does: then each is answered alone.
+        for part in found.chunks(if together.is_some() { found.len() } else { 1 }) {
+            let answers = match together.take() {
+                Some(answers) => answers,
+                None => answer(part, done).map_err(|error| texts.located(error, done + 1))?,
+            };
+            for (text, answer) in part.iter().zip(answers) {
+                if answer["truncated"] != 0 {
+                    bar.suspend(|| {
+                        eprintln!(
+                            "note: {} tokens were cut off `{}`",
+                            answer["truncated"],
+                            shortened(text.text)
+                        )
+                    });
+                }
+                if arguments.json { writeln!(out, "{answer}")? } else { print(&mut out, &answer, many)? }
+            }
+            done += part.len();
         }
-        bar.inc(chunk.len() as u64);
+        out.flush()?;
+        if done > CHUNK && bar.is_hidden() && !std::io::stdout().is_terminal() {
+            bar.set_draw_target(ProgressDrawTarget::stderr());
+        }
+        bar.inc(found.len() as u64);
+        rest?;
     }
     bar.finish_and_clear();
-    out.flush()?;
     Ok(())
+}
+
+fn view((text, pair): &Owned) -> Text<'_> {
+    Text { text, pair: pair.as_deref() }
+}
+
+/// A progress bar is for people, and for work that lasts: it is hidden at first.
+fn progress(texts: &Texts) -> ProgressBar {
+    let (total, template) = match texts {
+        Texts::Arguments(texts) => (Some(texts.len() as u64), "{bar:40} {pos}/{len} texts, {eta} left"),
+        Texts::Lines { .. } => (None, "{pos} texts, {per_sec}"),
+    };
+    let bar = ProgressBar::with_draw_target(total, ProgressDrawTarget::hidden());
+    // The templates are constants that are known to be valid; the default style would do as well.
+    bar.set_style(ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar()));
+    bar
 }
 
 /// Ends the program.
@@ -337,11 +385,6 @@ fn check_options(model: &Model, arguments: &Arguments) -> Result<()> {
     Ok(())
 }
 
-/// A progress bar is for people, and for work that lasts.
-fn target(texts: usize) -> ProgressDrawTarget {
-    if texts > CHUNK { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() }
-}
-
 fn repository(arguments: &Arguments) -> Result<Repository> {
     let generates = arguments.task.as_deref() == Some("causal_lm");
     let name = arguments.model.as_deref().unwrap_or(if generates { "prose" } else { "language-id" });
@@ -353,43 +396,117 @@ fn repository(arguments: &Arguments) -> Result<Repository> {
     }
 }
 
-/// The texts, each with its pair.
-fn texts(arguments: &Arguments) -> Result<Vec<(String, Option<String>)>> {
-    if arguments.tensors.inputs.is_some() {
-        return Ok(Vec::new());
-    }
-    let wrong = |message: &str| Error::new(ErrorKind::Input, message);
-    if !arguments.text.is_empty() {
-        return match (arguments.pair, &arguments.text[..]) {
-            (true, texts) if texts.len() % 2 != 0 => {
-                wrong_command_line("expected texts in pairs, found one without another")
-            }
-            (true, texts) => {
-                Ok(texts.chunks(2).map(|pair| (pair[0].clone(), Some(pair[1].clone()))).collect())
-            }
-            (false, texts) => Ok(texts.iter().map(|text| (text.clone(), None)).collect()),
-        };
-    }
-    let stdin = std::io::stdin();
-    if stdin.is_terminal() {
-        wrong_command_line("no text: give it as an argument, or on standard input");
-    }
-    let mut lines = Vec::new();
-    for line in stdin.lock().lines() {
-        let line = line.map_err(|e| Error::new(ErrorKind::Io, format!("cannot read standard input: {e}")))?;
-        lines.push(match (arguments.pair, line.split_once('\t')) {
-            (false, _) => (line, None),
-            (true, Some((text, pair))) => (text.to_owned(), Some(pair.to_owned())),
-            (true, None) => return Err(wrong("expected two texts with a tab between them in each line")),
-        });
-    }
-    Ok(lines)
+/// A text with its pair.
+type Owned = (String, Option<String>);
+
+/// Where texts come from.
+enum Texts {
+    Arguments(std::vec::IntoIter<Owned>),
+    /// Standard input, of which so many lines were read.
+    Lines {
+        input: BufReader<Stdin>,
+        number: usize,
+        pairs: bool,
+    },
 }
 
-fn generation(arguments: &GenerationArguments, sounds: bool) -> GenerateOptions {
+impl Texts {
+    /// Ends the program where there is none, or one lacks its pair.
+    fn new(arguments: &Arguments) -> Texts {
+        let (texts, pairs) = (&arguments.text, arguments.pair);
+        if texts.is_empty() {
+            let stdin = std::io::stdin();
+            if stdin.is_terminal() {
+                wrong_command_line("no text: give it as an argument, or on standard input");
+            }
+            return Texts::Lines { input: BufReader::with_capacity(READ, stdin), number: 0, pairs };
+        }
+        if pairs && texts.len() % 2 != 0 {
+            wrong_command_line("expected texts in pairs, found one without another");
+        }
+        let one = |texts: &[String]| (texts[0].clone(), texts.get(1).cloned());
+        let texts: Vec<Owned> = texts.chunks(if pairs { 2 } else { 1 }).map(one).collect();
+        Texts::Arguments(texts.into_iter())
+    }
+
+    /// The next one, and those behind it that are there without waiting, up to `most`; then what is wrong with the one that
+    /// follows, if anything is.
+    fn next(&mut self, most: usize) -> (Vec<Owned>, Result<()>) {
+        let mut found = Vec::new();
+        while found.len() < most && (found.is_empty() || self.is_ready()) {
+            match self.one() {
+                Ok(Some(text)) => found.push(text),
+                Ok(None) => break,
+                Err(error) => return (found, Err(error)),
+            }
+        }
+        (found, Ok(()))
+    }
+
+    fn one(&mut self) -> Result<Option<Owned>> {
+        let (input, number, pairs) = match self {
+            Texts::Arguments(texts) => return Ok(texts.next()),
+            Texts::Lines { input, number, pairs } => (input, number, *pairs),
+        };
+        let mut line = Vec::new();
+        let read = input.take(LONGEST_LINE + 1).read_until(b'\n', &mut line);
+        read.map_err(|e| Error::new(ErrorKind::Io, format!("cannot read standard input: {e}")))?;
+        if line.is_empty() {
+            return Ok(None);
+        }
+        *number += 1;
+        let wrong = |what: String| Error::new(ErrorKind::Input, format!("line {number}: {what}"));
+        if line.len() as u64 > LONGEST_LINE {
+            return Err(wrong(format!("expected at most {LONGEST_LINE} bytes")));
+        }
+        if line.ends_with(b"\n") {
+            line.pop();
+            line.pop_if(|end| *end == b'\r');
+        }
+        let line = String::from_utf8(line).map_err(|e| {
+            let at = e.utf8_error().valid_up_to();
+            wrong(format!("expected UTF-8, found the byte {:#04x}", e.as_bytes()[at]))
+        })?;
+        match line.split_once('\t') {
+            Some((text, pair)) if pairs => Ok(Some((text.to_owned(), Some(pair.to_owned())))),
+            None if pairs => Err(wrong("expected two texts with a tab between them".into())),
+            _ => Ok(Some((line, None))),
+        }
+    }
+
+    /// Whether there is one that needs no waiting.
+    fn is_ready(&self) -> bool {
+        match self {
+            Texts::Arguments(_) => true,
+            Texts::Lines { input, .. } => input.buffer().contains(&b'\n'),
+        }
+    }
+
+    /// Whether none is left, which may have to be waited for.
+    fn is_at_end(&mut self) -> bool {
+        match self {
+            Texts::Arguments(texts) => texts.len() == 0,
+            // What cannot be read is found when it is wanted.
+            Texts::Lines { input, .. } => input.fill_buf().is_ok_and(<[u8]>::is_empty),
+        }
+    }
+
+    /// What is wrong with the `number`-th text, with its line.
+    fn located(&self, error: Error, number: usize) -> Error {
+        let mut problems = error.problems().to_vec();
+        if let (Texts::Lines { .. }, ErrorKind::Input | ErrorKind::Limit) = (self, error.kind()) {
+            problems[0].message.insert_str(0, &format!("line {number}: "));
+        }
+        Error::many(error.kind(), problems)
+    }
+}
+
+/// For texts behind `before` others.
+fn generation(arguments: &GenerationArguments, sounds: bool, before: usize) -> GenerateOptions {
     GenerateOptions {
         max_tokens: arguments.max_tokens.unwrap_or(if sounds { usize::MAX } else { 64 }),
         sampling: sampling(arguments),
+        before,
         stop: arguments.stop.clone(),
         ignore_eos: false,
     }
@@ -422,7 +539,7 @@ fn stream(model: &Model, text: Text<'_>, options: &GenerateOptions) -> std::resu
 }
 
 /// The answers for some texts, as the objects that `--json` prints.
-fn answers(model: &Model, texts: &[Text<'_>], arguments: &Arguments) -> Result<Vec<Value>> {
+fn answers(model: &Model, texts: &[Text<'_>], arguments: &Arguments, before: usize) -> Result<Vec<Value>> {
     let n = arguments.n.unwrap_or(1);
     let object = |text: &Text<'_>, key: &str, value: Value, truncated: usize| {
         let mut object = json!({"text": text.text, key: value, "truncated": truncated});
@@ -471,7 +588,7 @@ fn answers(model: &Model, texts: &[Text<'_>], arguments: &Arguments) -> Result<V
             };
             texts
                 .iter()
-                .zip(model.generate(texts, &generation(&arguments.generation, false))?)
+                .zip(model.generate(texts, &generation(&arguments.generation, false, before))?)
                 .map(one)
                 .collect()
         }
@@ -508,12 +625,12 @@ fn images(model: &Model, files: &[Text<'_>], arguments: &Arguments) -> Result<Ve
 }
 
 /// What is said in some sounds, as the objects that `--json` prints.
-fn sounds(model: &Model, files: &[Text<'_>], arguments: &Arguments) -> Result<Vec<Value>> {
+fn sounds(model: &Model, files: &[Text<'_>], arguments: &Arguments, before: usize) -> Result<Vec<Value>> {
     let sounds = files.iter().map(|file| Sound::open(file.text)).collect::<Result<Vec<_>>>()?;
     let options = TranscribeOptions {
         language: arguments.generation.language.clone(),
         task: arguments.generation.translate.then(|| "translate".to_owned()),
-        generate: generation(&arguments.generation, true),
+        generate: generation(&arguments.generation, true, before),
     };
     let one = |(file, said): (&Text<'_>, smelt::Transcription)| {
         let mut object = json!({"file": file.text, "generated": said.text, "truncated": 0});

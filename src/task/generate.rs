@@ -15,6 +15,8 @@ pub struct GenerateOptions {
     pub max_tokens: usize,
     /// How each token is chosen; the likeliest by default.
     pub sampling: SamplingOptions,
+    /// How many texts were generated with these options before: each has random numbers of its own.
+    pub before: usize,
     /// Generation ends where one of these would appear; they are not part of the text.
     pub stop: Vec<String>,
     /// Go on after an end-of-sequence token.
@@ -26,6 +28,7 @@ impl Default for GenerateOptions {
         GenerateOptions {
             max_tokens: 64,
             sampling: SamplingOptions::default(),
+            before: 0,
             stop: Vec::new(),
             ignore_eos: false,
         }
@@ -218,7 +221,7 @@ impl<'m> Generator<'m> {
                     next: prompt[seen..].to_vec(),
                     history: prompt,
                     tokens: Vec::new(),
-                    sampler: Sampler::new(&options.sampling, i)?,
+                    sampler: Sampler::new(&options.sampling, options.before + i)?,
                     stream: Stream::new(tokenizer),
                     stop: StopStrings::new(&options.stop),
                     pieces: VecDeque::new(),
