@@ -201,6 +201,16 @@ fn verify_tells_whether_a_model_agrees() {
     assert!(text.contains("hidden_states.1") && text.contains("agrees within 1e-4"), "{text}");
     let output = smelt(&[&arguments[..], &["--tolerance", "1e-12"]].concat());
     assert_eq!(output.status.code(), Some(1));
+    for tolerance in ["nan", "inf", "-1", "little"] {
+        let message = stderr(&smelt(&[&arguments[..], &["--tolerance", tolerance]].concat()), 2);
+        assert!(message.contains("expected a number from 0 on"), "{message}");
+    }
+    let message = stderr(&smelt(&[&arguments[..], &["--skip", "nope"]].concat()), 1);
+    assert!(message.contains("has no output `nope` to skip"), "{message}");
+    let outputs = ["last_hidden_state", "pooler_output", "hidden_states"];
+    let all: Vec<&str> = outputs.iter().flat_map(|name| ["--skip", name]).collect();
+    let message = stderr(&smelt(&[&arguments[..], &all].concat()), 1);
+    assert!(message.contains("nothing is left to compare"), "{message}");
     let text = String::from_utf8(output.stdout).unwrap();
     assert!(text.contains("first to differ by more than 1e-12: hidden_states."), "{text}");
     // An architecture of one's own.
@@ -465,8 +475,13 @@ fn bench_refuses_what_is_no_shape() {
             assert!(message.contains(expected), "{shape}: {message}");
         }
     }
-    let message = stderr(&smelt(&["bench", "-m", "examples/models/prose", "1x8", "2x8", "--worker"]), 1);
+    let message = stderr(&smelt(&["bench", "-m", "examples/models/prose", "1x8", "2x8", "--worker"]), 2);
     assert!(message.contains("expected one shape for `--worker`"), "{message}");
+    for arguments in [["bench", "1x8"], ["explain", "bert"]] {
+        let given = ["-m", "examples/models/prose", "--threads", "0"];
+        let message = stderr(&smelt(&[&arguments[..], &given].concat()), 2);
+        assert!(message.contains("0 is not in 1..=1024"), "{message}");
+    }
     let message = stderr(&smelt(&["bench", "-m", "examples/models/prose", "1x100000"]), 1);
     assert!(message.contains("expected at most"), "{message}");
 }

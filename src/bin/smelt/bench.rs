@@ -46,11 +46,11 @@ pub struct Arguments {
     /// the processor has instructions for it
     #[arg(long, value_name = "TYPE")]
     compute: Option<Compute>,
-    /// Threads to compute with; one per core by default
-    #[arg(long)]
+    /// Threads to compute with, 1 to 1024; one per core by default
+    #[arg(long, allow_negative_numbers = true, value_parser = crate::threads())]
     threads: Option<usize>,
     /// How many times each shape is computed, after once to warm up
-    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, default_value_t = 5, allow_negative_numbers = true, value_parser = clap::value_parser!(u32).range(1..))]
     runs: u32,
     /// One JSON object a shape
     #[arg(long)]
@@ -251,7 +251,7 @@ pub fn run(arguments: &Arguments, started: Instant) -> Result<()> {
 /// Serves a program that has several engines take turns.
 fn worker(arguments: &Arguments, cpu: Arc<Cpu>, started: Instant) -> Result<()> {
     let [shape] = &arguments.shapes[..] else {
-        return Err(Error::new(ErrorKind::Input, "expected one shape for `--worker`"));
+        crate::wrong_command_line("expected one shape for `--worker`");
     };
     let bench = Bench::open(arguments, shape, cpu)?;
     bench.small(shape)?;

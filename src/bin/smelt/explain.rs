@@ -23,13 +23,13 @@ pub struct Arguments {
     #[arg(long)]
     task: Option<String>,
     /// Tokens of one sequence that are computed
-    #[arg(long, default_value_t = 128, value_parser = clap::value_parser!(u64).range(1..=1 << 20))]
+    #[arg(long, default_value_t = 128, allow_negative_numbers = true, value_parser = clap::value_parser!(u64).range(1..=1 << 20))]
     tokens: u64,
     /// Tokens before them, whose keys and values are kept
-    #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u64).range(0..=1 << 20))]
+    #[arg(long, default_value_t = 0, allow_negative_numbers = true, value_parser = clap::value_parser!(u64).range(0..=1 << 20))]
     past: u64,
     /// Sequences at once, for the memory
-    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=1 << 20))]
+    #[arg(long, default_value_t = 1, allow_negative_numbers = true, value_parser = clap::value_parser!(u64).range(1..=1 << 20))]
     sequences: u64,
     /// How weights are kept, instead of as they are stored
     #[arg(long, value_name = "TYPE")]
@@ -37,8 +37,8 @@ pub struct Arguments {
     /// How products are computed, see smelt-run
     #[arg(long, value_name = "TYPE")]
     compute: Option<Compute>,
-    /// Threads to compute with; one per core by default
-    #[arg(long)]
+    /// Threads to compute with, 1 to 1024; one per core by default
+    #[arg(long, allow_negative_numbers = true, value_parser = crate::threads())]
     threads: Option<usize>,
     /// A row for each layer, also where layers are the same
     #[arg(long)]

@@ -32,7 +32,8 @@ use std::io::Write;
 use std::process::ExitCode;
 use std::time::Instant;
 
-use clap::{Parser, Subcommand};
+use clap::builder::RangedU64ValueParser;
+use clap::{CommandFactory, Parser, Subcommand};
 
 use smelt::nn::{BLOCKS, FieldDef, GROUPS, maps};
 use smelt::{Error, ErrorKind, Result};
@@ -71,6 +72,16 @@ enum Command {
         #[arg(long, conflicts_with = "name")]
         markdown: bool,
     },
+}
+
+/// Ends the program.
+fn wrong_command_line(message: &str) -> ! {
+    Arguments::command().error(clap::error::ErrorKind::ValueValidation, message).exit()
+}
+
+/// What `--threads` may be.
+fn threads() -> RangedU64ValueParser<usize> {
+    RangedU64ValueParser::new().range(1..=1024)
 }
 
 fn main() -> ExitCode {

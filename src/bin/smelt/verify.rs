@@ -31,7 +31,7 @@ pub struct Arguments {
     #[arg(long, value_name = "NAME")]
     skip: Vec<String>,
     /// Largest difference that is accepted: of outputs absolute, of modules relative to their largest value
-    #[arg(long, default_value_t = 1e-4)]
+    #[arg(long, default_value_t = 1e-4, allow_negative_numbers = true, value_parser = tolerance)]
     tolerance: f32,
     /// Compute with the plain reference implementation
     #[arg(long)]
@@ -51,6 +51,11 @@ pub fn run(arguments: &Arguments) -> Result<bool> {
     let model =
         Model::open_with(&arguments.model, &OpenOptions { arch, task, backend, ..OpenOptions::default() })?;
     let mut tensors = read_bundle(&arguments.bundle)?;
+    if let Some(name) = arguments.skip.iter().find(|skipped| !tensors.keys().any(|name| is_of(name, skipped)))
+    {
+        let message = format!("`{}` has no output `{name}` to skip", arguments.bundle.display());
+        return Err(Error::new(ErrorKind::Input, message));
+    }
     tensors.retain(|name, _| !arguments.skip.iter().any(|skipped| is_of(name, skipped)));
     let bundle = Bundle::new(tensors)?;
     let compared = bundle.compare(model.network());
@@ -60,6 +65,9 @@ pub fn run(arguments: &Arguments) -> Result<bool> {
     })?;
     let trace = if bundle.has_modules() { Some(bundle.trace(model.network())?) } else { None };
     if outputs.is_empty() && trace.as_ref().is_none_or(|trace| trace.compared.is_empty()) {
+        if !arguments.skip.is_empty() {
+            return Err(Error::new(ErrorKind::Input, "nothing is left to compare beside what is skipped"));
+        }
         let message = format!("`{}` has no reference outputs", arguments.bundle.display());
         return Err(Error::new(ErrorKind::Input, message).help(
             "reference outputs are named `output.…` and `generate.…`, those of modules `module.NAME.output`",
@@ -103,6 +111,11 @@ pub fn run(arguments: &Arguments) -> Result<bool> {
         print_warnings(arguments);
     }
     Ok(agrees)
+}
+
+fn tolerance(text: &str) -> std::result::Result<f32, String> {
+    let number = text.parse::<f32>().ok().filter(|x| *x >= 0.0 && x.is_finite());
+    number.ok_or_else(|| "expected a number from 0 on".into())
 }
 
 /// An ill-conditioned model may be so many tolerances off by rounding alone.
