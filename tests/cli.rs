@@ -374,6 +374,32 @@ fn blocks_are_explained() {
 }
 
 #[test]
+fn new_drafts_from_headers_and_overwrites_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let dir = folder.path().join("model");
+    std::fs::create_dir(&dir).unwrap();
+    std::fs::copy("examples/models/language-id/config.json", dir.join("config.json")).unwrap();
+    let mut bytes = std::fs::read("examples/models/language-id/model.safetensors").unwrap();
+    // A file may end behind its header.
+    let header = u64::from_le_bytes(bytes[..8].try_into().unwrap());
+    bytes.truncate(8 + usize::try_from(header).unwrap());
+    std::fs::write(dir.join("model.safetensors"), bytes).unwrap();
+    let out = folder.path().join("mine.yaml");
+    let arguments = ["new", "-m", dir.to_str().unwrap(), "--out", out.to_str().unwrap()];
+    let output = smelt(&arguments);
+    let message = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(0), "{message}");
+    // Of descriptions that fit as well that for the config's own type.
+    assert_eq!(message, "made from bert; 1 thing not explained\n");
+    std::fs::write(&out, "precious").unwrap();
+    let message = stderr(&smelt(&arguments), 1);
+    assert!(message.contains("exists already") && message.contains("--force"), "{message}");
+    assert_eq!(std::fs::read_to_string(&out).unwrap(), "precious");
+    assert!(smelt(&[&arguments[..], &["--force"]].concat()).status.success());
+    assert!(std::fs::read_to_string(&out).unwrap().starts_with("# Draft by"));
+}
+
+#[test]
 fn bench_tells_times_as_json() {
     let arguments = ["bench", "-m", "examples/models/prose", "decode:4:3", "2x8", "--runs", "2", "--json"];
     let text = stdout(&smelt(&[&arguments[..], &["--compute", "f32"]].concat()));

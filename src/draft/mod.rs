@@ -56,18 +56,23 @@ pub fn draft(config: &Config, index: &Index, without: &[&str]) -> Result<Draft> 
     let known = Known::new(without)?;
     let stored = patterns::patterns(index.iter().map(|(name, entry)| (name, entry.shape.as_slice())));
     let prefix = patterns::prefix(&stored);
+    let own = config.text("model_type");
     let mut candidates: Vec<Candidate> = Vec::new();
     let mut families: Vec<(f64, &known::Family)> =
         known.families.iter().map(|f| (resemblance(f, config, &stored), f)).collect();
     families.sort_by(|a, b| b.0.total_cmp(&a.0));
     for (_, family) in families.into_iter().take(MAX_ADAPTED) {
-        let types: Vec<Option<&str>> = match family.types.as_slice() {
+        let mut types: Vec<Option<&str>> = match family.types.as_slice() {
             [] => vec![None],
             types => types.iter().map(|t| Some(t.as_str())).collect(),
         };
+        types.sort_by_key(|model_type| *model_type != own);
         let mut starts: Vec<Tree> = Vec::new();
         for model_type in types {
-            let start = Candidate::new(family, model_type);
+            let mut start = Candidate::new(family, model_type);
+            if model_type.is_some() && model_type == own {
+                start.score += OWN_TYPE;
+            }
             // Most files are the same for all of their types.
             if !starts.contains(&start.tree) {
                 starts.push(start.tree.clone());
@@ -84,6 +89,9 @@ pub fn draft(config: &Config, index: &Index, without: &[&str]) -> Result<Draft> 
     let runner_up = candidates.find(|c| c.family != best.family);
     Ok(finish(best, runner_up.as_ref(), config, &stored, &prefix, index.len()))
 }
+
+/// What it counts that a description is for the model type of the config: as much as that nothing is missing.
+const OWN_TYPE: f64 = 3.0;
 
 /// Descriptions that are adapted, of those that resemble the model most.
 const MAX_ADAPTED: usize = 16;

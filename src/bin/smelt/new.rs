@@ -2,9 +2,10 @@
 
 use std::path::PathBuf;
 
-use smelt::plan::Config;
 use smelt::weights::{Index, Repository};
 use smelt::{Error, ErrorKind, Result};
+
+use crate::check::model_config;
 
 /// What `smelt new` takes.
 #[derive(clap::Args)]
@@ -15,6 +16,9 @@ pub struct Arguments {
     /// Where to write the draft, instead of standard output
     #[arg(long, short, value_name = "FILE")]
     out: Option<PathBuf>,
+    /// Overwrite the file, if there is one
+    #[arg(long, requires = "out")]
+    force: bool,
     /// A built-in architecture not to begin with; may be repeated
     #[arg(long, value_name = "NAME")]
     without: Vec<String>,
@@ -26,20 +30,20 @@ pub fn run(arguments: &Arguments) -> Result<bool> {
     if let Some(name) = arguments.without.iter().find(|name| !known.contains(&name.as_str())) {
         return Err(Error::new(ErrorKind::Input, format!("no built-in architecture `{name}`")));
     }
+    if let Some(path) = arguments.out.as_ref().filter(|path| !arguments.force && path.is_file()) {
+        let message = format!("`{}` exists already", path.display());
+        return Err(Error::new(ErrorKind::Input, message).help("`--force` overwrites it"));
+    }
     let repository = Repository::open(&arguments.model)?;
-    let label = repository.label("config.json");
-    let Some(text) = repository.text("config.json")? else {
-        return Err(
-            Error::new(ErrorKind::Config, format!("no `{label}`")).help("is this the directory of a model?")
-        );
-    };
     let without: Vec<&str> = arguments.without.iter().map(String::as_str).collect();
-    let draft = smelt::draft::draft(&Config::parse(label, text)?, &Index::open(&repository)?, &without)?;
+    let draft =
+        smelt::draft::draft(&model_config(&repository)?, &Index::open_headers(&repository)?, &without)?;
     match &arguments.out {
         Some(path) => std::fs::write(path, &draft.text).map_err(|e| Error::io(path, &e))?,
         None => print!("{}", draft.text),
     }
-    eprintln!("made from {}; {} things not explained", draft.skeleton, draft.unexplained.len());
+    let things = if draft.unexplained.len() == 1 { "thing" } else { "things" };
+    eprintln!("made from {}; {} {things} not explained", draft.skeleton, draft.unexplained.len());
     if let Some(error) = &draft.refused {
         eprintln!("`smelt check` refuses the draft: {error}");
     }
