@@ -1,4 +1,4 @@
-//! Documentation that is made from the definitions of the blocks.
+//! Documentation that is made from the definitions of the blocks, and what the programs tell of `docs/language.md`.
 
 use crate::nn::{BLOCKS, FieldDef, maps};
 
@@ -12,6 +12,16 @@ pub fn block_reference() -> String {
         section(&mut text, name, doc, fields());
     }
     text
+}
+
+/// What blocks are put together with.
+pub const COMBINATORS: [&str; 5] = ["residual", "sum", "product", "repeat", "when"];
+
+/// What `docs/language.md` says of a combinator, as Markdown.
+pub fn combinator(name: &str) -> Option<&'static str> {
+    let name = COMBINATORS.into_iter().find(|combinator| *combinator == name)?;
+    let (_, rest) = include_str!("../docs/language.md").split_once(&format!("\n### `{name}`\n\n"))?;
+    rest.split_once("\n##").map(|(text, _)| text.trim_end())
 }
 
 fn section(text: &mut String, name: &str, doc: &[&str], fields: &[FieldDef]) {

@@ -370,6 +370,14 @@ fn the_programs_tell_their_names() {
 fn blocks_are_explained() {
     assert!(stdout(&smelt(&["blocks"])).lines().count() >= 13);
     assert!(stdout(&smelt(&["blocks", "attention"])).contains("kv_heads"));
+    let all = stdout(&smelt(&["blocks"]));
+    for name in ["residual", "sum", "product", "repeat", "when"] {
+        let line = all.lines().find(|line| line.starts_with(&format!("{name} "))).unwrap();
+        assert!(line.ends_with('.'), "{line}");
+        let text = stdout(&smelt(&["blocks", name]));
+        assert!(text.starts_with(&format!("{name}\n\n")) && text.ends_with("\n"), "{text}");
+        assert!(text.contains(&format!("{name}:")) && !text.contains("\n#"), "{text}");
+    }
     assert!(stderr(&smelt(&["blocks", "nothing"]), 1).contains("no block `nothing`"));
 }
 

@@ -35,6 +35,7 @@ use std::time::Instant;
 use clap::builder::RangedU64ValueParser;
 use clap::{CommandFactory, Parser, Subcommand};
 
+use smelt::docs::{COMBINATORS, combinator};
 use smelt::nn::{BLOCKS, FieldDef, GROUPS, maps};
 use smelt::{Error, ErrorKind, Result};
 
@@ -64,9 +65,9 @@ enum Command {
     Bench(bench::Arguments),
     /// Print a JSON Schema of the language, for editors
     Schema,
-    /// List the blocks of the language, or explain one
+    /// List the blocks of the language and how they are put together, or explain one
     Blocks {
-        /// The block
+        /// The block, combinator or map
         name: Option<String>,
         /// The whole reference, as Markdown
         #[arg(long, conflicts_with = "name")]
@@ -129,12 +130,22 @@ fn blocks(name: Option<&str>, markdown: bool) -> Result<()> {
         for block in &BLOCKS {
             println!("{:16} {}", block.name, block.doc.first().copied().unwrap_or_default().trim());
         }
+        println!("\nHow blocks are put together:");
+        for name in COMBINATORS {
+            let text = combinator(name).unwrap_or_default().replace('\n', " ");
+            let sentence = text.split_inclusive(". ").next().unwrap_or_default();
+            println!("{name:16} {}", sentence.trim_end());
+        }
         println!("\nMaps that blocks take as the value of a field:");
         for (name, doc, _) in maps() {
             println!("{name:16} {}", doc.first().copied().unwrap_or_default().trim());
         }
         return Ok(());
     };
+    if let Some(text) = combinator(name) {
+        println!("{name}\n\n{text}");
+        return Ok(());
+    }
     let groups = GROUPS.iter().map(|(name, doc, fields)| (*name, *doc, *fields));
     let all = BLOCKS.iter().map(|block| (block.name, block.doc, block.fields)).chain(groups);
     let Some((_, doc, fields)) = all.into_iter().find(|(n, ..)| *n == name) else {
