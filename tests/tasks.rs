@@ -254,6 +254,30 @@ fn prompts_are_continued() {
 }
 
 #[test]
+fn what_is_cut_leaves_room_for_what_comes() {
+    let options = OpenOptions { truncate: true, ..OpenOptions::default() };
+    let model = Model::open_with("examples/models/prose", &options).unwrap(); // takes 256 tokens
+    let generate = |prompt: &str, max_tokens: usize| {
+        let options = GenerateOptions { max_tokens, ignore_eos: true, ..GenerateOptions::default() };
+        let found = &model.generate(&[prompt.into()], &options).unwrap()[0];
+        (found.truncated, found.tokens.len())
+    };
+    let long = "the view ".repeat(300);
+    let len = model.tokenizer().unwrap().encode(&long, None, Limit::default()).unwrap().ids.len();
+    assert_eq!(generate(&long, 20), (len - 237, 20));
+    assert_eq!(generate(&long, 1), (len - 256, 1));
+    // Half of the window at most.
+    assert_eq!(generate(&long, 1000), (len - 129, 128));
+    // A prompt that fits is not cut.
+    let whole = (1..).map(|n| "the view ".repeat(n)).take_while(|text| {
+        let encoding = model.tokenizer().unwrap().encode(text, None, Limit::default()).unwrap();
+        encoding.ids.len() <= 256
+    });
+    let (truncated, tokens) = generate(&whole.last().unwrap(), 20);
+    assert!(truncated == 0 && tokens < 20, "{truncated}, {tokens}");
+}
+
+#[test]
 fn a_text_ends_where_the_model_ends_it() {
     for (dir, _, reference) in of_class("LMHeadModel") {
         if !reference.contains_key("generate.0.tokens") {

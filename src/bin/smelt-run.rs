@@ -80,7 +80,8 @@ struct Arguments {
     #[arg(long, value_name = "TEXT")]
     label: Vec<String>,
 
-    /// Cut texts that are too long instead of refusing them
+    /// Cut texts that are too long instead of refusing them; prompts so that --max-tokens have room, up to half of
+    /// what the model can take
     #[arg(long)]
     truncate: bool,
 

@@ -180,7 +180,15 @@ struct Sequence<'m> {
 impl<'m> Generator<'m> {
     fn new(model: &'m Model, texts: &[Text<'_>], options: &GenerateOptions) -> Result<Self> {
         model.expect_task(&["causal_lm", "seq2seq_lm"])?;
-        let encodings = model.encode(texts, None)?;
+        let mut encodings = model.encode(texts, None)?;
+        let window = model.network.plan().token_limit(Tokens::Input);
+        if let (Some(window), false) = (window, model.network.plan().has_decoder()) {
+            // What has to be cut anyway leaves room for what comes, up to half of the window.
+            let most = window + 1 - options.max_tokens.min(window / 2);
+            for (text, encoding) in texts.iter().zip(&mut encodings).filter(|(_, e)| e.truncated > 0) {
+                *encoding = model.encode(&[*text], Some(most))?.remove(0); // of the one text
+            }
+        }
         let mut session = model.network.session(encodings.len());
         let mut start = None;
         if model.network.plan().has_decoder() {

@@ -50,7 +50,8 @@ pub struct OpenOptions {
     pub threads: Option<usize>,
     /// Bytes that weights and batches may take; what the machine has by default.
     pub memory_limit: Option<u64>,
-    /// Whether texts that are too long are cut instead of refused.
+    /// Whether texts that are too long are cut instead of refused; prompts so that the new tokens have room, up to half of what
+    /// the model can take.
     pub truncate: bool,
     /// Which backend computes.
     pub backend: BackendKind,
