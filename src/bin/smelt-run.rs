@@ -147,7 +147,7 @@ struct GenerationArguments {
     #[arg(long, value_name = "P", allow_negative_numbers = true)]
     min_p: Option<f32>,
 
-    /// Divide the logits of tokens that occurred already; by 1 by default
+    /// Divide the logits of tokens that occurred already; by default by what generation_config.json says, else 1
     #[arg(long, allow_negative_numbers = true)]
     repetition_penalty: Option<f32>,
 
