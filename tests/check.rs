@@ -133,6 +133,13 @@ fn what_cannot_work_is_found_without_a_config() {
     }
 }
 
+#[test]
+fn a_head_may_have_all_values() {
+    let head = "{match: [], logits: {embedding: {at: e, of: token_ids, rows: 2, width: 2}}}";
+    let text = format!("smelt: 1\nmatch: {{}}\nmodel: {{}}\nheads: {{causal_lm: {head}}}\n");
+    check_spec(Source::yaml("a.yaml", text).unwrap()).unwrap();
+}
+
 /// A circle through a value of a head; the values of another head have the same names.
 #[test]
 fn heads_have_values_of_their_own() {

@@ -398,7 +398,10 @@ fn new_drafts_from_headers_and_overwrites_nothing() {
     let message = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.status.code(), Some(0), "{message}");
     // Of descriptions that fit as well that for the config's own type.
-    assert_eq!(message, "made from bert; 1 thing not explained\n");
+    let config = std::fs::read_to_string(dir.join("config.json")).unwrap();
+    let config: Value = serde_json::from_str(&config).unwrap();
+    let own = config["model_type"].as_str().unwrap();
+    assert_eq!(message, format!("made from {own}; 1 thing not explained\n"));
     std::fs::write(&out, "precious").unwrap();
     let message = stderr(&smelt(&arguments), 1);
     assert!(message.contains("exists already") && message.contains("--force"), "{message}");
@@ -429,7 +432,7 @@ fn bench_tells_times_as_json() {
     assert!(lines[1]["rss_mb"].is_null());
     let arguments = ["bench", "-m", "examples/models/prose", "prefill:8", "--runs", "1", "--compute", "bf16"];
     let text = stdout(&smelt(&arguments));
-    assert!(text.starts_with("prefill:8: gpt2.yaml, bf16, compute bf16, "), "{text}");
+    assert!(text.starts_with("prefill:8: ") && text.contains(".yaml, bf16, compute bf16, "), "{text}");
     assert!(text.contains("in 1 run), ") && text.contains("tokens/s"), "{text}");
 }
 
@@ -454,6 +457,7 @@ fn smelt_into(out: impl Into<Stdio>, arguments: &[&str]) -> (Option<i32>, String
 #[test]
 fn output_that_nobody_reads_is_no_mistake_and_a_full_disk_is_one() {
     const MODEL: &str = "examples/models/language-id";
+    const SPEC: &str = "examples/classifier.yaml";
     let bundle = "tests/golden/embedded/language-id.safetensors";
     let prose = "examples/models/prose";
     let cases: [&[&str]; 12] = [
@@ -461,7 +465,7 @@ fn output_that_nobody_reads_is_no_mistake_and_a_full_disk_is_one() {
         &["explain", "-m", MODEL, "--svg"],
         &["explain", "-m", MODEL, "--tensors"],
         &["explain", "-m", MODEL, "--json"],
-        &["explain", "-m", MODEL, "--diff", "bert", "bert"],
+        &["explain", "-m", MODEL, "--diff", SPEC, SPEC],
         &["new", "-m", MODEL],
         &["check", "-m", MODEL],
         &["verify", "-m", MODEL, bundle],
@@ -511,7 +515,7 @@ fn bench_refuses_what_is_no_shape() {
     }
     let message = stderr(&smelt(&["bench", "-m", "examples/models/prose", "1x8", "2x8", "--worker"]), 2);
     assert!(message.contains("expected one shape for `--worker`"), "{message}");
-    for arguments in [["bench", "1x8"], ["explain", "bert"]] {
+    for arguments in [["bench", "1x8"], ["explain", "examples/classifier.yaml"]] {
         let given = ["-m", "examples/models/prose", "--threads", "0"];
         let message = stderr(&smelt(&[&arguments[..], &given].concat()), 2);
         assert!(message.contains("0 is not in 1..=1024"), "{message}");

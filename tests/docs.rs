@@ -8,6 +8,7 @@ use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use serde::Deserialize;
 use smelt::plan::{Config, builtin, check_spec};
 use smelt::spec::{Problems, Source, Spec, Tree};
 
@@ -111,20 +112,40 @@ fn every_yaml_snippet_can_be_read() {
     assert!(files >= 2 && fragments >= 20, "{files} files, {fragments} fragments");
 }
 
-/// What a document shows of a program, in the order of its fenced texts.
-enum Shown {
-    /// What another program prints.
-    Else,
-    /// What `smelt` prints, given these arguments and this `my.yaml`: the end of it, or the beginning if it ends in `...`.
-    Smelt(&'static str, String),
+/// The entries of `tests/docs.yaml`.
+#[derive(Deserialize)]
+struct Document {
+    document: String,
+    yaml: String,
+    texts: Vec<Shown>,
 }
 
-/// A description with parts of it replaced.
-fn changed(yaml: &str, changes: &[(&str, &str)]) -> String {
-    changes.iter().fold(yaml.to_owned(), |yaml, (old, new)| {
-        assert!(yaml.contains(old), "`{old}` is not there");
-        yaml.replacen(old, new, 1)
-    })
+#[derive(Deserialize)]
+struct Shown {
+    run: Option<String>,
+    #[serde(default)]
+    snippets: Vec<String>,
+    #[serde(default)]
+    changes: Vec<(String, String)>,
+}
+
+/// Puts a snippet into a description: what a section holds behind the line that begins it, other sections at the end.
+fn put(yaml: &mut String, snippet: &str) {
+    let mut end = None;
+    for line in snippet.lines().map(|line| format!("{line}\n")) {
+        let begins = !line.starts_with(' ');
+        if begins {
+            end = yaml.find(&format!("\n{line}")).map(|i| i + 1 + line.len());
+        }
+        match &mut end {
+            Some(_) if begins => {}
+            Some(end) => {
+                yaml.insert_str(*end, &line);
+                *end += line.len();
+            }
+            None => *yaml += &line,
+        }
+    }
 }
 
 /// A text without the differences that other processors may round otherwise, and without what pads tables.
@@ -141,100 +162,52 @@ fn plain(text: &str) -> String {
     text.trim_end().lines().map(line).collect::<Vec<_>>().join("\n")
 }
 
-/// Checks all fenced texts of a document.
-fn check_texts(document: &str, shown: &[Shown]) {
-    let text = std::fs::read_to_string(root().join("docs").join(document)).unwrap();
-    let texts = snippets(&text, "text");
-    assert_eq!(texts.len(), shown.len(), "{document}");
+/// Each fenced text is the end of what is printed, or its beginning if it ends in `...`.
+#[test]
+fn what_is_shown_of_runs_is_printed() {
+    let text = std::fs::read_to_string(root().join("tests/docs.yaml")).unwrap();
+    let documents: Vec<Document> = serde_yaml::from_str(&text).unwrap();
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("my.yaml");
-    let mut wrong = Vec::new();
-    for ((line, expected), shown) in texts.iter().zip(shown) {
-        let Shown::Smelt(arguments, yaml) = shown else { continue };
-        std::fs::write(&file, yaml).unwrap();
-        let arguments = arguments.split_whitespace();
-        let arguments = arguments.map(|word| if word == "my.yaml" { file.to_str().unwrap() } else { word });
-        let mut command = Command::new(env!("CARGO_BIN_EXE_smelt"));
-        let output = command.args(arguments).current_dir(root()).output().unwrap();
-        let printed = String::from_utf8([output.stdout, output.stderr].concat()).unwrap();
-        let printed = printed.replace(file.to_str().unwrap(), "my.yaml");
-        let printed_so = match expected.strip_suffix("...\n") {
-            Some(beginning) => plain(&printed).starts_with(&plain(beginning)),
-            None => plain(&printed).ends_with(&plain(expected)),
+    let (mut run, mut wrong) = (0, Vec::new());
+    for Document { document, yaml, texts } in documents {
+        let text = std::fs::read_to_string(root().join("docs").join(&document)).unwrap();
+        let of_yaml = snippets(&text, "yaml");
+        let snippet = |part: &str| {
+            let mut texts = of_yaml.iter().map(|(_, text)| text.as_str());
+            texts.find(|text| text.contains(part)).unwrap_or_else(|| panic!("no snippet has `{part}`"))
         };
-        if !printed_so {
-            wrong.push(format!("docs/{document}:{line} is another text than\n{printed}"));
+        let base = std::fs::read_to_string(root().join(&yaml)).unwrap_or_else(|_| snippet(&yaml).to_owned());
+        let fenced = snippets(&text, "text");
+        assert_eq!(fenced.len(), texts.len(), "{document}");
+        for ((line, expected), shown) in fenced.iter().zip(texts) {
+            let Some(arguments) = shown.run else { continue };
+            let mut yaml = base.clone();
+            shown.snippets.iter().for_each(|part| put(&mut yaml, snippet(part)));
+            for (old, new) in &shown.changes {
+                assert!(yaml.contains(old), "{document}:{line}: `{old}` is not there");
+                yaml = yaml.replacen(old, new, 1);
+            }
+            std::fs::write(&file, yaml).unwrap();
+            let my = file.to_str().unwrap();
+            let arguments =
+                arguments.split_whitespace().map(|word| if word == "my.yaml" { my } else { word });
+            let mut command = Command::new(env!("CARGO_BIN_EXE_smelt"));
+            let output = command.args(arguments).current_dir(root()).output().unwrap();
+            let printed = String::from_utf8([output.stdout, output.stderr].concat()).unwrap();
+            let printed = printed.replace(my, "my.yaml");
+            let printed_so = match expected.strip_suffix("...\n") {
+                Some(beginning) => plain(&printed).starts_with(&plain(beginning)),
+                None => plain(&printed).ends_with(&plain(expected)),
+            };
+            run += 1;
+            if !printed_so {
+                wrong.push(format!("docs/{document}:{line} is another text than\n{printed}"));
+            }
         }
     }
+    assert!(run >= 15, "{run}");
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
-}
-
-#[test]
-fn the_verdicts_in_the_docs_are_printed() {
-    let yaml = std::fs::read_to_string(root().join("architectures/bert.yaml")).unwrap();
-    let verify = |changes: &[(&str, &str)]| {
-        let arguments = "verify --arch my.yaml --model tests/golden/bert/masked-lm \
-                         tests/golden/modules/bert-masked-lm.safetensors";
-        Shown::Smelt(arguments, changed(&yaml, changes))
-    };
-    let (q, k) = ("q: attention.self.query", "k: attention.self.key");
-    let norm = "        - layer_norm: attention.output.LayerNorm\n";
-    let mlp = "- mlp: {up: intermediate.dense, down: output.dense, inner: $inner, act: $act}";
-    let shown = [
-        Shown::Else,
-        verify(&[]),
-        verify(&[
-            (k, "k: {at: attention.self.key, bias: false}"),
-            ("ignore: [", "ignore: [encoder.layer.*.attention.self.key.bias, "),
-        ]),
-        verify(&[(&format!("{q}, {k}"), "q: attention.self.key, k: attention.self.query")]),
-        verify(&[(&format!("- residual:\n            {mlp}"), mlp)]),
-        verify(&[(norm, ""), ("- residual:\n", &format!("- residual:\n    {norm}"))]),
-        verify(&[
-            ("layer_norm: {eps: $eps}", "layer_norm: {eps: 1e-5}"),
-            ("  eps: {key: layer_norm_eps, default: 1e-12}\n", ""),
-        ]),
-    ];
-    check_texts("debugging.md", &shown);
-}
-
-#[test]
-fn the_worked_case_prints_what_the_docs_show() {
-    let text = std::fs::read_to_string(root().join("docs/adding-an-architecture.md")).unwrap();
-    let yaml: Vec<String> = snippets(&text, "yaml").into_iter().map(|(_, snippet)| snippet).collect();
-    let draft = yaml.iter().find(|snippet| snippet.starts_with("smelt: 1")).unwrap();
-    let base = &format!("{draft}irrelevant: [sinusoidal_pos_embds]\n");
-    let head = yaml.iter().find(|snippet| snippet.contains("  sequence_classification:")).unwrap();
-    let (config, head) = head.split_once("heads:\n").unwrap();
-    let head = changed(base, &[("config:\n", config), ("heads:\n", &format!("heads:\n{head}"))]);
-    let prefix = yaml.iter().find(|snippet| snippet.starts_with("weights: {prefix")).unwrap();
-    let whole = changed(&head, &[("defaults:", &format!("{prefix}defaults:"))]);
-
-    let norm = "        - layer_norm: sa_layer_norm\n";
-    let inside = changed(base, &[(norm, ""), ("- residual:\n", &format!("- residual:\n    {norm}"))]);
-    let act = "  act: {key: activation, default: gelu}\n";
-    let other_act = changed(base, &[(act, ""), ("act: $act", "act: gelu_new")]);
-    let misspelt = changed(base, &[("- layer_norm: sa", "- layernorm: sa"), ("inner: $inner, ", "")]);
-
-    let modules = "verify --arch my.yaml --model tests/golden/distilbert/base \
-                   tests/golden/modules/distilbert.safetensors";
-    let outputs = "verify --arch my.yaml --model tests/golden/distilbert/base \
-                   tests/golden/distilbert/base/reference.safetensors";
-    let classifier = "verify --arch my.yaml --model tests/golden/distilbert/sequence-classification \
-                      tests/golden/distilbert/sequence-classification/reference.safetensors";
-    let shown = [
-        Shown::Else,
-        Shown::Smelt("check my.yaml", draft.clone()),
-        Shown::Smelt("check my.yaml", misspelt),
-        Shown::Smelt("check my.yaml --model tests/golden/distilbert/base", draft.clone()),
-        Shown::Smelt(outputs, base.clone()),
-        Shown::Smelt(modules, inside),
-        Shown::Smelt(modules, other_act),
-        Shown::Smelt(classifier, base.clone()),
-        Shown::Smelt(classifier, head),
-        Shown::Smelt(classifier, whole),
-    ];
-    check_texts("adding-an-architecture.md", &shown);
 }
 
 #[test]

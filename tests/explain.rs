@@ -13,7 +13,7 @@ use smelt::model::Batch;
 use smelt::nn::Stream;
 use smelt::plan::{self, Tokens, Use};
 use smelt::reference::Reference;
-use smelt::weights::{Index, Repository};
+use smelt::weights::{BundleData, Index, Repository, write_bundle};
 
 /// Tokens of each sequence.
 const TOKENS: u64 = 8;
@@ -134,53 +134,69 @@ fn two_descriptions_are_compared_on_one_checkpoint() {
 /// What a field's map takes from `defaults` counts as if it were written there.
 #[test]
 fn defaults_of_maps_are_settings() {
-    struct Case {
-        family: &'static str,
-        /// Texts in the built-in description and what they become, all with the same meaning.
-        same: &'static [(&'static str, &'static str)],
-        /// A text in the result of that and what it becomes, with another meaning.
-        other: (&'static str, &'static str),
-        change: &'static str,
-    }
-    let cases = [
-        Case {
-            family: "cohere",
-            same: &[(
-                r#""${{'at': 'self_attn.k_norm'} if qk_norm else none}""#,
-                "{at: self_attn.k_norm, kind: layer_norm, over: each, eps: $eps}",
-            )],
-            other: ("over: each, eps: $eps}}\nmodel", "over: each, eps: 0.5}}\nmodel"),
-            change: "q_norm.eps 1e-5 → 0.5",
-        },
-        Case {
-            family: "mamba2",
-            same: &[
-                ("norm: {at: mixer.norm, eps: $eps}", "norm: mixer.norm"),
-                ("defaults: {", "defaults: {gated_norm: {eps: $eps}, "),
-            ],
-            other: ("gated_norm: {eps: $eps}", "gated_norm: {eps: 0.5}"),
-            change: "norm.eps 1e-5 → 0.5",
-        },
+    const YAML: &str = "
+smelt: 1
+match: {model_type: test}
+defaults: {linear: {bias: false}, head_norm: {over: all, eps: 0.25}, gated_norm: {eps: 0.25}}
+model:
+  hidden:
+    - embedding: {at: e, of: token_ids, rows: 5, width: 4}
+    - attention: {heads: 2, q: q, k: k, v: v, o: o, q_norm: q_norm, k_norm: \"${{'at': 'k_norm'}}\"}
+    - multi_head_state_space: {in_proj: i, conv: c, conv_bias: false, dt_bias: t, a_log: a, d: d, norm: {at: n},
+                               out_proj: p, heads: 2, head_dim: 2, state: 3, kernel: 2}
+heads: {features: {match: [], outputs: [hidden]}}
+";
+    let shapes: [(&str, &[usize]); 14] = [
+        ("e.weight", &[5, 4]),
+        ("q.weight", &[4, 4]),
+        ("k.weight", &[4, 4]),
+        ("v.weight", &[4, 4]),
+        ("o.weight", &[4, 4]),
+        ("q_norm.weight", &[4]),
+        ("k_norm.weight", &[4]),
+        ("i.weight", &[16, 4]),
+        ("c.weight", &[10, 1, 2]),
+        ("t", &[2]),
+        ("a", &[2]),
+        ("d", &[2]),
+        ("n.weight", &[4]),
+        ("p.weight", &[4, 4]),
     ];
+    let zeros = |(name, shape): (&str, &[usize])| {
+        (name.to_owned(), shape.to_vec(), BundleData::F32(vec![0.0; shape.iter().product()]))
+    };
     let folder = tempfile::tempdir().unwrap();
-    let file = folder.path().join("mine.yaml");
-    for case in cases {
-        let model = format!("tests/golden/{}/causal", case.family);
-        let diff =
-            || smelt(&["explain", "--diff", case.family, file.to_str().unwrap(), "-m", model.as_str()]);
-        let mut text = std::fs::read_to_string(format!("architectures/{}.yaml", case.family)).unwrap();
-        for (old, new) in case.same {
-            assert!(text.contains(old), "{old}");
-            text = text.replacen(old, new, 1);
-        }
-        std::fs::write(&file, &text).unwrap();
-        let same = diff();
-        assert!(same.contains("the same blocks, with the same settings and tensors"), "{same}");
-        assert!(text.contains(case.other.0));
-        std::fs::write(&file, text.replacen(case.other.0, case.other.1, 1)).unwrap();
-        let other = diff();
-        assert!(other.contains(case.change), "{other}");
+    let path = |file: &str| folder.path().join(file).to_str().unwrap().to_owned();
+    write_bundle(&folder.path().join("model.safetensors"), &shapes.map(zeros)).unwrap();
+    std::fs::write(path("config.json"), "{\"model_type\": \"test\"}").unwrap();
+    let write = |file: &str, changes: &[(&str, &str)]| {
+        let yaml = changes.iter().fold(YAML.to_owned(), |yaml, (old, new)| {
+            assert!(yaml.contains(old), "{old}");
+            yaml.replace(old, new)
+        });
+        std::fs::write(path(file), yaml).unwrap();
+    };
+    write("defaults.yaml", &[]);
+    write(
+        "written.yaml",
+        &[
+            ("q_norm: q_norm", "q_norm: {at: q_norm, over: all, eps: 0.25}"),
+            ("{'at': 'k_norm'}", "{'at': 'k_norm', 'over': 'all', 'eps': 0.25}"),
+            ("norm: {at: n}", "norm: {at: n, eps: 0.25}"),
+            (", head_norm: {over: all, eps: 0.25}, gated_norm: {eps: 0.25}", ""),
+        ],
+    );
+    write("other.yaml", &[("eps: 0.25", "eps: 0.5")]);
+    let model = path("");
+    let diff = |file: &str| smelt(&["explain", "--diff", &path("defaults.yaml"), &path(file), "-m", &model]);
+    let same = diff("written.yaml");
+    assert!(same.contains("the same blocks, with the same settings and tensors"), "{same}");
+    let other = diff("other.yaml");
+    for setting in ["q_norm.eps", "k_norm.eps", " norm.eps"] {
+        assert!(other.contains(&format!("{setting} 0.25 → 0.5")), "{setting}: {other}");
     }
+    let json = smelt(&["explain", &path("defaults.yaml"), "-m", &model, "--json"]);
+    assert_eq!(json.matches("_norm.over\": \"all\"").count(), 2, "{json}");
 }
 
 #[test]

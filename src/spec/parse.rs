@@ -203,12 +203,7 @@ impl Spec {
                 }
                 "weights" => spec.weights = reader.weights(value, &at),
                 "defaults" => spec.defaults = reader.defaults(value, &at),
-                "model" => {
-                    if matches!(value, Tree::Map(values) if values.is_empty()) {
-                        reader.wrong(&at.key(), "expected a value of `model`, found none", "");
-                    }
-                    spec.values = reader.values(value, &at, &[]);
-                }
+                "model" => spec.values = reader.values(value, &at, &[]),
                 "heads" => spec.heads = reader.heads(value, &at),
                 _ => reader.unknown("section", key, &at, &SECTIONS),
             }
@@ -217,6 +212,13 @@ impl Spec {
             if tree.get(section).is_none() {
                 reader.wrong(&root, format!("expected a section `{section}`"), "");
             }
+        }
+        let is_empty =
+            |(section, value): &(String, Tree)| section == "model" && *value == Tree::Map(Vec::new());
+        if spec.heads.iter().all(|head| head.values.is_empty())
+            && let Some(i) = tree.entries().iter().position(is_empty)
+        {
+            reader.wrong(&root.child(i).key(), "expected a value of `model`, found none", "");
         }
         spec
     }
