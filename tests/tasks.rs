@@ -2,11 +2,12 @@
 
 use std::path::{Path, PathBuf};
 
-use serde_json::Value;
+use serde_json::{Value, json};
 use smelt::tensor::Array;
 use smelt::tokenizer::{Limit, Stream, Tokenizer};
 use smelt::weights::read_bundle;
 use smelt::{AnswerOptions, FinishReason, GenerateOptions, Model, OpenOptions, SamplingOptions, Text};
+use tempfile::TempDir;
 
 fn golden() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden")
@@ -48,6 +49,44 @@ fn texts(info: &Value) -> Vec<Text<'_>> {
         }
     }
     info["batch_texts"].as_array().unwrap().iter().map(text).collect()
+}
+
+/// A copy of a fixture, to be changed.
+fn copy(dir: &Path) -> TempDir {
+    fn fill(to: &Path, from: &Path) {
+        for entry in std::fs::read_dir(from).unwrap().flatten() {
+            let to = to.join(entry.file_name());
+            if entry.path().is_dir() {
+                std::fs::create_dir(&to).unwrap();
+                fill(&to, &entry.path());
+            } else {
+                std::fs::copy(entry.path(), to).unwrap();
+            }
+        }
+    }
+    let copy = tempfile::tempdir().unwrap();
+    fill(copy.path(), dir);
+    copy
+}
+
+/// Files with the keys to set in them.
+type Changes<'a> = &'a [(&'a str, Value)];
+
+/// Sets keys of a JSON file, which is made if there is none; null takes a key away.
+fn write(dir: &Path, file: &str, keys: Value) {
+    let path = dir.join(file);
+    let mut object = match std::fs::read_to_string(&path) {
+        Ok(text) => serde_json::from_str(&text).unwrap(),
+        Err(_) => json!({}),
+    };
+    for (key, value) in keys.as_object().unwrap() {
+        if value.is_null() {
+            object.as_object_mut().unwrap().remove(key);
+        } else {
+            object[key] = value.clone();
+        }
+    }
+    std::fs::write(path, object.to_string()).unwrap();
 }
 
 fn softmax(x: &[f32]) -> Vec<f32> {
@@ -102,6 +141,23 @@ fn texts_are_cut_only_when_asked_for() {
     assert_eq!(cut.truncated, whole.ids.len() - 9);
     assert_eq!(cut.ids[..8], whole.ids[..8]);
     assert!(tokenizer.encode(&long, None, Limit { max_tokens: Some(2), truncate: true }).is_err());
+    // A length in `tokenizer.json` does not cut, the side that it names counts, unless the settings name one.
+    let text = std::fs::read_to_string(dir.join("tokenizer.json")).unwrap();
+    let mut json: Value = serde_json::from_str(&text).unwrap();
+    json["truncation"] =
+        json!({"direction": "Left", "max_length": 5, "strategy": "LongestFirst", "stride": 0});
+    for (settings, same) in [(None, 8), (Some(r#"{"truncation_side": "right"}"#), 0)] {
+        let tokenizer = Tokenizer::from_json(&json.to_string(), "tokenizer.json", settings).unwrap();
+        assert_eq!(tokenizer.encode(&long, None, Limit::default()).unwrap(), whole);
+        let found = tokenizer.encode(&long, None, limit).unwrap();
+        let expected = if same > 0 { &whole.ids[whole.ids.len() - same..] } else { &cut.ids[1..] };
+        assert_eq!(found.ids[1..], *expected, "{settings:?}");
+    }
+    for length in ["\"512\"", "0", "-1", "1.5"] {
+        let settings = format!("{{\"model_max_length\": {length}}}");
+        let error = Tokenizer::from_json(&text, "tokenizer.json", Some(&settings)).unwrap_err().to_string();
+        assert!(error.contains("expected a positive whole number, found"), "{error}");
+    }
 }
 
 #[test]
@@ -215,6 +271,45 @@ fn sentences_are_embedded_as_their_repository_says() {
 }
 
 #[test]
+fn sentences_are_cut_where_sentence_transformers_cuts_them() {
+    let (max, own) = ("sentence_bert_config.json", "tokenizer_config.json");
+    let any = json!(1e30);
+    // Tokens that stay, of 111; `tokenizer.json` says 16, there are 37 positions.
+    let cases: &[(&str, Changes<'_>, usize)] = &[
+        ("max_seq_length", &[(max, json!({"max_seq_length": 30}))], 30),
+        ("a smaller one", &[(max, json!({"max_seq_length": 7}))], 7),
+        ("both", &[(max, json!({"max_seq_length": 20})), (own, json!({"model_max_length": 9}))], 20),
+        ("model_max_length", &[(own, json!({"model_max_length": 12}))], 12),
+        ("any length", &[(own, json!({"model_max_length": any}))], 37),
+        ("no length", &[(own, json!({"model_max_length": null}))], 37),
+        ("an older name", &[("sentence_roberta_config.json", json!({"max_seq_length": 10}))], 16),
+    ];
+    let text = "the cat sat on the mat. ".repeat(16);
+    let check = |case: &str, dir: &Path, kept: usize| {
+        let model = Model::open(dir).unwrap();
+        let found = &model.embed(&[text.as_str().into()], None).unwrap()[0];
+        let limit = Limit { max_tokens: Some(kept), truncate: true };
+        let cut = model.tokenizer().unwrap().encode(&text, None, limit).unwrap();
+        assert_eq!((cut.ids.len(), found.truncated), (kept, cut.truncated), "{case}");
+    };
+    let dir = golden().join("variants/sentence-v6");
+    for (case, files, kept) in cases {
+        let copy = copy(&dir);
+        files.iter().for_each(|(file, keys)| write(copy.path(), file, keys.clone()));
+        check(case, copy.path(), *kept);
+    }
+    let copy = copy(&dir);
+    std::fs::remove_file(copy.path().join(max)).unwrap();
+    write(copy.path(), "sentence_roberta_config.json", json!({"max_seq_length": 10}));
+    check("an older name alone", copy.path(), 10);
+    // There it would end in an error too.
+    write(copy.path(), "sentence_roberta_config.json", json!({"max_seq_length": 40}));
+    let error =
+        Model::open(copy.path()).unwrap().embed(&[text.as_str().into()], None).unwrap_err().to_string();
+    assert!(error.contains("takes at most 37"), "{error}");
+}
+
+#[test]
 fn prompts_are_continued() {
     let mut classes = of_class("ForCausalLM");
     classes.extend(of_class("LMHeadModel"));
@@ -285,12 +380,8 @@ fn a_text_ends_where_the_model_ends_it() {
         }
         // The third token of the continuation is declared to end the text.
         let tokens = reference["generate.0.tokens"].to_i64().unwrap();
-        let copy = tempfile::tempdir().unwrap();
-        for file in std::fs::read_dir(&dir).unwrap().flatten() {
-            std::fs::copy(file.path(), copy.path().join(file.file_name())).unwrap();
-        }
-        let settings = format!("{{\"eos_token_id\": [{}]}}", tokens[2]);
-        std::fs::write(copy.path().join("generation_config.json"), settings).unwrap();
+        let copy = copy(&dir);
+        write(copy.path(), "generation_config.json", json!({"eos_token_id": [tokens[2]]}));
         let model = Model::open(copy.path()).unwrap();
         let found =
             &model.generate(&["the cat sat on the mat and".into()], &GenerateOptions::default()).unwrap()[0];

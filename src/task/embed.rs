@@ -1,6 +1,7 @@
 use super::model::{Model, Text};
 use super::sentence::{Pipeline, Pooling};
 use crate::error::{Error, ErrorKind, Result};
+use crate::spec::Tree;
 
 /// A text as a vector.
 #[derive(Clone, Debug, PartialEq)]
@@ -15,7 +16,9 @@ impl Model {
     /// Vectors of texts.
     ///
     /// They are made the way that the repository's own pipeline says, if it has one (`modules.json` with Pooling, Dense and
-    /// Normalize modules); else, or if `pooling` is given, by pooling the token vectors, by default with their mean.
+    /// Normalize modules); else, or if `pooling` is given, by pooling the token vectors, by default with their mean. That
+    /// pipeline also cuts texts, where sentence-transformers 6.2 does: at `max_seq_length`, else at the smaller of
+    /// `model_max_length` and `max_position_embeddings`.
     ///
     /// ```
     /// # fn main() -> smelt::Result<()> {
@@ -39,15 +42,17 @@ impl Model {
             let message = "an encoder-decoder has no vectors of texts";
             return Err(Error::new(ErrorKind::Input, message).help("open it for the task `embed`"));
         }
-        let pipeline = match pooling {
-            Some(pooling) => Pipeline::of(pooling),
-            None => Pipeline::open(&self.repository)?.unwrap_or_else(|| Pipeline::of(Pooling::Mean)),
+        let own = if pooling.is_none() { Pipeline::open(&self.repository)? } else { None };
+        let cut_at = match &own {
+            Some(pipeline) => pipeline.max_tokens.or(self.max_length()?),
+            None => None,
         };
+        let pipeline = own.unwrap_or_else(|| Pipeline::of(pooling.unwrap_or(Pooling::Mean)));
         let prompted: Vec<String> = texts.iter().map(|t| format!("{}{}", pipeline.prompt, t.text)).collect();
         let texts: Vec<Text<'_>> =
             texts.iter().zip(&prompted).map(|(t, text)| Text { text, pair: t.pair }).collect();
         let mut all = Vec::with_capacity(texts.len());
-        self.each_batch(&self.encode(&texts, pipeline.max_tokens)?, &[name], |encodings, outputs| {
+        self.each_batch(&self.encode(&texts, cut_at)?, &[name], |encodings, outputs| {
             let states = &outputs[0].value;
             let mut row = 0;
             for encoding in encodings {
@@ -59,5 +64,14 @@ impl Model {
             Ok(())
         })?;
         Ok(all)
+    }
+
+    /// The smaller of `model_max_length` and `max_position_embeddings`.
+    fn max_length(&self) -> Result<Option<usize>> {
+        let positions = match self.config.find("max_position_embeddings") {
+            Some((Tree::Int(positions), _)) => usize::try_from(*positions).ok(), // -1 is any number
+            _ => None,
+        };
+        Ok(self.tokenizer()?.max_length().into_iter().chain(positions).min())
     }
 }

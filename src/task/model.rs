@@ -225,19 +225,17 @@ impl Model {
         }
     }
 
-    /// Tokens of texts, each cut or refused if it is too long for the model or for `max_tokens`.
-    pub(super) fn encode(&self, texts: &[Text<'_>], max_tokens: Option<usize>) -> Result<Vec<Encoding>> {
+    /// Tokens of texts, each cut at `cut_at`; one that is still too long for the model is cut or refused.
+    pub(super) fn encode(&self, texts: &[Text<'_>], cut_at: Option<usize>) -> Result<Vec<Encoding>> {
         let tokenizer = self.tokenizer()?;
-        let limit = self.network.plan().token_limit(Stream::Input);
-        let limit = Limit { max_tokens: limit, truncate: self.truncate };
+        let positions = self.network.plan().token_limit(Stream::Input);
+        let limit = match cut_at {
+            Some(max) if positions.is_none_or(|positions| max <= positions) => {
+                Limit { max_tokens: cut_at, truncate: true }
+            }
+            _ => Limit { max_tokens: positions, truncate: self.truncate },
+        };
         let encode = |text: &Text<'_>| {
-            let limit = match max_tokens {
-                // A limit that the repository sets cuts, as it does where the repository comes from.
-                Some(max) => {
-                    Limit { max_tokens: Some(max.min(limit.max_tokens.unwrap_or(max))), truncate: true }
-                }
-                None => limit,
-            };
             let encoding = tokenizer.encode(text.text, text.pair, limit)?;
             if encoding.ids.is_empty() {
                 let message = format!("the text `{}` has no tokens", text.text);

@@ -74,7 +74,7 @@ impl Pooling {
 #[derive(Debug, Default)]
 pub struct Pipeline {
     modules: Vec<Module>,
-    /// Longer texts are cut to this many tokens.
+    /// Longer texts are cut to this many tokens, where the repository says so beside its modules.
     pub max_tokens: Option<usize>,
     /// Put before each text.
     pub prompt: String,
@@ -86,6 +86,17 @@ enum Module {
     Dense { weight: Vec<f32>, bias: Option<Vec<f32>>, inputs: usize, tanh: bool },
     Normalize,
 }
+
+/// Where the settings of the transformer may be: the first that says something counts.
+const TRANSFORMER_FILES: [&str; 7] = [
+    "sentence_bert_config.json",
+    "sentence_roberta_config.json",
+    "sentence_distilbert_config.json",
+    "sentence_camembert_config.json",
+    "sentence_albert_config.json",
+    "sentence_xlm-roberta_config.json",
+    "sentence_xlnet_config.json",
+];
 
 impl Pipeline {
     /// Pooling alone.
@@ -121,19 +132,24 @@ impl Pipeline {
                 }
             }
         }
-        if let Some(settings) = read(repository, "sentence_bert_config.json")? {
+        for file in TRANSFORMER_FILES {
+            let Some(settings) = read(repository, file)? else { continue };
+            if settings.entries().is_empty() {
+                continue;
+            }
             match settings.get("max_seq_length") {
                 Some(Tree::Int(n)) if *n > 0 => pipeline.max_tokens = Some(*n as usize),
                 None | Some(Tree::Null) => {}
                 Some(other) => {
                     let message = format!("expected a positive `max_seq_length`, found `{other}`");
-                    return Err(wrong(repository, "sentence_bert_config.json", &message));
+                    return Err(wrong(repository, file, &message));
                 }
             }
             if settings.get("do_lower_case") == Some(&Tree::Bool(true)) {
                 let message = "unsupported `do_lower_case`: the tokenizer decides";
-                return Err(wrong(repository, "sentence_bert_config.json", message));
+                return Err(wrong(repository, file, message));
             }
+            break;
         }
         if let Some(settings) = read(repository, "config_sentence_transformers.json")?
             && let Some(Tree::Text(name)) = settings.get("default_prompt_name")

@@ -17,9 +17,10 @@ pub use stream::Stream;
 pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
     label: String,
-    /// What the file itself says of truncation.
-    own_limit: Option<TruncationParams>,
     roles: Roles,
+    max_length: Option<usize>,
+    /// At which end texts are cut.
+    direction: TruncationDirection,
     /// A copy that truncates, with its limit: made when the first text is too long.
     truncating: Mutex<Option<(usize, Arc<tokenizers::Tokenizer>)>>,
 }
@@ -67,6 +68,8 @@ impl Tokenizer {
     /// Reads a `tokenizer.json`; `label` names it in messages. `config` is the text of `tokenizer_config.json`, which names
     /// the special tokens.
     ///
+    /// As in transformers 5.23 a length in `tokenizer.json` cuts nothing: [`encode`](Self::encode) obeys its limit alone.
+    ///
     /// # Errors
     /// `Tokenizer` when either file is not understood.
     pub fn from_json(text: &str, label: &str, config: Option<&str>) -> Result<Tokenizer> {
@@ -81,7 +84,7 @@ impl Tokenizer {
         {
             return Err(wrong("unsupported `dropout`: it would give other tokens each time".into()));
         }
-        let own_limit = inner.get_truncation().cloned();
+        let own_side = inner.get_truncation().map(|own| own.direction);
         inner.with_truncation(None).map_err(|e| wrong(e.to_string()))?;
         inner.with_padding(None); // a ragged batch needs none
         let config: serde_json::Value = match config {
@@ -89,6 +92,24 @@ impl Tokenizer {
                 serde_json::from_str(text).map_err(|e| wrong(format!("its `tokenizer_config.json`: {e}")))?
             }
             None => serde_json::Value::Null,
+        };
+        let max_length = match &config["model_max_length"] {
+            serde_json::Value::Null => None,
+            // transformers writes 1e30 for any number, and takes all above 1e20 for that.
+            length => match length.as_f64() {
+                Some(length) if length > 1e20 => None,
+                Some(length) if length >= 1.0 && length.fract() == 0.0 => Some(length as usize),
+                _ => {
+                    let what =
+                        format!("`model_max_length`: expected a positive whole number, found `{length}`");
+                    return Err(wrong(what));
+                }
+            },
+        };
+        let direction = match config["truncation_side"].as_str() {
+            Some("left") => TruncationDirection::Left,
+            Some("right") => TruncationDirection::Right,
+            _ => own_side.unwrap_or_default(),
         };
         let named = |role: &str| {
             // A token is given by its text, or by an object that holds it.
@@ -103,7 +124,13 @@ impl Tokenizer {
             eos: named("eos_token"),
             unk: named("unk_token"),
         };
-        Ok(Tokenizer { inner, label: label.to_owned(), own_limit, roles, truncating: Mutex::default() })
+        let truncating = Mutex::default();
+        Ok(Tokenizer { inner, label: label.to_owned(), roles, max_length, direction, truncating })
+    }
+
+    /// `model_max_length` of `tokenizer_config.json`; none for any number of tokens.
+    pub fn max_length(&self) -> Option<usize> {
+        self.max_length
     }
 
     /// The special tokens.
@@ -111,8 +138,7 @@ impl Tokenizer {
         self.roles
     }
 
-    /// Tokens of a text, or of a pair of texts, special tokens added. A limit in the file itself is obeyed by cutting;
-    /// [`Encoding::truncated`] tells.
+    /// Tokens of a text, or of a pair of texts, special tokens added.
     ///
     /// # Errors
     /// `Input` when the text has more tokens than `limit` allows and may not be cut; `Tokenizer` when the file's rules fail
@@ -120,20 +146,15 @@ impl Tokenizer {
     pub fn encode(&self, text: &str, pair: Option<&str>, limit: Limit) -> Result<Encoding> {
         let whole = self.run(&self.inner, text, pair)?;
         let len = whole.ids.len();
-        let own = self.own_limit.as_ref().map(|own| own.max_length);
-        if let Some(max) = limit.max_tokens
-            && !limit.truncate
-            && len.min(own.unwrap_or(usize::MAX)) > max
-        {
-            let message = format!("the text has {len} tokens, the model takes at most {max}");
-            return Err(Error::new(ErrorKind::Input, message).help("pass `--truncate` to cut it"));
-        }
-        let max = limit.max_tokens.into_iter().chain(own).min();
-        match max {
-            Some(max) if len > max => {
+        match limit.max_tokens {
+            Some(max) if len > max && limit.truncate => {
                 let mut cut = self.run(&*self.truncating(max, pair.is_some())?, text, pair)?;
                 cut.truncated = len - cut.ids.len();
                 Ok(cut)
+            }
+            Some(max) if len > max => {
+                let message = format!("the text has {len} tokens, the model takes at most {max}");
+                Err(Error::new(ErrorKind::Input, message).help("pass `--truncate` to cut it"))
             }
             _ => Ok(whole),
         }
@@ -154,10 +175,9 @@ impl Tokenizer {
         {
             return Ok(tokenizer.clone());
         }
-        let own = self.own_limit.as_ref();
         let params = TruncationParams {
-            direction: own.map_or(TruncationDirection::Right, |own| own.direction),
-            strategy: own.map_or(TruncationStrategy::LongestFirst, |own| own.strategy),
+            direction: self.direction,
+            strategy: TruncationStrategy::LongestFirst,
             max_length: max,
             stride: 0,
         };
