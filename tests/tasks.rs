@@ -183,6 +183,86 @@ fn sequences_are_classified() {
 }
 
 #[test]
+fn networks_see_which_text_of_a_pair_a_token_is_of_where_those_of_transformers_do() {
+    let (dir, ..) = of_class("BertForSequenceClassification").remove(0);
+    let file = "tokenizer_config.json";
+    let scores = |dir: &Path, text: Text<'_>| {
+        let mut labels = Model::open(dir).unwrap().classify(&[text]).unwrap().remove(0).labels;
+        labels.sort_by(|a, b| a.label.cmp(&b.label));
+        labels.iter().map(|label| label.score).collect::<Vec<_>>()
+    };
+    let pair: Text<'_> = ("who sat on the mat?", "the cat sat.").into();
+    // What transformers 5.23 gives: with the classes of the model, and with those that take tokenizer.json as it is.
+    let typed = [0.474068, 0.09573, 0.430202];
+    let untyped = [0.684278, 0.064791, 0.250931];
+    let names = json!(["input_ids", "attention_mask"]);
+    let cases: &[(&str, Value, [f32; 3])] = &[
+        ("as saved", json!({}), typed),
+        ("no names", json!({"model_input_names": null}), untyped),
+        ("the class", json!({"model_input_names": null, "tokenizer_class": "BertTokenizer"}), typed),
+        ("its older name", json!({"model_input_names": null, "tokenizer_class": "BertTokenizerFast"}), typed),
+        ("the model's", json!({"model_input_names": null, "tokenizer_class": null}), typed),
+        ("any", json!({"model_input_names": null, "tokenizer_class": "PreTrainedTokenizerFast"}), untyped),
+        ("names", json!({"model_input_names": names, "tokenizer_class": "BertTokenizer"}), untyped),
+    ];
+    for (case, keys, expected) in cases {
+        let copy = copy(&dir);
+        write(copy.path(), file, keys.clone());
+        let found = scores(copy.path(), pair);
+        assert!(found.iter().zip(expected).all(|(a, b)| (a - b).abs() < 1e-4), "{case}: {found:?}");
+    }
+    let copy = copy(&dir);
+    std::fs::remove_file(copy.path().join(file)).unwrap();
+    let found = scores(copy.path(), pair);
+    assert!(found.iter().zip(typed).all(|(a, b)| (a - b).abs() < 1e-4), "no file: {found:?}");
+}
+
+#[test]
+fn tokenizers_that_contradict_their_settings_are_refused() {
+    let (dir, ..) = of_class("BertForSequenceClassification").remove(0);
+    let with = |settings: Value, normalizer: Value| {
+        let copy = copy(&dir);
+        write(copy.path(), "tokenizer_config.json", settings);
+        write(copy.path(), "tokenizer.json", json!({"normalizer": normalizer}));
+        Model::open(copy.path())
+    };
+    let normalizer = |lowercase: bool, strip_accents: Value, chinese: bool| {
+        json!({"type": "BertNormalizer", "clean_text": true, "handle_chinese_chars": chinese,
+            "strip_accents": strip_accents, "lowercase": lowercase})
+    };
+    let usual = normalizer(true, Value::Null, true);
+    let cased = normalizer(false, Value::Null, true);
+    let class = |settings: Value| {
+        let mut all = json!({"tokenizer_class": "BertTokenizer"});
+        all.as_object_mut().unwrap().extend(settings.as_object().unwrap().clone());
+        all
+    };
+    for (settings, normalizer) in [
+        (class(json!({})), usual.clone()),
+        (class(json!({"do_lower_case": true, "strip_accents": true})), usual.clone()),
+        (class(json!({"do_lower_case": false})), cased.clone()),
+        (class(json!({"strip_accents": false})), normalizer(true, json!(false), true)),
+        (class(json!({"tokenize_chinese_chars": false})), normalizer(true, Value::Null, false)),
+        // Nobody reads them.
+        (json!({"do_lower_case": false, "strip_accents": false}), usual.clone()),
+        (json!({}), json!({"type": "Lowercase"})),
+    ] {
+        with(settings, normalizer).unwrap();
+    }
+    for (settings, normalizer, part) in [
+        (class(json!({"do_lower_case": false})), &usual, "`do_lower_case` false"),
+        (class(json!({})), &cased, "`do_lower_case` true"),
+        (json!({"tokenizer_class": null}), &cased, "`do_lower_case` true"),
+        (class(json!({"strip_accents": false})), &usual, "`strip_accents` false"),
+        (class(json!({"tokenize_chinese_chars": false})), &usual, "`tokenize_chinese_chars` false"),
+        (class(json!({})), &json!({"type": "Lowercase"}), "`BertNormalizer`"),
+    ] {
+        let error = with(settings, normalizer.clone()).unwrap_err().to_string();
+        assert!(error.contains(part) && error.contains("tokenizer.json"), "{error}");
+    }
+}
+
+#[test]
 fn tokens_are_classified() {
     let (dir, info, reference) = of_class("ForTokenClassification").remove(0);
     let found = Model::open(&dir).unwrap().classify_tokens(&texts(&info)).unwrap();

@@ -15,6 +15,7 @@ mod images;
 mod model;
 mod modules;
 mod sentence;
+mod tokenizer;
 mod transcribe;
 
 pub use answer::{Answer, AnswerOptions};

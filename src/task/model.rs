@@ -1,6 +1,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use super::tokenizer;
 use crate::backend::{Backend, Compute, WeightType};
 use crate::cpu::Cpu;
 use crate::error::{Error, ErrorKind, Problem, Result};
@@ -20,6 +21,8 @@ pub struct Model {
     pub(super) generation: Option<Config>,
     pub(super) network: Network,
     pub(super) tokenizer: Option<Tokenizer>,
+    /// Whether the network sees which text of a pair a token is of.
+    pub(super) type_ids: bool,
     pub(super) truncate: bool,
 }
 
@@ -153,15 +156,10 @@ impl Model {
             BackendKind::Reference => Arc::new(Reference),
         };
         let network = network(&repository, &config, options, backend)?;
-        let tokenizer = match repository.text("tokenizer.json")? {
-            Some(text) => {
-                let settings = repository.text("tokenizer_config.json")?;
-                Some(Tokenizer::from_json(&text, &repository.label("tokenizer.json"), settings.as_deref())?)
-            }
-            None => None,
-        };
+        let (tokenizer, type_ids) = tokenizer::open(&repository, &config)?.unzip();
         let generation = self::config(&repository, "generation_config.json")?;
-        Ok(Model { repository, config, generation, network, tokenizer, truncate: options.truncate })
+        let type_ids = type_ids.unwrap_or_default();
+        Ok(Model { repository, config, generation, network, tokenizer, type_ids, truncate: options.truncate })
     }
 
     /// The task that it was opened for; none when it gives token vectors.
@@ -269,7 +267,7 @@ impl Model {
                 batch.input.type_ids.extend_from_slice(&encoding.type_ids);
             }
             // Types only matter where a text has two parts; a model may have fewer types than the tokenizer.
-            if batch.input.type_ids.iter().all(|t| *t == 0) {
+            if !self.type_ids || batch.input.type_ids.iter().all(|t| *t == 0) {
                 batch.input.type_ids.clear();
             }
             take(now, &self.network.forward(&batch, name, false)?)?;

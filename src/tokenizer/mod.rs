@@ -8,7 +8,9 @@ mod stream;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex};
 
-use tokenizers::{ModelWrapper, TruncationDirection, TruncationParams, TruncationStrategy};
+use tokenizers::{
+    ModelWrapper, NormalizerWrapper, TruncationDirection, TruncationParams, TruncationStrategy,
+};
 
 use crate::error::{Error, ErrorKind, Result};
 pub use stream::Stream;
@@ -18,6 +20,8 @@ pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
     label: String,
     roles: Roles,
+    /// `tokenizer_config.json`; null without it.
+    settings: serde_json::Value,
     max_length: Option<usize>,
     /// At which end texts are cut.
     direction: TruncationDirection,
@@ -125,12 +129,55 @@ impl Tokenizer {
             unk: named("unk_token"),
         };
         let truncating = Mutex::default();
-        Ok(Tokenizer { inner, label: label.to_owned(), roles, max_length, direction, truncating })
+        Ok(Tokenizer {
+            inner,
+            label: label.to_owned(),
+            roles,
+            settings: config,
+            max_length,
+            direction,
+            truncating,
+        })
     }
 
     /// `model_max_length` of `tokenizer_config.json`; none for any number of tokens.
     pub fn max_length(&self) -> Option<usize> {
         self.max_length
+    }
+
+    /// What `tokenizer_config.json` says; null where it says nothing.
+    pub(crate) fn setting(&self, key: &str) -> &serde_json::Value {
+        &self.settings[key]
+    }
+
+    /// Refuses a normalizer that is not the one of `do_lower_case`, `strip_accents` and `tokenize_chinese_chars`, which some
+    /// classes of transformers put in its place.
+    pub(crate) fn check_normalizer(&self) -> Result<()> {
+        let Some(NormalizerWrapper::BertNormalizer(found)) = self.inner.get_normalizer() else {
+            let message = format!("`{}`: expected the normalizer of its class, `BertNormalizer`", self.label);
+            let help = "is `tokenizer_class` right? with `PreTrainedTokenizerFast` the file counts as it is";
+            return Err(Error::new(ErrorKind::Tokenizer, message).help(help));
+        };
+        let flag = |key: &str, default: bool| self.setting(key).as_bool().unwrap_or(default);
+        let lower_case = flag("do_lower_case", true);
+        let strips = found.strip_accents.unwrap_or(found.lowercase);
+        for (key, expected, found) in [
+            ("do_lower_case", lower_case, found.lowercase),
+            ("strip_accents", flag("strip_accents", lower_case), strips),
+            ("tokenize_chinese_chars", flag("tokenize_chinese_chars", true), found.handle_chinese_chars),
+            ("clean_text", true, found.clean_text),
+        ] {
+            if found != expected {
+                let message = format!(
+                    "`{}`: expected a normalizer with `{key}` {expected}, as `tokenizer_config.json` says or leaves it, \
+                     found {found}",
+                    self.label
+                );
+                let help = "transformers takes the word of `tokenizer_config.json`: say there what the model was trained with";
+                return Err(Error::new(ErrorKind::Tokenizer, message).help(help));
+            }
+        }
+        Ok(())
     }
 
     /// The special tokens.

@@ -247,7 +247,7 @@ def _clip_bpe() -> Tokenizer:
     return tok
 
 
-def build_tokenizer(kind: str) -> tuple[Tokenizer, dict[str, str]]:
+def build_tokenizer(kind: str) -> tuple[Tokenizer, dict[str, Any]]:
     """A trained tokenizer and the special-token names for tokenizer_config.json."""
     if kind == "wordpiece":  # BERT
         names = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
@@ -876,7 +876,7 @@ def build_model(c: Case, vocab: int | None) -> Any:
     return model.eval()
 
 
-def save_tokenizer(tok: Tokenizer, names: dict[str, str], path: Path) -> None:
+def save_tokenizer(tok: Tokenizer, names: dict[str, Any], path: Path) -> None:
     PreTrainedTokenizerFast(tokenizer_object=tok, **names).save_pretrained(str(path))
 
 
@@ -908,6 +908,8 @@ def build_once(c: Case, out: Path) -> tuple[Path, dict[str, torch.Tensor], dict[
     tok, names = build_tokenizer(c.tok) if c.tok else (None, {})
     model = build_model(c, tok.get_vocab_size() if tok else None)
     inputs = (c.inputs or default_inputs)(c, model, tok)
+    if "token_type_ids" in inputs:
+        names = names | {"model_input_names": ["input_ids", "token_type_ids", "attention_mask"]}
     tensors, facts = run(model, c, tok, inputs)  # before anything is written: a case may be refused
     path.mkdir(parents=True, exist_ok=True)
     for old in path.iterdir():
