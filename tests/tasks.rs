@@ -360,6 +360,7 @@ fn sentences_are_cut_where_sentence_transformers_cuts_them() {
         ("a smaller one", &[(max, json!({"max_seq_length": 7}))], 7),
         ("both", &[(max, json!({"max_seq_length": 20})), (own, json!({"model_max_length": 9}))], 20),
         ("model_max_length", &[(own, json!({"model_max_length": 12}))], 12),
+        ("max_len", &[(own, json!({"model_max_length": null, "max_len": 11}))], 11),
         ("any length", &[(own, json!({"model_max_length": any}))], 37),
         ("no length", &[(own, json!({"model_max_length": null}))], 37),
         ("an older name", &[("sentence_roberta_config.json", json!({"max_seq_length": 10}))], 16),
@@ -387,6 +388,104 @@ fn sentences_are_cut_where_sentence_transformers_cuts_them() {
     let error =
         Model::open(copy.path()).unwrap().embed(&[text.as_str().into()], None).unwrap_err().to_string();
     assert!(error.contains("takes at most 37"), "{error}");
+}
+
+#[test]
+fn sentence_modules_that_are_not_known_are_refused() {
+    let dir = golden().join("variants/sentence-cls-dense");
+    let text = ["the cat sat on the mat.".into()];
+    let pooling = "1_Pooling/config.json";
+    let (dense, normalize) = ("2_Dense/config.json", "3_Normalize/config.json");
+    let (beside, defaults) = ("sentence_bert_config.json", "config_sentence_transformers.json");
+    let modality = json!({"message": {"method": "forward", "method_output_name": "last_hidden_state"}});
+    let prompts = json!({"search": "find this: "});
+    for (file, keys, part) in [
+        (pooling, json!({"pooling_mode_cls_token": false}), "no way of pooling"),
+        (pooling, json!({"pooling_mode": ["cls", 3]}), "unsupported pooling `3`"),
+        (pooling, json!({"pooling_mode_new_tokens": false}), "unsupported `pooling_mode_new_tokens`"),
+        (pooling, json!({"include_prompt": 1}), "`include_prompt`: expected true or false"),
+        (dense, json!({"use_residual": true}), "unsupported `use_residual`: expected false"),
+        (dense, json!({"module_input_name": "token_embeddings"}), "unsupported `module_input_name`"),
+        (dense, json!({"module_output_name": "token_embeddings"}), "unsupported `module_output_name`"),
+        (dense, json!({"activation_function": "torch.nn.modules.activation.GELU"}), "unsupported activation"),
+        (dense, json!({"activation_function": "mine.Identity"}), "unsupported activation"),
+        (dense, json!({"out_features": 23}), "expected `linear.weight` of [23, 40], found [24, 40]"),
+        (dense, json!({"bias": false}), "found `linear.bias` too"),
+        (dense, json!({"scale": 2}), "unsupported `scale`"),
+        (normalize, json!({"module_input_name": "token_embeddings"}), "unsupported `module_input_name`"),
+        (beside, json!({"max_seq_length": 0}), "`max_seq_length`: expected a positive number"),
+        (beside, json!({"do_lower_case": true}), "unsupported `do_lower_case`: expected false"),
+        (beside, json!({"transformer_task": "fill-mask"}), "unsupported `transformer_task`"),
+        (beside, json!({"module_output_name": "sentence_embedding"}), "unsupported `module_output_name`"),
+        (beside, json!({"modality_config": modality}), "unsupported `modality_config`"),
+        (beside, json!({"query_length": 8}), "unsupported `query_length`"),
+        (beside, json!({"document_length": 8}), "unsupported `document_length`"),
+        (beside, json!({"query_expansion": {"length": 8}}), "unsupported `query_expansion`"),
+        (beside, json!({"tokenizer_args": {"model_max_length": 8}}), "unsupported `tokenizer_args`"),
+        (defaults, json!({"default_prompt_name": "find"}), "in `prompts` (none), found `find`"),
+        (defaults, json!({"default_prompt_name": "find", "prompts": prompts}), "(`search`), found `find`"),
+        (defaults, json!({"model_type": "SparseEncoder"}), "unsupported `model_type`"),
+        (defaults, json!({"truncate_dim": -1}), "`truncate_dim`: expected a positive number"),
+    ] {
+        let copy = copy(&dir);
+        std::fs::create_dir_all(copy.path().join("3_Normalize")).unwrap();
+        write(copy.path(), file, keys.clone());
+        let found = Model::open(copy.path()).unwrap().embed(&text, None);
+        let error = found.expect_err(part).to_string();
+        assert!(error.contains(part) && error.contains(file), "{keys}: {error}");
+    }
+    let module = |class: &str, path: &str| json!({"type": format!("sentence_transformers.models.{class}"), "path": path});
+    let first = module("Transformer", "");
+    let pooling = module("Pooling", "1_Pooling");
+    let dense = module("Dense", "2_Dense");
+    let other = json!({"type": "mine.Pooling", "path": "1_Pooling"});
+    for (modules, part) in [
+        (json!([]), "expected a Transformer and a Pooling module"),
+        (json!([first]), "expected a Transformer and a Pooling module"),
+        (
+            json!([first, dense]),
+            "unsupported module 1 `sentence_transformers.models.Dense`: expected `Pooling`",
+        ),
+        (json!([first, other]), "unsupported module 1 `mine.Pooling`"),
+        (json!([first, pooling, pooling]), "expected `Dense` or `Normalize`"),
+        (json!([module("Transformer", "0_Transformer"), pooling]), "found it in `0_Transformer`"),
+    ] {
+        let copy = copy(&dir);
+        std::fs::write(copy.path().join("modules.json"), modules.to_string()).unwrap();
+        let error = Model::open(copy.path()).unwrap().embed(&text, None).unwrap_err().to_string();
+        assert!(error.contains(part) && error.contains("modules.json"), "{modules}: {error}");
+    }
+    let copy = copy(&dir);
+    write(copy.path(), "1_Pooling/config.json", json!({"pooling_mode_max_tokens": true}));
+    let error = Model::open(copy.path()).unwrap().embed(&text, None).unwrap_err().to_string();
+    assert!(error.contains("2_Dense/config.json`: expected vectors of 40 elements, found 80"), "{error}");
+}
+
+#[test]
+fn what_a_repository_says_of_prompts_and_lengths_is_done() {
+    let dir = golden().join("variants/sentence-mean");
+    let (text, prompted) = ("the cat sat.", "find this: the cat sat.");
+    let embed = |dir: &Path, text: &str| {
+        Model::open(dir).unwrap().embed(&[text.into()], None).unwrap().remove(0).vector
+    };
+    let with = |keys: Value| {
+        let copy = copy(&dir);
+        write(copy.path(), "config_sentence_transformers.json", keys);
+        embed(copy.path(), text)
+    };
+    let prompts = json!({"query": "find this: "});
+    assert_eq!(with(json!({"prompts": prompts})), embed(&dir, text));
+    assert_eq!(with(json!({"prompts": prompts, "default_prompt_name": "query"})), embed(&dir, prompted));
+    // There without being written.
+    assert_eq!(with(json!({"prompts": prompts, "default_prompt_name": "document"})), embed(&dir, text));
+    assert_eq!(with(json!({"truncate_dim": 7})), embed(&dir, text)[..7]);
+    // A special token at the end is not the prompt's.
+    let dir = golden().join("variants/sentence-prompt");
+    assert_eq!(embed(&dir, "").len(), 240);
+    let copy = copy(&dir);
+    write(copy.path(), "tokenizer.json", json!({"post_processor": null}));
+    let error = Model::open(copy.path()).unwrap().embed(&["".into()], None).unwrap_err().to_string();
+    assert!(error.contains("no tokens beside the prompt"), "{error}");
 }
 
 #[test]

@@ -51,19 +51,35 @@ impl Model {
         let prompted: Vec<String> = texts.iter().map(|t| format!("{}{}", pipeline.prompt, t.text)).collect();
         let texts: Vec<Text<'_>> =
             texts.iter().zip(&prompted).map(|(t, text)| Text { text, pair: t.pair }).collect();
+        let skip = if pipeline.without_prompt { self.prompt_tokens(&pipeline.prompt, cut_at)? } else { 0 };
+        let encodings = self.encode(&texts, cut_at)?;
+        if let Some((_, text)) = encodings.iter().zip(&texts).find(|(encoding, _)| encoding.ids.len() <= skip)
+        {
+            let message = format!("the text `{}` has no tokens beside the prompt", text.text);
+            return Err(Error::new(ErrorKind::Input, message));
+        }
         let mut all = Vec::with_capacity(texts.len());
-        self.each_batch(&self.encode(&texts, cut_at)?, &[name], |encodings, outputs| {
+        self.each_batch(&encodings, &[name], |encodings, outputs| {
             let states = &outputs[0].value;
             let mut row = 0;
             for encoding in encodings {
                 let tokens = &states.data()[row * states.cols()..(row + encoding.ids.len()) * states.cols()];
                 row += encoding.ids.len();
-                let vector = pipeline.apply(tokens, states.cols())?;
+                let vector = pipeline.apply(tokens, states.cols(), skip)?;
                 all.push(Embedding { vector, truncated: encoding.truncated });
             }
             Ok(())
         })?;
         Ok(all)
+    }
+
+    /// With how many tokens texts begin that a prompt is put before: its own, without the special token at the end.
+    fn prompt_tokens(&self, prompt: &str, cut_at: Option<usize>) -> Result<usize> {
+        if prompt.is_empty() {
+            return Ok(0);
+        }
+        let tokens = self.encode(&[prompt.into()], cut_at)?.remove(0).texts;
+        Ok(tokens.len() - usize::from(tokens.last() == Some(&None)))
     }
 
     /// The smaller of `model_max_length` and `max_position_embeddings`.

@@ -81,7 +81,7 @@ impl Model {
             let data = output.value.data();
             for rows in data.chunks_exact(data.len() / count) {
                 let vector = match pooling {
-                    Some(pooling) => Pipeline::of(pooling).apply(rows, output.value.cols())?,
+                    Some(pooling) => Pipeline::of(pooling).apply(rows, output.value.cols(), 0)?,
                     None => rows.to_vec(),
                 };
                 all.push(Embedding { vector, truncated: 0 });

@@ -2,7 +2,6 @@
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::spec::{Tree, listed};
-use crate::tensor::Array;
 use crate::weights::{Checkpoint, Index, Repository};
 
 /// How token vectors become one vector.
@@ -43,8 +42,9 @@ impl Pooling {
         POOLINGS.map(|(name, ..)| name)
     }
 
-    /// Pools rows of `width` columns.
-    fn apply(self, tokens: &[f32], width: usize) -> Vec<f32> {
+    /// Pools rows of `width` columns but the first `skip`. Weights of positions count those too.
+    fn apply(self, tokens: &[f32], width: usize, skip: usize) -> Vec<f32> {
+        let tokens = &tokens[skip * width..];
         let n = tokens.len() / width;
         let sum = |weight: &dyn Fn(usize) -> f64, total: f64| -> Vec<f32> {
             let mut sums = vec![0f64; width];
@@ -58,7 +58,7 @@ impl Pooling {
             Pooling::LastToken => tokens[(n - 1) * width..].to_vec(),
             Pooling::Mean => sum(&|_| 1.0, n as f64),
             Pooling::MeanSqrtLen => sum(&|_| 1.0, (n as f64).sqrt()),
-            Pooling::WeightedMean => sum(&|i| (i + 1) as f64, (n * (n + 1) / 2) as f64),
+            Pooling::WeightedMean => sum(&|i| (skip + i + 1) as f64, (n * skip + n * (n + 1) / 2) as f64),
             Pooling::Max => {
                 let mut largest = tokens[..width].to_vec();
                 for row in tokens.chunks(width) {
@@ -70,20 +70,25 @@ impl Pooling {
     }
 }
 
-/// The modules behind the transformer.
+/// The modules behind the transformer, and what is said of texts beside them.
 #[derive(Debug, Default)]
 pub struct Pipeline {
+    pooling: Vec<Pooling>,
     modules: Vec<Module>,
+    /// Elements of the vector that are kept; all by default.
+    kept: Option<usize>,
     /// Longer texts are cut to this many tokens, where the repository says so beside its modules.
     pub max_tokens: Option<usize>,
     /// Put before each text.
     pub prompt: String,
+    /// Whether its tokens are left out of the pooling.
+    pub without_prompt: bool,
 }
 
+/// A module behind the pooling.
 #[derive(Debug)]
 enum Module {
-    Pool(Vec<Pooling>),
-    Dense { weight: Vec<f32>, bias: Option<Vec<f32>>, inputs: usize, tanh: bool },
+    Dense { label: String, weight: Vec<f32>, bias: Option<Vec<f32>>, inputs: usize, tanh: bool },
     Normalize,
 }
 
@@ -98,152 +103,290 @@ const TRANSFORMER_FILES: [&str; 7] = [
     "sentence_xlnet_config.json",
 ];
 
+/// What modules may be named as the place of what they take and give.
+const SENTENCE: [(&str, &str); 2] =
+    [("module_input_name", "\"sentence_embedding\""), ("module_output_name", "\"sentence_embedding\"")];
+
 impl Pipeline {
     /// Pooling alone.
     pub fn of(pooling: Pooling) -> Pipeline {
-        Pipeline { modules: vec![Module::Pool(vec![pooling])], ..Pipeline::default() }
+        Pipeline { pooling: vec![pooling], ..Pipeline::default() }
     }
 
-    /// The pipeline of a repository that has a `modules.json`.
+    /// The pipeline of a repository that has a `modules.json`, as sentence-transformers 6.2 reads it.
     ///
     /// # Errors
     /// `Unsupported` for modules and settings that are not known; `Config` for files that are not understood.
     pub fn open(repository: &Repository) -> Result<Option<Pipeline>> {
-        let Some(modules) = read(repository, "modules.json")? else { return Ok(None) };
+        let file = "modules.json";
+        let Some(modules) = read(repository, file)? else { return Ok(None) };
         let Tree::List(modules) = modules else {
-            return Err(wrong(repository, "modules.json", "expected a list of modules"));
+            return Err(wrong(repository, file, "expected a list of modules"));
         };
         let mut pipeline = Pipeline::default();
         for (i, module) in modules.iter().enumerate() {
-            let kind = module.get("type").and_then(Tree::as_text).unwrap_or_default();
-            let path = module.get("path").and_then(Tree::as_text).unwrap_or_default();
-            match kind.rsplit('.').next().unwrap_or_default() {
-                "Transformer" if i == 0 => {}
-                "Pooling" => pipeline.modules.push(pooling(repository, path)?),
-                "Dense" => pipeline.modules.push(dense(repository, path)?),
-                "Normalize" => pipeline.modules.push(Module::Normalize),
+            let text = |key: &str| module.get(key).and_then(Tree::as_text).unwrap_or_default();
+            let (kind, path) = (text("type"), text("path"));
+            let own = kind.starts_with("sentence_transformers.");
+            match (i, kind.rsplit('.').next().filter(|_| own).unwrap_or_default()) {
+                (0, "Transformer") if path.is_empty() => {}
+                (0, "Transformer") => {
+                    let message =
+                        format!("expected the Transformer in the directory itself, found it in `{path}`");
+                    return Err(wrong(repository, file, &message));
+                }
+                (1, "Pooling") => pipeline.pool(&Settings::open(repository, path)?)?,
+                (2.., "Dense") => pipeline.modules.push(dense(repository, path)?),
+                (2.., "Normalize") => {
+                    if repository.has(&format!("{path}/config.json")) {
+                        Settings::open(repository, path)?.check(&[], &SENTENCE)?;
+                    }
+                    pipeline.modules.push(Module::Normalize);
+                }
                 _ => {
+                    let expected: &[&str] = match i {
+                        0 => &["Transformer"],
+                        1 => &["Pooling"],
+                        _ => &["Dense", "Normalize"],
+                    };
                     let message = format!(
-                        "unsupported module `{kind}` in `{}`: expected {}",
-                        repository.label("modules.json"),
-                        listed(&["Transformer", "Pooling", "Dense", "Normalize"])
+                        "`{}`: unsupported module {i} `{kind}`: expected {} of sentence-transformers",
+                        repository.label(file),
+                        listed(expected)
                     );
                     return Err(Error::new(ErrorKind::Unsupported, message));
                 }
             }
         }
-        for file in TRANSFORMER_FILES {
-            let Some(settings) = read(repository, file)? else { continue };
-            if settings.entries().is_empty() {
-                continue;
-            }
-            match settings.get("max_seq_length") {
-                Some(Tree::Int(n)) if *n > 0 => pipeline.max_tokens = Some(*n as usize),
-                None | Some(Tree::Null) => {}
-                Some(other) => {
-                    let message = format!("expected a positive `max_seq_length`, found `{other}`");
-                    return Err(wrong(repository, file, &message));
-                }
-            }
-            if settings.get("do_lower_case") == Some(&Tree::Bool(true)) {
-                let message = "unsupported `do_lower_case`: the tokenizer decides";
-                return Err(wrong(repository, file, message));
-            }
-            break;
+        if pipeline.pooling.is_empty() {
+            return Err(wrong(repository, file, "expected a Transformer and a Pooling module"));
         }
-        if let Some(settings) = read(repository, "config_sentence_transformers.json")?
-            && let Some(Tree::Text(name)) = settings.get("default_prompt_name")
-        {
-            let prompt =
-                settings.get("prompts").and_then(|prompts| prompts.get(name)).and_then(Tree::as_text);
-            pipeline.prompt = prompt.unwrap_or_default().to_owned();
+        for file in TRANSFORMER_FILES {
+            if let Some(tree) = read(repository, file)?.filter(|tree| !tree.entries().is_empty()) {
+                pipeline.transformer(&Settings { label: repository.label(file), tree })?;
+                break;
+            }
+        }
+        let file = "config_sentence_transformers.json";
+        if let Some(tree) = read(repository, file)? {
+            pipeline.defaults(&Settings { label: repository.label(file), tree })?;
         }
         Ok(Some(pipeline))
     }
 
-    /// One vector from the token vectors of a text, rows of `width` columns.
+    /// The settings of the transformer.
+    fn transformer(&mut self, settings: &Settings) -> Result<()> {
+        let text = r#"{"text": {"method": "forward", "method_output_name": "last_hidden_state"}}"#;
+        let accepted = [
+            ("do_lower_case", "false"),
+            ("transformer_task", "\"feature-extraction\""),
+            ("modality_config", text),
+            ("module_output_name", "\"token_embeddings\""),
+            ("model_args", "{}"),
+            ("model_kwargs", "{}"),
+            ("tokenizer_args", "{}"),
+            ("processor_kwargs", "{}"),
+            ("config_args", "{}"),
+            ("config_kwargs", "{}"),
+            ("processing_kwargs", "{}"),
+        ];
+        settings.check(&["max_seq_length", "unpad_inputs"], &accepted)?;
+        self.max_tokens = settings.count("max_seq_length")?;
+        Ok(())
+    }
+
+    /// The settings of the pooling.
+    fn pool(&mut self, settings: &Settings) -> Result<()> {
+        let mut known =
+            vec!["embedding_dimension", "word_embedding_dimension", "include_prompt", "pooling_mode"];
+        known.extend(POOLINGS.map(|(_, old, _)| old));
+        settings.check(&known, &[])?;
+        self.without_prompt = !settings.flag("include_prompt", true)?;
+        let of = |name: &Tree| {
+            let found = name.as_text().and_then(Pooling::from_name);
+            found.ok_or_else(|| settings.wrong(&format!("unsupported pooling `{name}`")))
+        };
+        match settings.get("pooling_mode") {
+            Some(Tree::List(names)) => self.pooling = names.iter().map(of).collect::<Result<_>>()?,
+            Some(name) => self.pooling = vec![of(name)?],
+            None => {
+                // Several ways are put side by side in this order.
+                for (_, old, way) in POOLINGS {
+                    if settings.flag(old, false)? {
+                        self.pooling.push(way);
+                    }
+                }
+            }
+        }
+        if self.pooling.is_empty() {
+            return Err(settings.wrong("no way of pooling is set"));
+        }
+        Ok(())
+    }
+
+    /// What is said of texts and vectors.
+    fn defaults(&mut self, settings: &Settings) -> Result<()> {
+        settings.only("model_type", "\"SentenceTransformer\"")?;
+        self.kept = settings.count("truncate_dim")?;
+        let Some(name) = settings.get("default_prompt_name") else { return Ok(()) };
+        let prompts = settings.get("prompts").map(Tree::entries).unwrap_or_default();
+        let prompt = prompts.iter().find(|(key, _)| Some(key.as_str()) == name.as_text());
+        match (prompt.map(|(_, prompt)| prompt), name.as_text()) {
+            (Some(Tree::Text(prompt)), _) => self.prompt = prompt.clone(),
+            // These two are there, empty, unless something else is said.
+            (None | Some(Tree::Null), Some("query" | "document")) => {}
+            _ => {
+                let keys: Vec<&str> = prompts.iter().map(|(key, _)| key.as_str()).collect();
+                let known = if keys.is_empty() { "none".to_owned() } else { listed(&keys) };
+                let message = format!(
+                    "`default_prompt_name`: expected the name of a text in `prompts` ({known}), found `{name}`"
+                );
+                return Err(settings.wrong(&message));
+            }
+        }
+        Ok(())
+    }
+
+    /// One vector from the token vectors of a text, rows of `width` columns, of which the pooling leaves out the first
+    /// `skip`. There must be more.
     ///
     /// # Errors
     /// `Config` when a module does not fit the width.
-    pub fn apply(&self, tokens: &[f32], width: usize) -> Result<Vec<f32>> {
-        let mut x: Option<Vec<f32>> = None;
+    pub fn apply(&self, tokens: &[f32], width: usize, skip: usize) -> Result<Vec<f32>> {
+        let mut x: Vec<f32> = self.pooling.iter().flat_map(|way| way.apply(tokens, width, skip)).collect();
         for module in &self.modules {
-            x = Some(match (module, x) {
-                (Module::Pool(ways), None) => ways.iter().flat_map(|way| way.apply(tokens, width)).collect(),
-                (Module::Dense { weight, bias, inputs, tanh }, Some(x)) if x.len() == *inputs => {
+            match module {
+                Module::Dense { label, weight, bias, inputs, tanh } => {
+                    if x.len() != *inputs {
+                        let found = x.len();
+                        let message =
+                            format!("`{label}`: expected vectors of {inputs} elements, found {found}");
+                        return Err(Error::new(ErrorKind::Config, message));
+                    }
                     let row = |(i, row): (usize, &[f32])| {
                         let sum: f64 = row.iter().zip(&x).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum();
                         let y = sum + bias.as_ref().map_or(0.0, |b| f64::from(b[i]));
                         (if *tanh { y.tanh() } else { y }) as f32
                     };
-                    weight.chunks(*inputs).enumerate().map(row).collect()
+                    x = weight.chunks(*inputs).enumerate().map(row).collect();
                 }
-                (Module::Normalize, Some(mut x)) => {
+                Module::Normalize => {
                     // As torch.nn.functional.normalize: a norm below 1e-12 counts as that.
                     let norm = x.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>().sqrt().max(1e-12);
                     x.iter_mut().for_each(|x| *x = (f64::from(*x) / norm) as f32);
-                    x
-                }
-                _ => {
-                    let message = "the sentence modules do not fit together: expected Pooling first, and matching widths";
-                    return Err(Error::new(ErrorKind::Config, message));
-                }
-            });
-        }
-        x.ok_or_else(|| Error::new(ErrorKind::Unsupported, "the repository has no Pooling module"))
-    }
-}
-
-fn pooling(repository: &Repository, path: &str) -> Result<Module> {
-    let file = format!("{path}/config.json");
-    let settings = read(repository, &file)?.ok_or_else(|| wrong(repository, &file, "the file is missing"))?;
-    let mut ways = Vec::new();
-    match settings.get("pooling_mode") {
-        Some(Tree::Text(name)) => ways.push(name.as_str()),
-        Some(Tree::List(names)) => ways.extend(names.iter().filter_map(Tree::as_text)),
-        _ => {
-            for (key, value) in settings.entries() {
-                if key.starts_with("pooling_mode_") && *value == Tree::Bool(true) {
-                    ways.push(key);
                 }
             }
-            // Several ways are put side by side in a fixed order.
-            ways.sort_by_key(|key| POOLINGS.iter().position(|(_, old, _)| old == key));
         }
+        x.truncate(self.kept.unwrap_or(x.len()));
+        Ok(x)
     }
-    let known = |way: &str| {
-        let found = POOLINGS.iter().find(|(name, old, _)| *name == way || *old == way);
-        found
-            .map(|(.., pooling)| *pooling)
-            .ok_or_else(|| wrong(repository, &file, &format!("unsupported pooling `{way}`")))
-    };
-    let ways: Vec<Pooling> = ways.into_iter().map(known).collect::<Result<_>>()?;
-    if ways.is_empty() {
-        return Err(wrong(repository, &file, "no way of pooling is set"));
-    }
-    Ok(Module::Pool(ways))
 }
 
 fn dense(repository: &Repository, path: &str) -> Result<Module> {
-    let file = format!("{path}/config.json");
-    let settings = read(repository, &file)?.ok_or_else(|| wrong(repository, &file, "the file is missing"))?;
-    let activation = settings.get("activation_function").and_then(Tree::as_text).unwrap_or_default();
-    let tanh = match activation.rsplit('.').next().unwrap_or_default() {
-        "Tanh" => true,
-        "Identity" => false,
-        _ => return Err(wrong(repository, &file, &format!("unsupported activation `{activation}`"))),
+    let settings = Settings::open(repository, path)?;
+    let known = ["in_features", "out_features", "bias", "activation_function"];
+    settings.check(&known, &[SENTENCE[0], SENTENCE[1], ("use_residual", "false")])?;
+    let activation = settings.get("activation_function").and_then(Tree::as_text).unwrap_or("torch.nn.Tanh");
+    let tanh = match activation.rsplit('.').next() {
+        Some("Tanh") if activation.starts_with("torch.") => true,
+        Some("Identity") if activation.starts_with("torch.") => false,
+        _ => return Err(settings.wrong(&format!("unsupported activation `{activation}`"))),
     };
     let index = Index::open_in(repository, path)?;
     let checkpoint = Checkpoint::map(repository, &index)?;
     let weight = checkpoint.array("linear.weight")?;
-    let bias = if index.get("linear.bias").is_some() { Some(checkpoint.array("linear.bias")?) } else { None };
-    let [outputs, inputs] = *weight.shape() else {
-        return Err(wrong(repository, &file, "`linear.weight` is not a matrix"));
-    };
-    if inputs == 0 || bias.as_ref().is_some_and(|bias| bias.len() != outputs) {
-        return Err(wrong(repository, &file, "`linear.weight` and `linear.bias` do not fit"));
+    let [outputs, inputs] =
+        [settings.count("out_features")?, settings.count("in_features")?].map(Option::unwrap_or_default);
+    if *weight.shape() != [outputs, inputs] || inputs == 0 {
+        let message =
+            format!("expected `linear.weight` of [{outputs}, {inputs}], found {:?}", weight.shape());
+        return Err(settings.wrong(&message));
     }
-    Ok(Module::Dense { weight: weight.to_f32(), bias: bias.as_ref().map(Array::to_f32), inputs, tanh })
+    let mut bias = None;
+    if settings.flag("bias", true)? {
+        let found = checkpoint.array("linear.bias")?;
+        if *found.shape() != [outputs] {
+            let message = format!("expected `linear.bias` of [{outputs}], found {:?}", found.shape());
+            return Err(settings.wrong(&message));
+        }
+        bias = Some(found.to_f32());
+    }
+    if let Some((name, _)) =
+        index.iter().find(|(name, _)| *name != "linear.weight" && (bias.is_none() || *name != "linear.bias"))
+    {
+        return Err(
+            settings.wrong(&format!("expected `linear.weight` and its bias alone, found `{name}` too"))
+        );
+    }
+    Ok(Module::Dense { label: settings.label, weight: weight.to_f32(), bias, inputs, tanh })
+}
+
+/// A file of settings.
+struct Settings {
+    label: String,
+    tree: Tree,
+}
+
+impl Settings {
+    /// Those of a module.
+    fn open(repository: &Repository, path: &str) -> Result<Settings> {
+        let file = format!("{path}/config.json");
+        let tree = read(repository, &file)?.ok_or_else(|| wrong(repository, &file, "the file is missing"))?;
+        Ok(Settings { label: repository.label(&file), tree })
+    }
+
+    /// The value of a key; null is none.
+    fn get(&self, key: &str) -> Option<&Tree> {
+        self.tree.get(key).filter(|value| **value != Tree::Null)
+    }
+
+    fn flag(&self, key: &str, default: bool) -> Result<bool> {
+        match self.get(key) {
+            None => Ok(default),
+            Some(Tree::Bool(flag)) => Ok(*flag),
+            Some(found) => Err(self.wrong(&format!("`{key}`: expected true or false, found `{found}`"))),
+        }
+    }
+
+    /// A positive number.
+    fn count(&self, key: &str) -> Result<Option<usize>> {
+        match self.get(key) {
+            None => Ok(None),
+            Some(Tree::Int(n)) if *n > 0 => Ok(usize::try_from(*n).ok()),
+            Some(found) => Err(self.wrong(&format!("`{key}`: expected a positive number, found `{found}`"))),
+        }
+    }
+
+    /// Refuses all values but this one, in JSON, and none.
+    fn only(&self, key: &str, accepted: &str) -> Result<()> {
+        match self.get(key) {
+            Some(found) if Tree::from_json(accepted).ok().as_ref() != Some(found) => {
+                let message =
+                    format!("`{}`: unsupported `{key}`: expected {accepted}, found {found}", self.label);
+                Err(Error::new(ErrorKind::Unsupported, message))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Refuses keys that are neither `known` nor have the one value that is accepted.
+    fn check(&self, known: &[&str], accepted: &[(&str, &str)]) -> Result<()> {
+        for (key, value) in self.tree.entries() {
+            match accepted.iter().find(|(name, _)| name == key) {
+                Some((key, accepted)) => self.only(key, accepted)?,
+                None if *value == Tree::Null || known.contains(&key.as_str()) => {}
+                None => {
+                    let message = format!("`{}`: unsupported `{key}` ({value})", self.label);
+                    return Err(Error::new(ErrorKind::Unsupported, message));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn wrong(&self, what: &str) -> Error {
+        Error::new(ErrorKind::Config, format!("`{}`: {what}", self.label))
+    }
 }
 
 fn read(repository: &Repository, file: &str) -> Result<Option<Tree>> {

@@ -97,7 +97,7 @@ impl Tokenizer {
             }
             None => serde_json::Value::Null,
         };
-        let max_length = match &config["model_max_length"] {
+        let max_length = match config.get("model_max_length").unwrap_or(&config["max_len"]) {
             serde_json::Value::Null => None,
             // transformers writes 1e30 for any number, and takes all above 1e20 for that.
             length => match length.as_f64() {

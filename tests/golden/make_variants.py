@@ -245,10 +245,10 @@ POOLING = ("cls_token", "max_tokens", "mean_tokens", "mean_sqrt_len_tokens", "we
 
 
 def pool(mode: str, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """One pooling mode of sentence-transformers; x is [batch, tokens, width]."""
+    """One pooling mode of sentence-transformers; x is [batch, tokens, width]. The mask may begin with zeros."""
     m = mask[:, :, None].to(x.dtype)
     if mode == "cls_token":
-        return x[:, 0]
+        return x[torch.arange(len(x)), mask.argmax(1)]
     if mode == "max_tokens":
         return x.masked_fill(m == 0, -1e9).max(1).values
     if mode == "mean_tokens":
@@ -259,16 +259,18 @@ def pool(mode: str, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         w = m * torch.arange(1, x.shape[1] + 1, dtype=x.dtype)[None, :, None]
         return (x * w).sum(1) / w.sum(1)
     if mode == "lasttoken":
-        return x[torch.arange(len(x)), mask.sum(1) - 1]
+        return x[torch.arange(len(x)), (mask * torch.arange(x.shape[1])).argmax(1)]
     raise ValueError(mode)
 
 
 def sentence(
-    out: Path, id: str, modes: tuple[str, ...], *, dense: bool = False, normalise: bool = False, v6: bool = False
+    out: Path, id: str, modes: tuple[str, ...], *, dense: bool = False, normalise: bool = False, v6: bool = False,
+    prompt: str = "",
 ) -> None:
     """A repository as sentence-transformers saves it, around the tiny BERT in float16.
 
-    With `v6` the files are those of version 6, else those of versions 2 to 5.
+    With `v6` the files are those of version 6, else those of versions 2 to 5. A prompt is put before each text, and its
+    tokens are left out of the pooling.
     """
     path = out / id
     config, state = source("bert/base")
@@ -292,7 +294,14 @@ def sentence(
     write_json(path / "tokenizer_config.json", tok_config)
     tok.enable_truncation(MAX_LENGTH)
 
-    inputs = pad_batch([tok.encode(t) for t in TEXTS], config["pad_token_id"])
+    inputs = pad_batch([tok.encode(prompt + t) for t in TEXTS], config["pad_token_id"])
+    mask = inputs["attention_mask"].clone()
+    if prompt:
+        mask[:, : len(tok.encode(prompt)) - 1] = 0  # its last token is the special one at the end
+        write_json(
+            path / "config_sentence_transformers.json",
+            {"prompts": {"query": prompt, "document": ""}, "default_prompt_name": "query", "similarity_fn_name": "cosine"},
+        )
     tokens = plain("BertModel", config, state).eval()(**inputs).last_hidden_state
     if v6:  # joined in the order of the list
         names = {"cls_token": "cls", "max_tokens": "max", "mean_tokens": "mean", "weightedmean_tokens": "weightedmean"}
@@ -302,10 +311,10 @@ def sentence(
     else:  # joined in a fixed order
         pooling = {"word_embedding_dimension": width} | {f"pooling_mode_{m}": m in modes for m in POOLING}
         order = tuple(m for m in POOLING if m in modes)
-    value = torch.cat([pool(m, tokens, inputs["attention_mask"]) for m in order], -1)
+    value = torch.cat([pool(m, tokens, mask) for m in order], -1)
     modules = [("", "Transformer"), ("1_Pooling", "Pooling")]
     (path / "1_Pooling").mkdir()
-    write_json(path / "1_Pooling" / "config.json", pooling | {"include_prompt": True})
+    write_json(path / "1_Pooling" / "config.json", pooling | {"include_prompt": not prompt})
 
     if dense:
         given, wanted = value.shape[-1], 24
@@ -349,6 +358,7 @@ def sentences(out: Path) -> None:
     sentence(out, "sentence-mean-sqrt-len", ("mean_sqrt_len_tokens",))
     sentence(out, "sentence-weightedmean", ("weightedmean_tokens",))
     sentence(out, "sentence-lasttoken", ("lasttoken",), normalise=True)
+    sentence(out, "sentence-prompt", POOLING, prompt="find this: ")
     sentence(out, "sentence-v6", ("mean_tokens", "max_tokens"), dense=True, normalise=True, v6=True)
 
 
