@@ -66,9 +66,9 @@ pub use error::{Error, ErrorKind, Result};
 pub use generate::SamplingOptions;
 pub use preprocess::{Image, Sound};
 pub use task::{
-    Answer, AnswerOptions, BackendKind, Classification, Embedding, FinishReason, GenerateOptions, Generation,
-    Label, MaskFills, Model, OpenOptions, Pooling, Text, TokenLabels, TranscribeOptions, Transcription,
-    load_from_spec,
+    Answer, AnswerOptions, Answers, BackendKind, Classification, Embedding, FinishReason, GenerateOptions,
+    Generation, Label, MaskFills, Model, OpenOptions, Pooling, Text, TokenLabels, TranscribeOptions,
+    Transcription, load_from_spec,
 };
 
 // The example in the README is compiled and run with the others.

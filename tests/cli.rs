@@ -143,6 +143,12 @@ fn pairs_are_questions_with_contexts() {
     assert_eq!((&line["text"], &line["pair"]), (&"who sat?".into(), &"the cat sat.".into()));
     assert_eq!(line["answers"].as_array().unwrap().len(), 1);
     assert!(stderr(&smelt_run(&["-m", dir, "--pair", "one"]), 2).contains("in pairs"));
+    let long = "the cat sat. ".repeat(20);
+    let output = smelt_run(&["-m", dir, "--json", "--pair", "--truncate", "who sat?", &long]);
+    let line: Value = serde_json::from_str(&stdout(&output)).unwrap();
+    let note = format!("note: {} tokens were cut off `who sat?`", line["truncated"]);
+    assert!(line["truncated"].as_u64() > Some(0), "{line}");
+    assert!(String::from_utf8_lossy(&output.stderr).contains(&note), "{output:?}");
 }
 
 #[test]

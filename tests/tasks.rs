@@ -303,12 +303,19 @@ fn answers_are_the_best_spans() {
                 best = best.max(start * end);
             }
         }
-        assert_eq!(found.len(), 3);
+        let (found, truncated) = (&found.answers, found.truncated);
+        assert_eq!((found.len(), truncated), (3, 0));
         assert!((found[0].score - best).abs() < 1e-4, "{found:?} {best}");
         assert_eq!(texts[i].pair.unwrap()[found[0].start..found[0].end], found[0].text);
     }
     let error = Model::open(&dir).unwrap().answer(&["who?".into()], options).unwrap_err().to_string();
     assert!(error.contains("has no context"), "{error}");
+    // What is cut off is told.
+    let long = "the cat sat on the mat. ".repeat(20);
+    let model = Model::open_with(&dir, &OpenOptions { truncate: true, ..OpenOptions::default() }).unwrap();
+    let pair = ("who sat?", long.as_str());
+    let whole = model.tokenizer().unwrap().encode(pair.0, Some(pair.1), Limit::default()).unwrap();
+    assert_eq!(model.answer(&[pair.into()], options).unwrap()[0].truncated, whole.ids.len() - 37);
 }
 
 #[test]

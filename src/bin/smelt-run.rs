@@ -568,9 +568,9 @@ fn answers(model: &Model, texts: &[Text<'_>], arguments: &Arguments, before: usi
         }
         Some("question_answering") => {
             let options = AnswerOptions { n, ..AnswerOptions::default() };
-            let one = |(text, spans): (&Text<'_>, Vec<smelt::Answer>)| {
+            let one = |(text, found): (&Text<'_>, smelt::Answers)| {
                 let span = |a: &smelt::Answer| json!({"text": a.text, "start": a.start, "end": a.end, "score": a.score});
-                object(text, "answers", spans.iter().map(span).collect(), 0)
+                object(text, "answers", found.answers.iter().map(span).collect(), found.truncated)
             };
             texts.iter().zip(model.answer(texts, options)?).map(one).collect()
         }

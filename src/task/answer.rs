@@ -16,6 +16,15 @@ pub struct Answer {
     pub score: f32,
 }
 
+/// The parts of a context that answer a question.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Answers {
+    /// The best first.
+    pub answers: Vec<Answer>,
+    /// Tokens that were cut off question and context: there may have been a better answer.
+    pub truncated: usize,
+}
+
 /// How answers are looked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct AnswerOptions {
@@ -34,7 +43,7 @@ impl Default for AnswerOptions {
 
 impl Model {
     /// Finds the parts of contexts that answer questions, with a model for extractive question answering. Each text is a
-    /// question with its context as the pair. The best answers come first.
+    /// question with its context as the pair.
     ///
     /// ```
     /// use smelt::AnswerOptions;
@@ -43,14 +52,15 @@ impl Model {
     /// # let dir = dirs.into_iter().find(|dir| dir.exists()).unwrap();
     /// let model = smelt::Model::open(dir)?;
     /// let context = "She lives in Rome.";
-    /// let best = &model.answer(&[("Where is she?", context).into()], AnswerOptions::default())?[0][0];
+    /// let found = &model.answer(&[("Where is she?", context).into()], AnswerOptions::default())?[0];
+    /// let best = &found.answers[0];
     /// assert_eq!(best.text, context[best.start..best.end]);
     /// # Ok(()) }
     /// ```
     ///
     /// # Errors
     /// `Input` when the model is for another task, a text is too long, or a question has no context.
-    pub fn answer(&self, texts: &[Text<'_>], options: AnswerOptions) -> Result<Vec<Vec<Answer>>> {
+    pub fn answer(&self, texts: &[Text<'_>], options: AnswerOptions) -> Result<Vec<Answers>> {
         self.expect_task(&["question_answering"])?;
         if let Some(text) = texts.iter().find(|text| text.pair.is_none()) {
             let message = format!("the question `{}` has no context", text.text);
@@ -71,7 +81,8 @@ impl Model {
                     let rows = row..row + encoding.ids.len();
                     row = rows.end;
                     let context = texts[all.len()].pair.unwrap_or_default();
-                    all.push(spans(encoding, &starts[rows.clone()], &ends[rows], context, options));
+                    let answers = spans(encoding, &starts[rows.clone()], &ends[rows], context, options);
+                    all.push(Answers { answers, truncated: encoding.truncated });
                 }
                 Ok(())
             },

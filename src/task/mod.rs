@@ -18,7 +18,7 @@ mod sentence;
 mod tokenizer;
 mod transcribe;
 
-pub use answer::{Answer, AnswerOptions};
+pub use answer::{Answer, AnswerOptions, Answers};
 pub use bundle::{Bundle, Comparison, Greedy, OtherToken};
 pub use classify::{Classification, Label, TokenLabel, TokenLabels};
 pub use embed::Embedding;
