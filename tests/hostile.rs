@@ -455,6 +455,39 @@ fn broken_tokenizers_are_refused() {
 }
 
 #[test]
+fn texts_that_rules_make_too_long_are_refused() {
+    let replace = |pattern: Value, len: usize| json!({"type": "Replace", "pattern": pattern, "content": "a".repeat(len)});
+    let sequence = |rules: Vec<Value>| json!({"type": "Sequence", "normalizers": rules});
+    let (a, any) = (json!({"String": "a"}), json!({"Regex": ""}));
+    let prepend = json!({"type": "Prepend", "prepend": "a".repeat(200)});
+    let open =
+        |pointer: &str, value: Value| Model::open(with(ENCODER, "tokenizer.json", pointer, value).path());
+    let thrice = vec![replace(a.clone(), 3000); 3];
+    let decoders = json!({"type": "Sequence", "decoders": thrice.clone()});
+    for (case, pointer, value) in [
+        ("three of 3000", "/normalizer", sequence(thrice)),
+        (
+            "one in another",
+            "/normalizer",
+            sequence(vec![sequence(vec![replace(a.clone(), 300)]), replace(a.clone(), 300)]),
+        ),
+        ("between all bytes", "/normalizer", sequence(vec![replace(any, 1); 30])),
+        ("prepended", "/normalizer", sequence(vec![prepend, replace(a.clone(), 200)])),
+        ("decoder", "/decoder", decoders),
+    ] {
+        refused(case, ErrorKind::Tokenizer, "at most 16384 times as long, found", || open(pointer, value));
+    }
+    // What files that are in use do.
+    let spaces = json!({"type": "Replace", "pattern": {"String": " "}, "content": "▁"});
+    let runs = json!({"type": "Replace", "pattern": {"Regex": " {2,}"}, "content": " "});
+    let shorter = json!({"type": "Replace", "pattern": {"String": "``"}, "content": "\""});
+    let mut rules = vec![shorter; 50];
+    rules.extend([spaces.clone(), spaces, runs.clone(), runs, json!({"type": "Prepend", "prepend": "▁"})]);
+    open("/normalizer", sequence(rules)).unwrap();
+    assert_little_memory();
+}
+
+#[test]
 fn ids_beyond_the_vocabulary_are_refused() {
     for id in [203, 70_000, u32::MAX] {
         // Whatever the text, the tokenizer adds its first special token.

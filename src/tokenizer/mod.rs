@@ -83,6 +83,16 @@ impl Tokenizer {
             return Err(wrong(format!("expected strings of at most {MAX_STRING} bytes, found one of {len}")));
         }
         let mut inner: tokenizers::Tokenizer = guarded(|| text.parse()).map_err(|e| wrong(e.to_string()))?;
+        for rules in [serde_json::to_value(inner.get_normalizer()), serde_json::to_value(inner.get_decoder())]
+        {
+            let growth = growth(&rules.map_err(|e| wrong(e.to_string()))?);
+            if growth > MAX_STRING as f64 {
+                let what = format!(
+                    "expected rules that make texts at most {MAX_STRING} times as long, found {growth:.0}"
+                );
+                return Err(wrong(what));
+            }
+        }
         if let ModelWrapper::BPE(bpe) = inner.get_model()
             && bpe.dropout.is_some_and(|p| p > 0.0)
         {
@@ -276,7 +286,7 @@ impl Tokenizer {
 }
 
 /// Longest string of a tokenizer file, in bytes. The crate frees its tables by recursion, one call a byte, so a long token
-/// would end the process.
+/// would end the process. Also how many times as long rules may make a text, as one replacement of such a length can.
 const MAX_STRING: usize = 16 << 10;
 
 /// The length of a string that is too long, if the file has one. Normalisation tables, which are long, are not meant.
@@ -296,6 +306,24 @@ fn longest_string(text: &str) -> Option<usize> {
         i = (end + 1).min(bytes.len());
     }
     None
+}
+
+/// How many times as long a text may become by all replacements of a normalizer or decoder, one after another.
+fn growth(rules: &serde_json::Value) -> f64 {
+    let len = |text: &serde_json::Value| text.as_str().unwrap_or_default().len() as f64;
+    match rules {
+        serde_json::Value::Array(rules) => rules.iter().map(growth).product(),
+        serde_json::Value::Object(rule) => match rules["type"].as_str() {
+            Some("Replace") => match rules["pattern"]["String"].as_str() {
+                Some(found) if !found.is_empty() => (len(&rules["content"]) / found.len() as f64).max(1.0),
+                // An expression may match between all bytes.
+                _ => 1.0 + len(&rules["content"]),
+            },
+            Some("Prepend") => 1.0 + len(&rules["prepend"]),
+            _ => rule.values().map(growth).product(),
+        },
+        _ => 1.0,
+    }
 }
 
 /// Calls into the `tokenizers` crate, which on some malformed files panics instead of giving an error (a syntax error inside of
