@@ -135,6 +135,13 @@ fn what_stands_before_a_wrong_line_is_answered() {
 }
 
 #[test]
+fn the_embedded_model_reads_the_beginning_of_a_long_text() {
+    let output = smelt_run(&[&"Where is the nearest station? ".repeat(40)]);
+    assert!(stdout(&output).trim_end().ends_with(" en"), "{output:?}");
+    assert!(String::from_utf8_lossy(&output.stderr).contains("tokens were cut off"), "{output:?}");
+}
+
+#[test]
 fn pairs_are_questions_with_contexts() {
     let dir = fixture("question-answering");
     let dir = dir.to_str().unwrap();

@@ -81,7 +81,7 @@ struct Arguments {
     label: Vec<String>,
 
     /// Cut texts that are too long instead of refusing them; prompts so that --max-tokens have room, up to half of
-    /// what the model can take
+    /// what the model can take. Without --model, texts are cut
     #[arg(long)]
     truncate: bool,
 
@@ -243,7 +243,8 @@ fn run(arguments: &Arguments) -> std::result::Result<(), Failure> {
         compute: arguments.compute,
         threads: arguments.threads,
         memory_limit: arguments.memory_limit,
-        truncate: arguments.truncate,
+        // The embedded model tells a language by the beginning of a text.
+        truncate: arguments.truncate || arguments.model.is_none(),
         backend: if arguments.reference { BackendKind::Reference } else { BackendKind::Cpu },
     };
     let model = Model::from_repository(repository(arguments)?, &options)?;
