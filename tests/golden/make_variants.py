@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -37,27 +38,35 @@ VOCAB = 150  # entries kept of GPT-2 and Llama
 # --------------------------------------------------------------------------------------
 
 
-def source(case: str) -> tuple[dict[str, Any], State]:
+def source(case: str, layers: int = 1) -> tuple[dict[str, Any], State]:
     """Config and weights of a fixture, cut down."""
     config = json.loads((HERE / case / "config.json").read_text())
     state = load_file(str(HERE / case / "model.safetensors"))
-    layers = "n_layer" if config["model_type"] == "gpt2" else "num_hidden_layers"
-    config[layers] = 1
-    state = {k: v for k, v in state.items() if ".1." not in k}  # the second of two layers
+    for key in {"gpt2": ["n_layer"], "t5": ["num_layers", "num_decoder_layers"]}.get(config["model_type"], ["num_hidden_layers"]):
+        config[key] = layers
+
+    def is_kept(name: str) -> bool:
+        number = re.search(r"\d+", name)  # of the layer: the first in a name
+        return number is None or int(number[0]) < layers
+
+    state = {k: v for k, v in state.items() if is_kept(k)}
     if config["model_type"] != "bert":
-        full, config["vocab_size"] = config["vocab_size"], VOCAB
+        full, config["vocab_size"] = config["vocab_size"], min(config["vocab_size"], VOCAB)
         state = {k: v[:VOCAB].contiguous() if v.shape[0] == full else v for k, v in state.items()}
     return config, state
 
 
 def batch(config: dict[str, Any]) -> State:
     rows = BERT_IDS if config["model_type"] == "bert" else DECODER_IDS
+    rows = [[id % config["vocab_size"] for id in row] for row in rows]
     width = max(map(len, rows))
     pad = config.get("pad_token_id") or 0
     out = {
         "input_ids": torch.tensor([r + [pad] * (width - len(r)) for r in rows]),
         "attention_mask": torch.tensor([[1] * len(r) + [0] * (width - len(r)) for r in rows]),
     }
+    if config["model_type"] == "t5":
+        out["decoder_input_ids"] = out["input_ids"].flip(1)
     if config["model_type"] == "bert":
         out["token_type_ids"] = torch.tensor([[0] * 4 + [1] * (width - 4)] * len(rows))
     return out
@@ -76,7 +85,7 @@ def plain(name: str, config: dict[str, Any], state: State) -> Any:
     if "lm_head.weight" in state:  # not the embedding, so it needs its own storage
         model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.clone())
     missing, unexpected = model.load_state_dict({k: v.float() for k, v in state.items()}, strict=False)
-    if unexpected or any(not (k.endswith("lm_head.weight") or "decoder" in k) for k in missing):
+    if unexpected or any(not (k.endswith("lm_head.weight") or "decoder" in k or "embed_tokens" in k) for k in missing):
         raise RuntimeError(f"{name}: missing {missing}, unexpected {unexpected}")
     return model
 
@@ -229,6 +238,14 @@ def old_forms(out: Path) -> None:
         variant(
             out, name, "LlamaForCausalLM", f'rope_theta at top level, rope_scaling with "{key}"', older, state, expected
         )
+
+
+    config, state = source("t5/conditional-generation-v1.1")
+    resaved = {**config, "tie_word_embeddings": True, "scale_decoder_outputs": False}
+    variant(
+        out, "t5-resaved-v1.1", "T5ForConditionalGeneration", "T5 v1.1 as transformers 5 saves it: said to be tied",
+        resaved, state, plain("T5ForConditionalGeneration", config, state),
+    )
 
 
 # --------------------------------------------------------------------------------------
