@@ -11,13 +11,15 @@ fields! {
     /// Rotary position embedding of queries and keys: pairs of columns of each head turn by an angle that grows with
     /// the position.
     pub struct RopeFields("rope") {
-        /// Base of the frequencies.
+        /// Base of the frequencies, unless `scaling` has a `rope_theta`.
         theta: f64 = "10000",
         /// The map `rope_scaling` or `rope_parameters` of a config: kinds `default`, `linear`, `dynamic`, `llama3`, `yarn` and
         /// `longrope` (also called `su`). `dynamic` and `longrope` change when a sequence outgrows the length that the model
         /// was trained with; sequences up to there are computed, longer ones refused.
         scaling: Option<Settings>,
-        /// How many columns of each head turn; all by default, or as `partial_rotary_factor` in `scaling` says.
+        /// The share of each head's columns that turns, unless `scaling` has a `partial_rotary_factor`.
+        partial: f64 = "1",
+        /// How many columns of each head turn, in place of a share.
         dim: Option<usize>,
         /// Whether neighbours are paired, instead of columns half of `dim` apart.
         interleaved: bool = "false",
@@ -69,9 +71,12 @@ impl RopeFields {
     /// The settings for heads of `head_dim` columns; `at` is where `rope` is written.
     pub fn plan(&self, b: &mut Builder<'_>, head_dim: usize, stream: Stream, at: &Address) -> Option<Rope> {
         let scaling = self.scaling.as_ref();
-        let partial = match scaling.and_then(|s| s.0.get("partial_rotary_factor")) {
-            None | Some(Tree::Null) => 1.0,
-            Some(_) => number(b, scaling?, "partial_rotary_factor")?,
+        let (theta, partial) = match scaling {
+            Some(scaling) => (
+                optional(b, scaling, "rope_theta")?.unwrap_or(self.theta),
+                optional(b, scaling, "partial_rotary_factor")?.unwrap_or(self.partial),
+            ),
+            None => (self.theta, self.partial),
         };
         let dim = self.dim.unwrap_or((head_dim as f64 * partial) as usize);
         if !dim.is_multiple_of(2) || dim == 0 || dim > head_dim.min(MAX_DIM) {
@@ -80,8 +85,8 @@ impl RopeFields {
             b.wrong_fields(at, &["head_dim", "rope", "heads"], message);
             return None;
         }
-        if self.theta <= 0.0 {
-            b.wrong_fields(at, &["rope"], format!("expected a positive `theta`, found {}", self.theta));
+        if theta <= 0.0 {
+            b.wrong_fields(at, &["rope"], format!("expected a positive `theta`, found {theta}"));
             return None;
         }
         if let Some(limit) = self.max_positions {
@@ -90,9 +95,9 @@ impl RopeFields {
         b.declared.streams.insert(stream);
         // transformers computes these in float32 as well.
         let mut inv_freq: Vec<f32> =
-            (0..dim / 2).map(|p| 1.0 / self.theta.powf((2 * p) as f64 / dim as f64) as f32).collect();
+            (0..dim / 2).map(|p| 1.0 / theta.powf((2 * p) as f64 / dim as f64) as f32).collect();
         let magnitude = match scaling {
-            Some(scaling) => self.scale(b, scaling, stream, &mut inv_freq)?,
+            Some(scaling) => self.scale(b, scaling, theta, stream, &mut inv_freq)?,
             None => 1.0,
         };
         Some(Rope { inv_freq, magnitude: magnitude as f32, interleaved: self.interleaved })
@@ -103,6 +108,7 @@ impl RopeFields {
         &self,
         b: &mut Builder<'_>,
         scaling: &Settings,
+        theta: f64,
         stream: Stream,
         inv_freq: &mut [f32],
     ) -> Option<f64> {
@@ -119,7 +125,7 @@ impl RopeFields {
                 b.declared.limits.push((stream, original as usize, why.into()));
             }
             "llama3" => self.llama3(b, scaling, inv_freq)?,
-            "yarn" => return self.yarn(b, scaling, inv_freq),
+            "yarn" => return self.yarn(b, scaling, theta, inv_freq),
             "longrope" | "su" => return self.longrope(b, scaling, stream, inv_freq),
             other => {
                 let known = ["default", "linear", "dynamic", "llama3", "yarn", "longrope"];
@@ -170,7 +176,7 @@ impl RopeFields {
     }
 
     /// Peng et al., “YaRN”, arXiv:2309.00071, 2023, as transformers 5.23 computes it.
-    fn yarn(&self, b: &mut Builder<'_>, scaling: &Settings, inv_freq: &mut [f32]) -> Option<f64> {
+    fn yarn(&self, b: &mut Builder<'_>, scaling: &Settings, theta: f64, inv_freq: &mut [f32]) -> Option<f64> {
         let dim = (2 * inv_freq.len()) as f64;
         let original = self.original(b, scaling)?;
         let factor = match (scaling.0.get("factor"), self.max_positions) {
@@ -179,7 +185,7 @@ impl RopeFields {
         };
         let fast = optional(b, scaling, "beta_fast")?.unwrap_or(32.0);
         let slow = optional(b, scaling, "beta_slow")?.unwrap_or(1.0);
-        let bound = |turns: f64| dim * (original / (turns * 2.0 * PI)).ln() / (2.0 * self.theta.ln());
+        let bound = |turns: f64| dim * (original / (turns * 2.0 * PI)).ln() / (2.0 * theta.ln());
         let (mut low, mut high) = (bound(fast), bound(slow));
         if scaling.0.get("truncate") != Some(&Tree::Bool(false)) {
             (low, high) = (low.floor(), high.ceil());

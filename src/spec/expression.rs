@@ -158,6 +158,7 @@ static ENVIRONMENT: LazyLock<Environment<'static>> = LazyLock::new(|| {
     env.add_filter("int", minijinja::filters::int);
     env.add_filter("ln", |x: f64| x.ln());
     env.add_filter("unrolled", unrolled);
+    env.add_filter("merged", merged);
     env
 });
 
@@ -184,6 +185,24 @@ fn unrolled(runs: Value) -> Result<Value, minijinja::Error> {
             return Err(wrong("the list is too long"));
         }
         (0..times).for_each(|_| all.extend(items.iter().cloned()));
+    }
+    Ok(Value::from(all))
+}
+
+/// `[{a: 1, b: 2}, {b: 3}]` to `{a: 1, b: 3}`.
+fn merged(maps: Value) -> Result<Value, minijinja::Error> {
+    let mut all = BTreeMap::new();
+    for map in maps.try_iter()? {
+        if map.kind() != ValueKind::Map {
+            return Err(minijinja::Error::new(
+                minijinja::ErrorKind::InvalidOperation,
+                "expected a list of maps",
+            ));
+        }
+        for key in map.try_iter()? {
+            let value = map.get_item(&key)?;
+            all.insert(key, value);
+        }
     }
     Ok(Value::from(all))
 }
@@ -286,6 +305,8 @@ mod tests {
             ("${act[6:] if act[:6] == 'gated-' else act}", text("gelu")),
             ("${'}' ~ i}", text("}1")),
             ("${kinds | length}", Tree::Int(2)),
+            ("${([{'a': 1, 'b': 2}, {'b': 3}] | merged)['a']}", Tree::Int(1)),
+            ("${([{'a': 1, 'b': 2}, {'b': 3}] | merged)['b']}", Tree::Int(3)),
             ("$$5", text("$5")),
         ];
         for (template, expected) in cases {
@@ -302,8 +323,15 @@ mod tests {
         assert!(Template::parse(&long).unwrap_err().contains("at most 1000"));
         let nested = format!("${{{}1{}}}", "(".repeat(400), ")".repeat(400));
         assert!(Template::parse(&nested).is_err());
-        for template in ["$unknown", "${hidden.x}", "${f(1)}", "${'a' * 99999999999}", "a$kinds", "${1 // 0}"]
-        {
+        for template in [
+            "$unknown",
+            "${hidden.x}",
+            "${f(1)}",
+            "${'a' * 99999999999}",
+            "a$kinds",
+            "${1 // 0}",
+            "${kinds | merged}",
+        ] {
             let found = Template::parse(template).and_then(|t| t.value(&scope()));
             assert!(found.is_err(), "{template}: {found:?}");
         }

@@ -44,6 +44,8 @@ def source(case: str, layers: int = 1) -> tuple[dict[str, Any], State]:
     state = load_file(str(HERE / case / "model.safetensors"))
     for key in {"gpt2": ["n_layer"], "t5": ["num_layers", "num_decoder_layers"]}.get(config["model_type"], ["num_hidden_layers"]):
         config[key] = layers
+    if "layer_types" in config:
+        config["layer_types"] = config["layer_types"][:layers]
 
     def is_kept(name: str) -> bool:
         number = re.search(r"\d+", name)  # of the layer: the first in a name
@@ -239,6 +241,38 @@ def old_forms(out: Path) -> None:
             out, name, "LlamaForCausalLM", f'rope_theta at top level, rope_scaling with "{key}"', older, state, expected
         )
 
+
+    # Two maps of rope settings: what is read of both, and which one wins.
+    def ropes(id: str, case: str, note: str, given: dict[str, Any], means: dict[str, Any], layers: int = 1) -> None:
+        config, state = source(case, layers)
+        cls = config["architectures"][0]
+        expected = plain(cls, {**config, "rope_parameters": means}, state)
+        variant(out, id, cls, note, {**config, **given}, state, expected)
+
+    yarn = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}
+    ropes(
+        "llama-both-ropes", "llama/causal", "rope_scaling beside rope_parameters, of which nothing is read",
+        {"rope_parameters": {"rope_type": "default", "rope_theta": 500.0}, "rope_scaling": yarn},
+        {**yarn, "rope_theta": 10000.0},
+    )
+    linear = {"rope_type": "linear", "factor": 2.0, "rope_theta": 500.0, "partial_rotary_factor": 0.35}
+    ropes(
+        "phi-rope-scaling-theta", "phi/causal", "rope_theta and partial_rotary_factor in rope_scaling",
+        {"rope_parameters": None, "rope_theta": 10000.0, "partial_rotary_factor": 0.5, "rope_scaling": linear}, linear,
+    )
+    full, local = {"rope_type": "linear", "rope_theta": 3000.0, "factor": 8.0}, {"rope_type": "default", "rope_theta": 100.0}
+    ropes(
+        "gemma3_text-both-ropes", "gemma3_text/causal", "rope_scaling changes what rope_parameters say of full attention",
+        {"rope_parameters": {"full_attention": full, "sliding_attention": local}, "rope_scaling": {"factor": 3.0}},
+        {"full_attention": {**full, "factor": 3.0}, "sliding_attention": local}, layers=3,
+    )
+    ropes(
+        "modernbert-both-ropes", "modernbert/base", "rope_scaling changes what rope_parameters say of both kinds of layers",
+        {"rope_parameters": {"full_attention": full, "sliding_attention": local}, "layer_types": None,
+         "rope_scaling": {"rope_type": "linear", "factor": 3.0}},
+        {"full_attention": {**full, "factor": 3.0}, "sliding_attention": {**local, "rope_type": "linear", "factor": 3.0}},
+        layers=2,
+    )
 
     config, state = source("t5/conditional-generation-v1.1")
     resaved = {**config, "tie_word_embeddings": True, "scale_decoder_outputs": False}
