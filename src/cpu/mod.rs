@@ -20,6 +20,7 @@ use crate::backend::{
     Activation, AttentionParams, Backend, Compute, HeadScan, KvCache, Linear, LinearPart, Norm, PAGE_KEYS,
     Pair, Rotation, Scan, Span, WeightType,
 };
+use crate::error::count;
 use crate::tensor::{Array, Spare, Tensor};
 pub use dispatch::SimdLevel;
 use dispatch::{ProductSimds, Simds, with_product_simd, with_simd};
@@ -157,9 +158,9 @@ const MAX_THREADS: usize = 1024;
 
 impl Backend for Cpu {
     fn name(&self) -> String {
-        let threads = self.engine.pool.threads();
+        let threads = count(self.threads(), "thread");
         let products = if self.compute == Compute::Bf16 { ", attention in bf16" } else { "" };
-        format!("cpu ({:?}, {threads} threads{products})", self.level).to_lowercase()
+        format!("cpu ({:?}, {threads}{products})", self.level).to_lowercase()
     }
 
     fn rows_at_once(&self) -> usize {

@@ -292,7 +292,7 @@ impl<'s> Checker<'s, '_> {
     fn unknown_block(&mut self, name: &str, at: &Address) {
         let problem =
             self.problems.at(&self.spec.source, &at.key(), format!("unknown block `{name}`"), "not a block");
-        let names = nn::BLOCKS.iter().map(|b| b.name).chain(["residual", "sum", "repeat"]);
+        let names = nn::BLOCKS.iter().map(|b| b.name).chain(["residual", "sum", "product", "repeat"]);
         let lists = "`smelt blocks` lists them all";
         let help = match closest(name, names) {
             Some(near) => format!("did you mean `{near}`? {lists}"),

@@ -79,7 +79,7 @@ impl Model {
         let processor = self.sound_processor()?;
         let rules = Rules::read(self, options)?;
         let positions = self.network.plan().token_limit(crate::nn::Stream::Decoder).unwrap_or(usize::MAX);
-        let one = |sound: &Sound| {
+        let one = |(i, sound): (usize, &Sound)| {
             let mut session = self.network.session(1);
             session.encode_audio(processor.input_features(std::slice::from_ref(sound))?)?;
             let mut prompt = rules.prompt.clone();
@@ -107,6 +107,7 @@ impl Model {
             let room = room.min(rules.max_length.unwrap_or(usize::MAX));
             let generate = GenerateOptions {
                 max_tokens: options.generate.max_tokens.min(room),
+                before: options.generate.before + i,
                 ..options.generate.clone()
             };
             let (prompts, constraints) = (vec![(prompt, seen, 0)], rules.constraints.clone());
@@ -117,7 +118,7 @@ impl Model {
             let (text, tokens, finish) = (generation.text, generation.tokens, generation.finish);
             Ok(Transcription { text, language, tokens, finish })
         };
-        sounds.iter().map(one).collect()
+        sounds.iter().enumerate().map(one).collect()
     }
 
     /// The likeliest of the languages, by the token that would come first.
