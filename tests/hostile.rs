@@ -150,7 +150,7 @@ fn absurd_configs_are_refused() {
         (ROTARY, "/num_key_value_heads", json!(0), Config, positive),
         (ROTARY, "/rope_parameters", json!("yes"), Config, "expected a map"),
         (ROTARY, "/rope_parameters", json!({"rope_theta": -1.0}), Config, "expected a positive `rope_theta`"),
-        (ROTARY, "/sliding_window", json!(0), Config, positive),
+        (CLAMPED, "/sliding_window", json!(0), Config, positive),
         (PAIRED, "/relative_attention_num_buckets", json!(4_294_967_296u64), Config, "at most 1048576"),
         (PAIRED, "/feed_forward_proj", json!([1]), Config, "wrong value of `act`"),
         (PAIRED, "/feed_forward_proj", json!("gated-"), Config, "wrong value of `act`"),

@@ -4,8 +4,8 @@
     python make_variants.py             # all, into variants/ beside this script
     python make_variants.py --out DIR
 
-make_reference.py must have run first: weights come from its fixtures, cut to one layer and, for
-GPT-2 and Llama, to fewer vocabulary entries. Every variant is loaded with transformers as its
+make_reference.py must have run first: weights come from its fixtures, cut to few layers and, but
+for BERT, to fewer vocabulary entries. Every variant is loaded with transformers as its
 users would, and its outputs must be those of the model it was derived from. README.md lists the
 variants.
 """
@@ -16,6 +16,7 @@ import argparse
 import json
 import re
 import shutil
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,14 +25,14 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
-from make_reference import HERE, flatten, normal, pad_batch, write_json
+from make_reference import EAGER, HERE, flatten, normal, pad_batch, write_json
 from tokenizers import Tokenizer
 
 State = dict[str, torch.Tensor]
 
 BERT_IDS = [[2, 17, 88, 150, 41, 9, 3], [2, 60, 33, 3]]
 DECODER_IDS = [[1, 17, 88, 120, 41, 9, 77], [1, 60, 33, 99]]
-VOCAB = 150  # entries kept of GPT-2 and Llama
+VOCAB = 150  # entries kept, but of BERT
 
 # --------------------------------------------------------------------------------------
 # The models that variants are made of
@@ -44,8 +45,8 @@ def source(case: str, layers: int = 1) -> tuple[dict[str, Any], State]:
     state = load_file(str(HERE / case / "model.safetensors"))
     for key in {"gpt2": ["n_layer"], "t5": ["num_layers", "num_decoder_layers"]}.get(config["model_type"], ["num_hidden_layers"]):
         config[key] = layers
-    if "layer_types" in config:
-        config["layer_types"] = config["layer_types"][:layers]
+    for key in {"layer_types", "no_rope_layers"} & set(config):
+        config[key] = config[key][:layers]
 
     def is_kept(name: str) -> bool:
         number = re.search(r"\d+", name)  # of the layer: the first in a name
@@ -83,7 +84,7 @@ def outputs(model: Any, inputs: State) -> State:
 def plain(name: str, config: dict[str, Any], state: State) -> Any:
     """The model of class `name` with exactly these weights (a tied head may be left out)."""
     cls = getattr(transformers, name)
-    model = cls._from_config(cls.config_class(**config), attn_implementation="eager")
+    model = cls._from_config(cls.config_class(**config), **EAGER)
     if "lm_head.weight" in state:  # not the embedding, so it needs its own storage
         model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.clone())
     missing, unexpected = model.load_state_dict({k: v.float() for k, v in state.items()}, strict=False)
@@ -117,16 +118,17 @@ def write(path: Path, config: dict[str, Any], state: State, shards: int = 1) -> 
 
 
 def variant(
-    out: Path, id: str, cls: str, note: str, config: dict[str, Any], state: State, expected: Any, *, shards: int = 1
+    out: Path, id: str, cls: str, note: str, config: dict[str, Any], state: State, expected: Any, *, shards: int = 1,
+    inputs: State | None = None,
 ) -> None:
     """Write a variant; `expected` is the model whose outputs it must give when loaded as `cls`."""
     path = out / id
     config = {**config, "architectures": [cls]}
     write(path, config, state, shards)
-    inputs = batch(config)
+    inputs = inputs or batch(config)
     want = outputs(expected, inputs)
     loaded, report = getattr(transformers, cls).from_pretrained(
-        str(path), dtype=torch.float32, attn_implementation="eager", output_loading_info=True
+        str(path), dtype=torch.float32, output_loading_info=True, **EAGER
     )
     if report["missing_keys"] or report["mismatched_keys"]:
         raise RuntimeError(f"{id}: {report}")
@@ -242,12 +244,19 @@ def old_forms(out: Path) -> None:
         )
 
 
-    # Two maps of rope settings: what is read of both, and which one wins.
-    def ropes(id: str, case: str, note: str, given: dict[str, Any], means: dict[str, Any], layers: int = 1) -> None:
+
+def settings(out: Path) -> None:
+    def said(id: str, case: str, note: str, given: dict[str, Any], means: dict[str, Any], layers: int = 1) -> None:
+        """A model whose config has the keys `given`, which say what `means` says plainly."""
         config, state = source(case, layers)
         cls = config["architectures"][0]
-        expected = plain(cls, {**config, "rope_parameters": means}, state)
+        with tempfile.TemporaryDirectory() as path:  # experts are stored one by one, so `plain` cannot take them
+            write(Path(path) / "model", {**config, **means}, state)
+            expected = getattr(transformers, cls).from_pretrained(f"{path}/model", dtype=torch.float32, **EAGER)
         variant(out, id, cls, note, {**config, **given}, state, expected)
+
+    def ropes(id: str, case: str, note: str, given: dict[str, Any], means: dict[str, Any], layers: int = 1) -> None:
+        said(id, case, note, given, {"rope_parameters": means}, layers)
 
     yarn = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}
     ropes(
@@ -272,6 +281,16 @@ def old_forms(out: Path) -> None:
          "rope_scaling": {"rope_type": "linear", "factor": 3.0}},
         {"full_attention": {**full, "factor": 3.0}, "sliding_attention": {**local, "rope_type": "linear", "factor": 3.0}},
         layers=2,
+    )
+
+    window = {"use_sliding_window": True, "sliding_window": 4, "layer_types": None}
+    said(
+        "qwen2_moe-no-layer-types", "qwen2_moe/causal", "windows, but no layer_types", {**window, "max_window_layers": 2},
+        {**window, "layer_types": ["sliding_attention", "full_attention", "full_attention"]}, layers=3,
+    )
+    said(
+        "smollm3-no-layer-types", "smollm3/causal", "windows, but no layer_types", window,
+        {**window, "layer_types": ["full_attention", "sliding_attention"]}, layers=2,
     )
 
     config, state = source("t5/conditional-generation-v1.1")
@@ -420,6 +439,7 @@ def main() -> None:
     storage(a.out)
     heads(a.out)
     old_forms(a.out)
+    settings(a.out)
     sentences(a.out)
 
 
