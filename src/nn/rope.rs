@@ -25,7 +25,7 @@ fields! {
         interleaved: bool = "false",
         /// Most tokens of a sequence.
         max_positions: Option<usize>,
-        /// The length that the model was trained with before its positions were scaled, where `scaling` does not say.
+        /// The length that the model was trained with before its positions were scaled, whatever `scaling` says.
         original_positions: Option<usize>,
     }
 }
@@ -140,12 +140,18 @@ impl RopeFields {
 
     /// The length that the model was trained with before scaling.
     fn original(&self, b: &mut Builder<'_>, scaling: &Settings) -> Option<f64> {
-        match scaling.0.get("original_max_position_embeddings") {
-            None | Some(Tree::Null) => match self.original_positions.or(self.max_positions) {
-                Some(original) => Some(original as f64),
-                None => number(b, scaling, "original_max_position_embeddings"),
-            },
-            Some(_) => number(b, scaling, "original_max_position_embeddings"),
+        match (self.original_positions, scaling.0.get("original_max_position_embeddings"), self.max_positions)
+        {
+            (Some(original), ..) | (None, None | Some(Tree::Null), Some(original)) => Some(original as f64),
+            _ => number(b, scaling, "original_max_position_embeddings"),
+        }
+    }
+
+    /// How many times longer sequences may be after scaling.
+    fn factor(&self, b: &mut Builder<'_>, scaling: &Settings, original: f64) -> Option<f64> {
+        match (scaling.0.get("factor"), self.max_positions) {
+            (None | Some(Tree::Null), Some(most)) => Some(most as f64 / original),
+            _ => number(b, scaling, "factor"),
         }
     }
 
@@ -179,10 +185,7 @@ impl RopeFields {
     fn yarn(&self, b: &mut Builder<'_>, scaling: &Settings, theta: f64, inv_freq: &mut [f32]) -> Option<f64> {
         let dim = (2 * inv_freq.len()) as f64;
         let original = self.original(b, scaling)?;
-        let factor = match (scaling.0.get("factor"), self.max_positions) {
-            (None | Some(Tree::Null), Some(most)) => most as f64 / original,
-            _ => number(b, scaling, "factor")?,
-        };
+        let factor = self.factor(b, scaling, original)?;
         let fast = optional(b, scaling, "beta_fast")?.unwrap_or(32.0);
         let slow = optional(b, scaling, "beta_slow")?.unwrap_or(1.0);
         let bound = |turns: f64| dim * (original / (turns * 2.0 * PI)).ln() / (2.0 * theta.ln());
@@ -242,10 +245,7 @@ impl RopeFields {
         if let Some(given) = optional(b, scaling, "attention_factor")? {
             return Some(given);
         }
-        let factor = match self.max_positions {
-            Some(most) => most as f64 / original,
-            None => optional(b, scaling, "factor")?.unwrap_or(1.0),
-        };
+        let factor = self.factor(b, scaling, original)?;
         Some(if factor <= 1.0 { 1.0 } else { (1.0 + factor.ln() / original.ln()).sqrt() })
     }
 }

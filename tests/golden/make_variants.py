@@ -283,6 +283,12 @@ def settings(out: Path) -> None:
         layers=2,
     )
 
+    factors = {"short_factor": [1.0, 1.1, 1.3], "long_factor": [2.0, 4.0, 8.0]}
+    longrope = {"rope_type": "longrope", "factor": 2.0, "partial_rotary_factor": 0.75, "rope_theta": 10000.0, **factors}
+    ropes(
+        "phi3-longrope-factor", "phi3/causal-longrope", "longrope with a factor, and two original lengths",
+        {"rope_parameters": {**longrope, "original_max_position_embeddings": 16}}, longrope,
+    )
     window = {"use_sliding_window": True, "sliding_window": 4, "layer_types": None}
     said(
         "qwen2_moe-no-layer-types", "qwen2_moe/causal", "windows, but no layer_types", {**window, "max_window_layers": 2},
