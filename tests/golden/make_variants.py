@@ -289,6 +289,10 @@ def settings(out: Path) -> None:
         "phi3-longrope-factor", "phi3/causal-longrope", "longrope with a factor, and two original lengths",
         {"rope_parameters": {**longrope, "original_max_position_embeddings": 16}}, longrope,
     )
+    yarn = {"rope_type": "yarn", "factor": 32.0, "beta_fast": 32.0, "beta_slow": 1.0, "truncate": False,
+            "original_max_position_embeddings": 4096, "rope_theta": 150000.0}
+    ropes("gpt_oss-no-rope", "gpt_oss/causal", "no settings of rope, which means yarn", {"rope_parameters": None}, yarn)
+
     window = {"use_sliding_window": True, "sliding_window": 4, "layer_types": None}
     said(
         "qwen2_moe-no-layer-types", "qwen2_moe/causal", "windows, but no layer_types", {**window, "max_window_layers": 2},
@@ -297,6 +301,19 @@ def settings(out: Path) -> None:
     said(
         "smollm3-no-layer-types", "smollm3/causal", "windows, but no layer_types", window,
         {**window, "layer_types": ["full_attention", "sliding_attention"]}, layers=2,
+    )
+
+    config, state = source("gemma/causal")
+    config["id2label"] = {str(i): f"LABEL_{i}" for i in range(3)}
+    config["label2id"] = {f"LABEL_{i}": i for i in range(3)}
+    del config["pad_token_id"]
+    state["score.weight"] = normal((3, config["hidden_size"]), "gemma-no-pad")
+    cls = "GemmaForSequenceClassification"
+    inputs = batch(config)
+    inputs["input_ids"][0, -1] = 0
+    variant(
+        out, "gemma-no-pad", cls, "no pad_token_id, which means 0; a text that ends with it", config, state,
+        plain(cls, {**config, "pad_token_id": 0}, state), inputs=inputs,
     )
 
     config, state = source("t5/conditional-generation-v1.1")
