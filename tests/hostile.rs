@@ -393,7 +393,7 @@ fn the_memory_limit_is_obeyed() {
     refused("a batch", ErrorKind::Limit, "beside the weights", || model.classify(&["the".into()]));
     // Keys and values lie in pages: sequences of one token take as much as those of a whole page.
     let memory = Model::open(fixture(ROTARY)).unwrap().network().memory();
-    let limit = memory.weights + 100 * (16 * memory.activations_per_token + 16 * memory.cache_per_token);
+    let limit = memory.weights + 100 * (memory.activations_per_token + 16 * memory.cache_per_token);
     let options = OpenOptions { memory_limit: Some(limit), ..OpenOptions::default() };
     let model = Model::open_with(fixture(ROTARY), &options).unwrap();
     let step = |sequences| model.network().session(sequences).step(&vec![&[1][..]; sequences], "logits");

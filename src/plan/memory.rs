@@ -18,6 +18,8 @@ pub struct Memory {
     pub state_per_sequence: u64,
     /// Activations of one token, at most.
     pub activations_per_token: u64,
+    /// Keys and values of one token that do not outlive their block, of the block that has most. They come in pages too.
+    pub passing_cache_per_token: u64,
 }
 
 impl Memory {
@@ -51,7 +53,7 @@ impl Memory {
             if cache.kept {
                 memory.cache_per_token += bytes;
             } else {
-                memory.activations_per_token = memory.activations_per_token.max(bytes);
+                memory.passing_cache_per_token = memory.passing_cache_per_token.max(bytes);
             }
         }
         for elements in &declared.recurrent {
@@ -60,7 +62,7 @@ impl Memory {
         // At most five matrices are alive in a layer: the sum, its normed copy, and the block's own three. The logits come
         // when the layers are done, and once more when they are handed out.
         let layer = 5 * 4 * declared.widest_in_layers as u64;
-        memory.activations_per_token += layer.max(2 * 4 * declared.widest as u64);
+        memory.activations_per_token = layer.max(2 * 4 * declared.widest as u64);
         memory
     }
 
@@ -88,7 +90,8 @@ impl Memory {
         for Span { rows, past } in spans {
             tokens += rows.len();
             batch = batch
-                .saturating_add(in_pages(rows.len()).saturating_mul(self.activations_per_token))
+                .saturating_add((rows.len() as u64).saturating_mul(self.activations_per_token))
+                .saturating_add(in_pages(rows.len()).saturating_mul(self.passing_cache_per_token))
                 .saturating_add(in_pages(past + rows.len()).saturating_mul(self.cache_per_token))
                 .saturating_add(self.state_per_sequence);
         }

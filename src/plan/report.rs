@@ -85,9 +85,7 @@ pub fn peak(
     });
     // The widest matrix of a layer, the sum, its normed copy, and what is added to it, with one to spare.
     let layer = 4 * (plan.declared.widest_in_layers as u64 + 4 * width.max().unwrap_or(0));
-    let passing = plan.declared.caches.iter().filter(|cache| !cache.kept);
-    let passing = passing.map(|cache| cache.bytes_per_token(backend.compute())).max();
-    let activations = layer.max(2 * 4 * plan.declared.widest as u64) + passing.unwrap_or(0);
+    let activations = layer.max(2 * 4 * plan.declared.widest as u64) + memory.passing_cache_per_token;
     let in_pages = (tokens.new + tokens.past).next_multiple_of(PAGE_KEYS as u64);
     let kept = in_pages * memory.cache_per_token + memory.state_per_sequence;
     // What goes on with more tokens is computed at once; else results of groups are put together.
