@@ -302,7 +302,7 @@ fn report_missing(
     }
     let mut by_pattern: HashMap<String, Vec<&str>> = HashMap::new();
     for stored in names.renamed.keys() {
-        by_pattern.entry(crate::plan::tensors::pattern(stored)).or_default().push(stored);
+        by_pattern.entry(pattern(stored)).or_default().push(stored);
     }
     // One of each pattern: the same tensor of other layers is spelt alike.
     let mut patterns = HashSet::new();

@@ -9,12 +9,14 @@ use std::time::Instant;
 
 use serde_json::{Value, json};
 
-use smelt::backend::{Counting, Work};
+use smelt::backend::{Backend, Counting, Work};
 use smelt::cpu::{Cpu, Meter, Peaks};
 use smelt::generate::argmax;
 use smelt::model::{Batch, Network};
 use smelt::weights::Repository;
 use smelt::{Compute, Error, ErrorKind, OpenOptions, Result, WeightType};
+
+use crate::show::count;
 
 const SHAPES: &str = "\
 Shapes:
@@ -227,7 +229,7 @@ pub fn run(arguments: &Arguments, started: Instant) -> Result<()> {
             name: bench.network.plan().name.clone(),
             backend: smelt::backend::Backend::name(&*cpu),
             dtype: bench.kept(arguments),
-            compute: match smelt::backend::Backend::compute(&*cpu) {
+            compute: match cpu.compute() {
                 Compute::F32 => "f32",
                 Compute::Bf16 => "bf16",
             },
@@ -414,10 +416,7 @@ impl Measured {
             dtype = self.dtype,
             backend = self.backend,
             compute = self.compute,
-            runs = match self.times.len() {
-                1 => "1 run".to_owned(),
-                n => format!("{n} runs"),
-            },
+            runs = count(self.times.len(), "run"),
             tokens = self.tokens_per_s(),
             gb = self.gb_per_s(),
             gb_share = share(self.gb_per_s(), bytes),

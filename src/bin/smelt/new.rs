@@ -6,6 +6,7 @@ use smelt::weights::{Index, Repository};
 use smelt::{Error, ErrorKind, Result};
 
 use crate::check::model_config;
+use crate::show::count;
 
 /// What `smelt new` takes.
 #[derive(clap::Args)]
@@ -42,8 +43,7 @@ pub fn run(arguments: &Arguments) -> Result<bool> {
         Some(path) => std::fs::write(path, &draft.text).map_err(|e| Error::io(path, &e))?,
         None => print!("{}", draft.text),
     }
-    let things = if draft.unexplained.len() == 1 { "thing" } else { "things" };
-    eprintln!("made from {}; {} {things} not explained", draft.skeleton, draft.unexplained.len());
+    eprintln!("made from {}; {} not explained", draft.skeleton, count(draft.unexplained.len(), "thing"));
     if let Some(error) = &draft.refused {
         eprintln!("`smelt check` refuses the draft: {error}");
     }

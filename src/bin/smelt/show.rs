@@ -23,6 +23,11 @@ pub fn shape(shape: Shape) -> String {
     }
 }
 
+/// `1 run`, `2 runs`.
+pub fn count(n: usize, noun: &str) -> String {
+    if n == 1 { format!("1 {noun}") } else { format!("{n} {noun}s") }
+}
+
 /// A count for people: `85.1 M`.
 pub fn short(n: u64) -> String {
     let x = n as f64;
