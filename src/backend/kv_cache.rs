@@ -17,6 +17,7 @@ pub struct KvCache {
     layout: HeadLayout,
     kv_heads: usize,
     len: usize,
+    /// The pages, and behind them what the memory held before.
     pages: Vec<f32>,
 }
 
@@ -140,26 +141,28 @@ impl KvCache {
 
     /// Adds `n` positions of unspecified contents, and gives all pages to write them into.
     pub fn grow(&mut self, n: usize) -> &mut [f32] {
-        let (before, page_len) = (self.len.div_ceil(PAGE_KEYS), self.page_len());
+        let (before, len) = (self.elements(0), self.elements(n));
         self.len += n;
-        let pages = self.len.div_ceil(PAGE_KEYS);
-        let len = pages * page_len;
         if len > self.pages.capacity() {
             // Not twice as much, as by itself: nobody counts on that.
             let more = if before == 0 { 0 } else { len / 8 };
             self.pages.reserve_exact(len + more - self.pages.len());
         }
-        self.pages.resize(len, 0.0);
-        // Memory that was used before holds anything; of new pages only the last may stay incomplete.
-        if pages > before {
-            self.pages[(pages - 1) * page_len..].fill(0.0);
+        if len > self.pages.len() {
+            self.pages.resize(len, 0.0);
         }
-        &mut self.pages
+        let page_len = self.page_len();
+        let pages = &mut self.pages[..len];
+        // Memory that was used before holds anything; of new pages only the last may stay incomplete.
+        if len > before && !self.len.is_multiple_of(PAGE_KEYS) {
+            pages[len - page_len..].fill(0.0);
+        }
+        pages
     }
 
     /// All pages.
     pub fn pages(&self) -> &[f32] {
-        &self.pages
+        &self.pages[..self.elements(0)]
     }
 
     /// Where in the pages the keys of head `h` of page `page` begin.

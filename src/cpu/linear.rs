@@ -13,7 +13,7 @@ use super::kernels::quantised::{Bits, QuantiseRows, QuantisedProduct};
 use super::memory::Memory;
 use super::pack::Sources;
 use crate::backend::{Compute, Epilogue, Linear, LinearPart, Pair, WeightType};
-use crate::tensor::Tensor;
+use crate::tensor::{Tensor, at_least};
 
 /// A linear map with its weights in panels: `[outputs / width][inputs][width]`.
 #[derive(Debug)]
@@ -106,10 +106,11 @@ impl Linear for Packed {
             }
             Data::Pairs(data) => {
                 let weights = Panels { data: data.as_slice(), k: k.div_ceil(2), n };
-                let pairs =
-                    self.engine.run_products(RoundToPairs { pool, x, pairs: self.engine.pairs.take() });
-                self.engine.run_products(Product { pool, x: &pairs, weights, epilogue, out });
-                self.engine.pairs.give(pairs);
+                let mut memory = self.engine.pairs.take();
+                let pairs = at_least(&mut memory, x.rows() * weights.k);
+                self.engine.run_products(RoundToPairs { pool, x, pairs });
+                self.engine.run_products(Product { pool, x: pairs, weights, epilogue, out });
+                self.engine.pairs.give(memory);
             }
             Data::Quantised(bits, data) => {
                 let quantised = self.engine.quantised.take();

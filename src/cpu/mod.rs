@@ -24,7 +24,7 @@ use crate::error::count;
 use crate::tensor::{Array, Spare, Tensor};
 pub use dispatch::SimdLevel;
 use dispatch::{ProductSimds, Simds, with_product_simd, with_simd};
-use kernels::attention::{Attend, FillPage};
+use kernels::attention::{Attend, FillPage, Scratch};
 use kernels::matmul::panel_width;
 use kernels::quantised::{Groups, QuantisedRows};
 use kernels::rows::{Activate, Normalise, each_rows_mut, rotate};
@@ -52,7 +52,7 @@ struct Engine {
     pool: Pool,
     quantised: Spare<QuantisedRows>,
     pairs: Spare<Vec<Pair>>,
-    scores: Spare<Vec<f32>>,
+    attention: Spare<Scratch>,
 }
 
 impl Engine {
@@ -103,7 +103,7 @@ impl Cpu {
                 pool,
                 quantised: Spare::default(),
                 pairs: Spare::default(),
-                scores: Spare::default(),
+                attention: Spare::default(),
             }),
             level,
             compute: Compute::F32,
@@ -267,7 +267,7 @@ impl Backend for Cpu {
         params: &AttentionParams<'_>,
         out: &mut Tensor,
     ) {
-        let (pool, spare) = (&self.engine.pool, &self.engine.scores);
+        let (pool, spare) = (&self.engine.pool, &self.engine.attention);
         macro_rules! attend {
             ($Word:ty) => {
                 Attend { pool, x, q_start, spans, caches, params, out, spare, kept: PhantomData::<$Word> }

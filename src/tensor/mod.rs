@@ -32,6 +32,15 @@ fn elements(rows: usize, cols: usize) -> usize {
     rows.checked_mul(cols).unwrap_or_else(|| panic!("a [{rows}, {cols}] matrix is too large"))
 }
 
+/// The first `len` elements of memory that is used again: what they hold is unspecified, and it grows if it has to. It does not
+/// become shorter, so that it need not be filled when more of it is wanted the next time.
+pub(crate) fn at_least<T: Copy + Default>(memory: &mut Vec<T>, len: usize) -> &mut [T] {
+    if memory.len() < len {
+        memory.resize(len, T::default());
+    }
+    &mut memory[..len]
+}
+
 impl Tensor {
     /// A matrix of zeros, `[rows, cols]`.
     pub fn zeros(rows: usize, cols: usize) -> Self {
@@ -49,10 +58,7 @@ impl Tensor {
 
     /// A matrix `[rows, cols]` of unspecified contents in the memory of `data`, which grows if it has to.
     fn reusing(rows: usize, cols: usize, mut data: Vec<f32>) -> Self {
-        let len = elements(rows, cols);
-        if data.len() < len {
-            data.resize(len, 0.0);
-        }
+        at_least(&mut data, elements(rows, cols));
         Tensor { rows, cols, data }
     }
 

@@ -12,7 +12,7 @@ use super::matmul::Shared;
 use super::simd::{Kernel, MAX_LANES, Simd, Weight, load, store};
 use crate::backend::{AttentionParams, Compute, HeadLayout, KvCache, PAGE_KEYS, Pair, Span};
 use crate::cpu::pool::Pool;
-use crate::tensor::{Spare, Tensor};
+use crate::tensor::{Spare, Tensor, at_least};
 
 /// Pages of a block.
 const PAGES: usize = 16;
@@ -121,8 +121,16 @@ pub struct Attend<'a, T> {
     pub params: &'a AttentionParams<'a>,
     pub out: &'a mut Tensor,
     /// Memory of earlier tasks.
-    pub spare: &'a Spare<Vec<f32>>,
+    pub spare: &'a Spare<Scratch>,
     pub kept: PhantomData<T>,
+}
+
+/// What a task needs while it goes through the keys.
+#[derive(Debug, Default)]
+pub struct Scratch {
+    rows: Vec<Row>,
+    /// Queries, scores, sums of weights and of values.
+    numbers: Vec<f32>,
 }
 
 /// Queries `queries` of span `span`, for the query heads that read key head `kv_head`.
@@ -195,12 +203,12 @@ struct Tile<'a, T> {
     kv_head: usize,
     queries: Range<usize>,
     out: Shared,
-    spare: &'a Spare<Vec<f32>>,
+    spare: &'a Spare<Scratch>,
     kept: PhantomData<T>,
 }
 
 /// A query head of one position.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 struct Row {
     /// Row of the batch.
     row: usize,
@@ -222,7 +230,9 @@ impl<T: Word> Kernel for Tile<'_, T> {
     unsafe fn run<S: Simd>(self, s: S) {
         let p = self.params;
         let group = p.heads / p.kv_heads;
-        let mut rows = Vec::with_capacity(self.queries.len() * group);
+        let mut scratch = self.spare.take();
+        let Scratch { rows, numbers } = &mut scratch;
+        rows.clear();
         for i in self.queries.clone() {
             let position = self.span.past + i;
             let seen = p.reach.of(position, self.cache.len());
@@ -239,11 +249,10 @@ impl<T: Word> Kernel for Tile<'_, T> {
             }
         }
         let n = rows.len();
-        let mut scratch = self.spare.take();
         // Queries are written in whole vectors.
         let q_step = p.k_dim.next_multiple_of(2 * S::LANES) / T::NUMBERS;
-        scratch.resize(n * (q_step + BLOCK_KEYS + S::LANES + p.v_dim), 0.0);
-        let (q, rest) = scratch.split_at_mut(n * q_step);
+        let numbers = at_least(numbers, n * (q_step + BLOCK_KEYS + S::LANES + p.v_dim));
+        let (q, rest) = numbers.split_at_mut(n * q_step);
         let q = View { first: q.as_mut_ptr().cast::<T>(), step: q_step };
         let (scores, rest) = rest.split_at_mut(n * BLOCK_KEYS);
         rest.fill(0.0);

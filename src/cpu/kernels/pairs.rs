@@ -31,20 +31,19 @@ impl Weight for Pair {
 pub struct RoundToPairs<'a> {
     pub pool: &'a Pool,
     pub x: &'a Tensor,
-    /// What memory is used.
-    pub pairs: Vec<Pair>,
+    /// Where they go.
+    pub pairs: &'a mut [Pair],
 }
 
 impl Kernel for RoundToPairs<'_> {
-    type Output = Vec<Pair>;
+    type Output = ();
 
     /// # Safety
     /// None beyond the features.
     #[inline(always)]
-    unsafe fn run<S: Simd>(self, s: S) -> Vec<Pair> {
-        let RoundToPairs { pool, x, mut pairs } = self;
+    unsafe fn run<S: Simd>(self, s: S) {
+        let RoundToPairs { pool, x, pairs } = self;
         let (cols, width) = (x.cols().max(1), x.cols().div_ceil(2).max(1));
-        pairs.resize(x.rows() * x.cols().div_ceil(2), Pair(0));
         let some = rows_of_task(cols);
         pool.run_each(pairs.chunks_mut(some * width).enumerate(), |(i, pairs)| {
             for (row, pairs) in x.data()[i * some * cols..].chunks(cols).zip(pairs.chunks_mut(width)) {
@@ -52,7 +51,6 @@ impl Kernel for RoundToPairs<'_> {
                 unsafe { s.run(RoundRow { row, pairs }) };
             }
         });
-        pairs
     }
 }
 

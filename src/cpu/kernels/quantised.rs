@@ -21,7 +21,7 @@ use super::simd::{Fetch, Kernel, MAX_LANES, MAX_WIDTH, Simd, load};
 use crate::backend::Epilogue;
 use crate::backend::quantise::{block_inputs, quantise, scale};
 use crate::cpu::pool::Pool;
-use crate::tensor::Tensor;
+use crate::tensor::{Tensor, at_least};
 
 /// Bits of a weight.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -163,7 +163,7 @@ impl Parts {
     }
 }
 
-/// Rows as whole numbers.
+/// Rows as whole numbers; behind them lies what the memory held before.
 #[derive(Debug, Default)]
 pub struct QuantisedRows {
     rows: usize,
@@ -199,16 +199,13 @@ impl Kernel for QuantiseRows<'_> {
         let Parts { inputs, blocks, runs, .. } = parts;
         let groups = inputs / S::GROUP;
         (quantised.rows, quantised.parts) = (rows, parts);
-        quantised.numbers.resize(rows * groups, 0);
-        quantised.scales.resize(rows * runs, 0.0);
-        quantised.offsets.resize(rows * blocks, 0);
         if cols == 0 {
             return quantised;
         }
         let some = rows_of_task(cols);
-        let numbers = quantised.numbers.chunks_mut(some * groups);
-        let scales = quantised.scales.chunks_mut(some * runs);
-        let offsets = quantised.offsets.chunks_mut(some * blocks);
+        let numbers = at_least(&mut quantised.numbers, rows * groups).chunks_mut(some * groups);
+        let scales = at_least(&mut quantised.scales, rows * runs).chunks_mut(some * runs);
+        let offsets = at_least(&mut quantised.offsets, rows * blocks).chunks_mut(some * blocks);
         pool.run_each(numbers.zip(scales).zip(offsets).enumerate(), |(i, ((numbers, scales), offsets))| {
             let rows = x.data()[i * some * cols..].chunks(cols);
             let to = numbers.chunks_mut(groups).zip(scales.chunks_mut(runs)).zip(offsets.chunks_mut(blocks));
@@ -328,11 +325,11 @@ impl Kernel for QuantisedProduct<'_> {
         assert_eq!(panels.len(), count * panel_bytes, "packed weights");
         assert_eq!((out.rows(), out.cols()), (rows, outputs), "shape of a product");
         let parts = Parts::new::<S>(inputs, bits);
-        assert_eq!(
-            (x.parts, x.numbers.len(), x.scales.len(), x.offsets.len()),
-            (parts, rows * parts.inputs / S::GROUP, rows * parts.runs, rows * parts.blocks),
-            "quantised rows"
-        );
+        assert_eq!(x.parts, parts, "how rows are quantised");
+        let held = x.numbers.len() >= rows * parts.inputs / S::GROUP
+            && x.scales.len() >= rows * parts.runs
+            && x.offsets.len() >= rows * parts.blocks;
+        assert!(held, "quantised rows");
         let store = Store::new(epilogue, rows, outputs, Shared::new(out));
         let Some(split) = Split::new(rows, count, panel_bytes, 1, pool.threads()) else { return };
         pool.run(split.tasks(), &|i| {
