@@ -1,4 +1,5 @@
 use super::{Compute, Pair};
+use crate::tensor::at_least;
 
 /// Keys of one page of a [`KvCache`].
 pub const PAGE_KEYS: usize = 16;
@@ -126,7 +127,7 @@ impl KvCache {
 
     /// Bytes in use.
     pub fn bytes(&self) -> u64 {
-        (self.len.div_ceil(PAGE_KEYS) * self.page_len() * 4) as u64
+        4 * self.elements(0) as u64
     }
 
     /// Elements of one page.
@@ -141,18 +142,14 @@ impl KvCache {
 
     /// Adds `n` positions of unspecified contents, and gives all pages to write them into.
     pub fn grow(&mut self, n: usize) -> &mut [f32] {
-        let (before, len) = (self.elements(0), self.elements(n));
+        let (before, len, page_len) = (self.elements(0), self.elements(n), self.page_len());
         self.len += n;
         if len > self.pages.capacity() {
             // Not twice as much, as by itself: nobody counts on that.
             let more = if before == 0 { 0 } else { len / 8 };
             self.pages.reserve_exact(len + more - self.pages.len());
         }
-        if len > self.pages.len() {
-            self.pages.resize(len, 0.0);
-        }
-        let page_len = self.page_len();
-        let pages = &mut self.pages[..len];
+        let pages = at_least(&mut self.pages, len);
         // Memory that was used before holds anything; of new pages only the last may stay incomplete.
         if len > before && !self.len.is_multiple_of(PAGE_KEYS) {
             pages[len - page_len..].fill(0.0);
