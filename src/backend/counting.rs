@@ -19,7 +19,7 @@ pub struct Work {
     pub time: Duration,
 }
 
-/// A backend that counts the work of another one.
+/// A backend that counts the work of another one, each time after it was done: what is cold until then belongs to the work.
 #[derive(Debug)]
 pub struct Counting {
     inner: Arc<dyn Backend>,
@@ -83,8 +83,8 @@ impl Linear for CountingLinear {
     }
 
     fn apply(&self, x: &Tensor, epilogue: &Epilogue<'_>, out: &mut Tensor) {
-        self.counts.add(2 * (x.rows() * x.cols() * out.cols()) as u64, self.bytes());
         self.counts.timed(|| self.inner.apply(x, epilogue, out));
+        self.counts.add(2 * (x.rows() * x.cols() * out.cols()) as u64, self.bytes());
     }
 }
 
@@ -157,13 +157,13 @@ impl Backend for Counting {
         params: &AttentionParams<'_>,
         out: &mut Tensor,
     ) {
+        self.counts.timed(|| self.inner.attention(x, q_start, spans, caches, params, out));
         for (span, cache) in spans.iter().zip(caches) {
             let positions = span.past..span.past + span.rows.len();
             let scores: usize = positions.map(|i| params.reach.of(i, cache.len()).len()).sum();
             let flops = 2 * scores * params.heads * (params.k_dim + params.v_dim);
             self.counts.add(flops as u64, cache.bytes());
         }
-        self.counts.timed(|| self.inner.attention(x, q_start, spans, caches, params, out));
     }
 
     fn head_products(
@@ -175,18 +175,18 @@ impl Backend for Counting {
         head_dim: usize,
         out: &mut Tensor,
     ) {
-        self.counts.add(2 * (x.rows() * y.rows() * heads * head_dim) as u64, 0);
         self.counts.timed(|| self.inner.head_products(x, start, y, heads, head_dim, out));
+        self.counts.add(2 * (x.rows() * y.rows() * heads * head_dim) as u64, 0);
     }
 
     fn scan(&self, scan: &Scan<'_>, spans: &[Span], states: &mut [&mut [f32]], out: &mut Tensor) {
-        self.counts.add(6 * (scan.x.rows() * scan.a.len()) as u64, 0);
         self.counts.timed(|| self.inner.scan(scan, spans, states, out));
+        self.counts.add(6 * (scan.x.rows() * scan.a.len()) as u64, 0);
     }
 
     fn scan_heads(&self, scan: &HeadScan<'_>, spans: &[Span], states: &mut [&mut [f32]], out: &mut Tensor) {
-        self.counts.add(5 * (out.rows() * out.cols() * scan.state) as u64, 0);
         self.counts.timed(|| self.inner.scan_heads(scan, spans, states, out));
+        self.counts.add(5 * (out.rows() * out.cols() * scan.state) as u64, 0);
     }
 }
 

@@ -21,6 +21,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::{Value, json};
 
 use smelt::backend::WeightType;
+use smelt::cpu::MAX_THREADS;
 use smelt::nn::Stream;
 use smelt::task::Bundle;
 use smelt::weights::{BundleData, Repository, read_bundle, write_bundle};
@@ -99,7 +100,7 @@ struct Arguments {
     compute: Option<Compute>,
 
     /// Threads to compute with, 1 to 1024; one per core by default
-    #[arg(long, allow_negative_numbers = true, value_parser = at_least_1().range(1..=1024))]
+    #[arg(long, allow_negative_numbers = true, value_parser = at_least_1().range(1..=MAX_THREADS as u64))]
     threads: Option<usize>,
 
     /// Bytes that the model may take, such as 500M or 8G; the machine's memory by default

@@ -84,7 +84,8 @@ impl Engine {
 }
 
 impl Cpu {
-    /// The backend with the fastest instructions of this machine and `threads` threads; one per core by default.
+    /// The backend with the fastest instructions of this machine and `threads` threads, at least one and at most [`MAX_THREADS`]; one per
+    /// core by default.
     pub fn new(threads: Option<usize>) -> Cpu {
         let found = SimdLevel::ALL.into_iter().find_map(|level| Cpu::with_level(level, threads));
         // Plain Rust is always there.
@@ -153,8 +154,8 @@ fn dot(a: &[f32], b: &[f32]) -> f32 {
 /// of 8 bits: 266 ms for eight sequences of 128 tokens in groups of so many, 299 ms all at once.
 const ROWS_OF_THREAD: usize = 256;
 
-/// More threads than this are a mistake.
-const MAX_THREADS: usize = 1024;
+/// The most threads of a [`Cpu`]: more are a mistake.
+pub const MAX_THREADS: usize = 1024;
 
 impl Backend for Cpu {
     fn name(&self) -> String {

@@ -35,6 +35,7 @@ use std::time::Instant;
 use clap::builder::RangedU64ValueParser;
 use clap::{CommandFactory, Parser, Subcommand};
 
+use smelt::cpu::MAX_THREADS;
 use smelt::docs::{COMBINATORS, combinator};
 use smelt::nn::{BLOCKS, FieldDef, GROUPS, maps};
 use smelt::{Error, ErrorKind, Result};
@@ -82,7 +83,7 @@ fn wrong_command_line(message: &str) -> ! {
 
 /// What `--threads` may be.
 fn threads() -> RangedU64ValueParser<usize> {
-    RangedU64ValueParser::new().range(1..=1024)
+    RangedU64ValueParser::new().range(1..=MAX_THREADS as u64)
 }
 
 fn main() -> ExitCode {
