@@ -118,8 +118,10 @@ fn what_cannot_work_is_found_without_a_config() {
         ("{a: [{sum: [TOKENS, {scale: 2, when: $yes}]}]}", None),
     ];
     for (model, expected) in cases {
+        let outputs = if model == "{}" { "[]" } else { "[a]" };
         let text = format!(
-            "smelt: 1\nmatch: {{}}\nconfig: {{yes: yes}}\nmodel: {}\nheads: {{features: {{match: [], when: $yes}}}}\n",
+            "smelt: 1\nmatch: {{}}\nconfig: {{yes: yes}}\nmodel: {}\n\
+             heads: {{features: {{match: [], when: $yes, outputs: {outputs}}}}}\n",
             model.replace("TOKENS", TOKENS),
         );
         let found = check_spec(Source::yaml("a.yaml", text).unwrap()).err();
@@ -131,6 +133,27 @@ fn what_cannot_work_is_found_without_a_config() {
         };
         assert!(fits, "{model}: expected {expected:?}, found {found:?}");
     }
+}
+
+#[test]
+fn heads_have_what_their_tasks_need() {
+    let check = |head: &str| {
+        let model = "model: {a: {embedding: {at: e, of: token_ids, rows: 2, width: 1}}}";
+        let text = format!("smelt: 1\nmatch: {{}}\n{model}\nheads: {{{head}}}\n");
+        check_spec(Source::yaml("a.yaml", text).unwrap()).map_err(|error| error.to_string())
+    };
+    for (head, part) in [
+        ("features: {match: []}", "`features` has no outputs"),
+        (
+            "token_classification: {match: [], outputs: [a]}",
+            "`token_classification` needs an output `logits`",
+        ),
+        ("question_answering: {match: [], outputs: {start_logits: a}}", "needs an output `end_logits`"),
+    ] {
+        let error = check(head).unwrap_err();
+        assert!(error.contains(part), "{error}");
+    }
+    check("token_classification: {match: [], outputs: {logits: a}}").unwrap();
 }
 
 #[test]

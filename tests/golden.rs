@@ -9,6 +9,7 @@ use common::{cases, load};
 
 use smelt::backend::Backend;
 use smelt::cpu::{Cpu, SimdLevel};
+use smelt::nn::{Rows, Stream};
 use smelt::reference::Reference;
 use smelt::task::Bundle;
 use smelt::weights::read_bundle;
@@ -81,4 +82,48 @@ fn embedded_models_agree_with_transformers() {
         }
     }
     assert_eq!(seen, 2);
+}
+
+#[test]
+fn a_decoder_that_is_given_nothing_has_the_lengths_of_the_input() {
+    let mut found = 0;
+    for dir in cases().into_iter().filter(|dir| dir.ends_with("sequence-classification")) {
+        let network = load(&dir, Arc::new(Reference)).unwrap();
+        if !network.plan().has_decoder() {
+            continue;
+        }
+        let mut tensors = read_bundle(&dir.join("reference.safetensors")).unwrap();
+        tensors.retain(|name, _| name != "input.decoder_input_ids");
+        let shape = tensors["input.input_ids"].shape().to_vec();
+        let bundle = Bundle::new(tensors).unwrap();
+        for output in network.forward(bundle.batch(), &[], true).unwrap() {
+            if output.rows == Rows::Tokens(Stream::Decoder) {
+                let (padded, values) = bundle.padded(&output);
+                assert_eq!(
+                    (padded[..2].to_vec(), padded[2]),
+                    (shape.clone(), output.value.cols()),
+                    "{}",
+                    output.name
+                );
+                assert_eq!(
+                    values.iter().filter(|x| **x != 0.0).count(),
+                    output.value.data().len(),
+                    "{}",
+                    output.name
+                );
+                found += 1;
+            }
+        }
+        assert!(bundle.greedy(&network, 1).is_err(), "there is nothing to begin with");
+    }
+    assert!(found > 1);
+}
+
+#[test]
+fn what_has_no_tokens_is_not_continued() {
+    let dir = cases().into_iter().find(|dir| dir.ends_with("image-classification")).unwrap();
+    let network = load(&dir, Arc::new(Reference)).unwrap();
+    let bundle = Bundle::new(read_bundle(&dir.join("reference.safetensors")).unwrap()).unwrap();
+    let error = bundle.greedy(&network, 1).unwrap_err().to_string();
+    assert!(error.contains("to go on from"), "{error}");
 }

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use smelt::backend::{Span, WeightType};
 use smelt::model::{Batch, LoadOptions, Network};
 use smelt::nn::Tokens;
-use smelt::plan::{Config, Plan, Target, builtin};
+use smelt::plan::{Config, Plan, Target, builtin, inspect};
 use smelt::spec::Source;
 use smelt::tensor::Array;
 use smelt::weights::{BundleData, Checkpoint, Index, Repository, read_bundle, write_bundle};
@@ -171,7 +171,7 @@ fn broken_configs_are_refused() {
         ("[]", "expected a map"),
         ("null", "expected a map"),
         ("{\"model_type\": \"a\"", "EOF"),
-        ("\u{feff}{}", "invalid JSON"),
+        ("\u{feff}", "EOF"),
         ("{\"model_type\": \"a\", \"model_type\": \"b\"}", "repeated key `model_type`"),
         (&deep, "recursion limit"),
         (&objects, "recursion limit"),
@@ -330,7 +330,13 @@ fn batches_that_do_not_fit_are_refused() {
         decoder: Tokens::of(decoder.iter().copied()),
         ..Batch::default()
     };
+    let mut later = Batch::of([&[1, 2][..]]);
+    later.input.spans[0].past = 3;
+    let mut last = Batch::of([&[1, 2][..]]);
+    last.input.spans[0].past = usize::MAX;
     let cases: Vec<(&str, &Network, Batch, &str)> = vec![
+        ("what goes on", &encoder, later, "from their first token on, found one with 3 before"),
+        ("what goes on without end", &encoder, last, "found one with 18446744073709551615 before"),
         (
             "id of the next row",
             &encoder,
@@ -359,6 +365,99 @@ fn batches_that_do_not_fit_are_refused() {
     }
     refused("unknown output", Input, "no output `logit`", || {
         encoder.forward(&Batch::of([&[1][..]]), &["logit"], false)
+    });
+}
+
+#[test]
+fn streams_that_a_model_does_not_take_change_nothing() {
+    let decoder = network(LEARNED);
+    let batch = Batch::of([&[1, 2, 3, 4][..]]);
+    let stray = Batch { decoder: Tokens::of([&[1, 2][..], &[3]]), ..batch.clone() };
+    let [expected, found] = [batch, stray].map(|batch| decoder.forward(&batch, &["logits"], false).unwrap());
+    assert_eq!(found[0].value, expected[0].value);
+}
+
+#[test]
+fn one_text_describes_many_images() {
+    let both = network(("model", "projection_dim", ""));
+    let (_, shape) = &both.plan().declared.items[0];
+    let images = |n: usize| {
+        let shape = [&[n], &shape[..]].concat();
+        let pixels: Vec<f32> = (0..shape.iter().product()).map(|i: usize| (i % 7) as f32 / 7.0).collect();
+        Batch { images: Some(Array::from_f32(shape, &pixels)), ..Batch::of([&[1, 2, 168][..]]) }
+    };
+    let [one, three] = [1, 3].map(|n| both.forward(&images(n), &["logits_per_image"], false).unwrap());
+    assert_eq!((one[0].value.rows(), three[0].value.rows()), (1, 3));
+    assert_eq!(three[0].value.row(0), one[0].value.row(0));
+}
+
+#[test]
+fn steps_that_cannot_be_are_refused() {
+    use ErrorKind::Input;
+    let (encoder, paired) = (network(ENCODER), network(PAIRED));
+    let mut session = encoder.session(1);
+    refused("one row per sequence", Input, "`logits` has no row for each token", || {
+        session.step(&[&[1, 2]], "logits")
+    });
+    let mut session = paired.session(1);
+    session.encode(&[&[1, 2]]).unwrap();
+    session.encode(&[&[3, 4]]).unwrap();
+    session.step(&[&[0]], "logits").unwrap();
+    let model = Model::open(fixture(PAIRED)).unwrap();
+    assert!(model.generate(&[], &GenerateOptions::default()).unwrap().is_empty());
+    refused("an encoder that comes late", Input, "the decoder has read", || session.encode(&[&[1, 2]]));
+}
+
+#[test]
+fn outputs_of_other_rows_than_the_task_wants_are_refused() {
+    use ErrorKind::{Config as Fit, Spec};
+    let cases = [
+        (
+            ENCODER,
+            "{pool: first}, ",
+            "",
+            Fit,
+            "`logits` of `sequence_classification` needs a row for each sequence",
+        ),
+        (
+            LEARNED,
+            "    logits:\n      - from: hidden\n",
+            "    logits:\n      - from: hidden\n      - pool: first\n",
+            Fit,
+            "needs a row for each token",
+        ),
+        (
+            LEARNED,
+            "    logits:\n      - from: hidden\n",
+            "    logit:\n      - from: hidden\n",
+            Spec,
+            "`causal_lm` needs an output `logits`",
+        ),
+    ];
+    for (name, old, new, kind, part) in cases {
+        let dir = copy(name);
+        let text = fs::read_to_string(dir.path().join("config.json")).unwrap();
+        let config = Config::parse("config.json", text).unwrap();
+        let source = builtin::find(&config).unwrap();
+        assert!(source.text.contains(old), "{}", source.name);
+        let arch = dir.path().join("mine.yaml");
+        fs::write(&arch, source.text.replace(old, new)).unwrap();
+        refused(old, kind, part, || smelt::load_from_spec(&arch, dir.path()));
+        let findings = inspect(
+            smelt::plan::load_source(arch.to_str().unwrap()).unwrap(),
+            Some(&config),
+            None,
+            &Target::Config,
+        );
+        assert!(findings.iter().any(|finding| finding.problem.message.contains(part)), "{findings:?}");
+    }
+}
+
+#[test]
+fn quantised_configs_are_refused() {
+    let dir = with(ROTARY, "config.json", "/quantization_config", json!({"quant_method": "gptq", "bits": 4}));
+    refused("gptq", ErrorKind::Unsupported, "quantised checkpoints are not read (gptq)", || {
+        Model::open(dir.path())
     });
 }
 

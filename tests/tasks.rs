@@ -603,6 +603,7 @@ fn what_generation_config_says_of_tokens_is_obeyed() {
     for (key, value, part) in [
         ("guidance_scale", serde_json::json!(1.5), "unsupported `guidance_scale`: `1.5`"),
         ("encoder_no_repeat_ngram_size", serde_json::json!(3), "unsupported `encoder_no_repeat_ngram_size`"),
+        ("penalty_alpha", serde_json::json!(0.6), "unsupported `penalty_alpha`: `0.6`"),
         ("bad_words_ids", serde_json::json!([1]), "expected lists of token ids, found `1`"),
         ("min_length", serde_json::json!(-1), "expected a number from 0 on, found `-1`"),
         ("repetition_penalty", serde_json::json!("2"), "`repetition_penalty`: expected a number"),

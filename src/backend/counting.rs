@@ -11,7 +11,7 @@ use crate::tensor::{Array, Tensor};
 /// What a computation did, as [`Counting`] saw it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Work {
-    /// Multiplications and additions of linear maps and of attention.
+    /// Multiplications and additions of linear maps, of attention and of state spaces.
     pub flops: u64,
     /// Bytes of weights, keys and values that were read: each linear map once per product, each cache once per query head group.
     pub bytes: u64,

@@ -7,7 +7,7 @@ use crate::error::{Error, ErrorKind, Result};
 pub struct SamplingOptions {
     /// Logits are divided by it; from 0 on, and 0 takes the likeliest token.
     pub temperature: f32,
-    /// Only the `top_k` likeliest tokens are considered; at least 1.
+    /// Only the `top_k` likeliest tokens are considered, and those that are as likely as the last of them; at least 1.
     pub top_k: Option<usize>,
     /// Only the fewest likeliest tokens that together have this probability are considered; more than 0 and at most 1.
     pub top_p: Option<f32>,

@@ -74,10 +74,12 @@ impl Network {
     }
 
     /// Computes the outputs named in `wanted` (all of the plan's without names) for a batch. With `hidden_states`, the
-    /// inputs of all layers and the end of the stack as well, named `hidden_states.0`, `hidden_states.1` and so on.
+    /// inputs of all layers and the end of the stack as well, named `hidden_states.0`, `hidden_states.1` and so on. Outputs come
+    /// in the order of the plan. Streams that the model does not take are not looked at.
     ///
     /// # Errors
-    /// `Input` for ids out of range, sequences that are empty or too long, and names that the plan lacks; `Limit` when
+    /// `Input` for ids out of range, sequences that are empty, too long or go on from others ([`Span::past`]; that is for a
+    /// [`Session`]), and names that the plan lacks; `Limit` when
     /// the batch needs too much memory; `Checkpoint` when a result is not a number.
     pub fn forward(&self, batch: &Batch, wanted: &[&str], hidden_states: bool) -> Result<Vec<Output>> {
         let ids = self.ids_of(wanted)?;
@@ -125,7 +127,9 @@ impl Network {
 
     /// The outputs of a batch that has been checked, and the hidden states.
     fn forward_at_once(&self, batch: &Batch, ids: &[ValueId], hidden_states: bool) -> Result<Vec<Output>> {
-        let mut states = self.new_states(batch.len());
+        let declared = self.plan.declared.streams.iter();
+        let sequences = declared.map(|stream| batch.count(*stream)).max().unwrap_or(0);
+        let mut states = self.new_states(sequences);
         self.pass(batch, &mut states, |run| {
             if hidden_states {
                 run.hidden_states = Some(Default::default());
@@ -159,15 +163,25 @@ impl Network {
             Some(start) if batch.decoder.spans.is_empty() => {
                 // The input, one token later.
                 let mut decoder = Tokens::default();
-                for span in batch.input.spans.iter().filter(|span| !span.rows.is_empty()) {
-                    let ids = &batch.input.ids[span.rows.clone()];
-                    decoder.push(&[&[start], &ids[..ids.len() - 1]].concat(), 0);
+                for span in &batch.input.spans {
+                    // Sequences that are not there are found below.
+                    if let Some([ids @ .., _]) = batch.input.ids.get(span.rows.clone()) {
+                        decoder.push(&[&[start], ids].concat(), 0);
+                    }
                 }
                 Cow::Owned(Inputs { decoder, ..batch.clone() })
             }
             _ => Cow::Borrowed(batch),
         };
         for stream in &self.plan.declared.streams {
+            let spans = batch.tokens(*stream).map_or(&[][..], |tokens| &tokens.spans);
+            if let Some(span) = spans.iter().find(|span| span.past > 0) {
+                let message = format!(
+                    "expected sequences from their first token on, found one with {} before",
+                    span.past
+                );
+                return Err(Error::new(ErrorKind::Input, message).help("a session goes on with sequences"));
+            }
             self.check(&batch, *stream)?;
         }
         let read = self.plan.declared.streams.iter().find(|stream| **stream != Stream::Decoder);
@@ -270,7 +284,7 @@ impl Network {
         }
         let limit = crate::plan::token_limit(&self.plan.declared, stream);
         for span in &tokens.spans {
-            let len = span.past + span.rows.len();
+            let len = span.past.saturating_add(span.rows.len());
             if span.rows.is_empty() {
                 return Err(Error::new(
                     ErrorKind::Input,

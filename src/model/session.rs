@@ -1,6 +1,6 @@
 use super::{Network, numbers};
 use crate::error::{Error, ErrorKind, Result};
-use crate::nn::{Inputs, SequenceState, Stream, Tokens};
+use crate::nn::{Inputs, Rows, SequenceState, Stream, Tokens};
 use crate::tensor::{Array, Tensor};
 
 /// Sequences under way: tokens are added, and keys and values of earlier ones are kept.
@@ -23,21 +23,21 @@ impl<'n> Session<'n> {
         Session { network, states, lengths: vec![0; sequences], encoder: None, encoded: false }
     }
 
-    /// Gives the encoder of an encoder-decoder its tokens, one list per sequence.
+    /// Gives the encoder of an encoder-decoder its tokens, one list per sequence, before the first step.
     ///
     /// # Errors
-    /// `Input` when the model is no encoder-decoder of texts, when there are not as many lists as sequences, or when tokens do not
-    /// fit the model, as in [`Network::forward`].
+    /// `Input` when the model is no encoder-decoder of texts, when there are not as many lists as sequences, when there was a step
+    /// already, or when tokens do not fit the model, as in [`Network::forward`]; `Limit` when they need too much memory.
     pub fn encode(&mut self, sequences: &[&[u32]]) -> Result<()> {
         let input = Tokens::of(sequences.iter().copied());
         self.encode_inputs(Inputs { input, ..Inputs::default() }, Stream::Input)
     }
 
-    /// Gives the encoder of an encoder-decoder spectra, one per sequence: `[sequences, bins, frames]`.
+    /// Gives the encoder of an encoder-decoder spectra, one per sequence, before the first step: `[sequences, bins, frames]`.
     ///
     /// # Errors
-    /// `Input` when the model is no encoder-decoder of sounds, when there are not as many spectra as sequences, or when their shape is
-    /// another than the model's.
+    /// `Input` when the model is no encoder-decoder of sounds, when there are not as many spectra as sequences, when there was a step
+    /// already, or when their shape is another than the model's; `Limit` when they need too much memory.
     pub fn encode_audio(&mut self, spectra: Array) -> Result<()> {
         self.encode_inputs(Inputs { audio: Some(spectra), ..Inputs::default() }, Stream::Audio)
     }
@@ -50,6 +50,10 @@ impl<'n> Session<'n> {
                 ErrorKind::Input,
                 "expected one encoder input per sequence of an encoder-decoder",
             ));
+        }
+        if self.lengths.iter().any(|length| *length > 0) {
+            let message = "the decoder has read what the encoder was given before";
+            return Err(Error::new(ErrorKind::Input, message).help("begin another session"));
         }
         network.check(&inputs, stream)?;
         network.check_memory(&inputs, 0)?;
@@ -69,6 +73,9 @@ impl<'n> Session<'n> {
     }
 
     /// Number of tokens that a sequence has.
+    ///
+    /// # Panics
+    /// If there is no such sequence.
     pub fn length(&self, sequence: usize) -> usize {
         self.lengths[sequence]
     }
@@ -77,8 +84,8 @@ impl<'n> Session<'n> {
     /// `[sequences, cols]`.
     ///
     /// # Errors
-    /// `Input` when there is no such output, when the model cannot be given tokens one by one, when its encoder has read nothing, or
-    /// when the tokens do not fit the model; `Limit` when they need too much memory; `Checkpoint` when a result is not a number.
+    /// `Input` when there is no such output, when it has no row for each of these tokens, when the model cannot be given tokens one by
+    /// one, when its encoder has read nothing, or when the tokens do not fit the model; `Limit` when they need too much memory; `Checkpoint` when a result is not a number.
     pub fn step(&mut self, tokens: &[&[u32]], wanted: &str) -> Result<Tensor> {
         let network = self.network;
         if tokens.len() != self.states.len() {
@@ -88,6 +95,10 @@ impl<'n> Session<'n> {
         }
         let id = network.ids_of(&[wanted])?[0];
         let stream = if network.plan.has_decoder() { Stream::Decoder } else { Stream::Input };
+        if network.rows(id) != Rows::Tokens(stream) {
+            let message = format!("`{wanted}` has no row for each token");
+            return Err(Error::new(ErrorKind::Input, message));
+        }
         if network.plan.declared.caches.iter().any(|cache| !cache.kept && cache.rows.stream() == Some(stream))
         {
             let message = "this model cannot be given tokens one by one: its attention is not causal";
@@ -130,7 +141,11 @@ impl<'n> Session<'n> {
     }
 
     /// Forgets sequences: keeps only those for which `keep` holds, in order.
+    ///
+    /// # Panics
+    /// If there are not as many as sequences.
     pub fn retain(&mut self, keep: &[bool]) {
+        assert_eq!(keep.len(), self.states.len(), "what is to be kept");
         let mut kept = keep.iter();
         self.states.retain(|_| kept.next().copied().unwrap_or(false));
         let mut kept = keep.iter();

@@ -351,7 +351,7 @@ impl Planned {
                 }
                 let mut own: Vec<KvCache> = Vec::new();
                 let mut caches = if self.kept {
-                    Run::caches(run.states, self.cache)
+                    Run::caches(run.states, self.cache, spans.len())
                 } else {
                     own = spans.iter().map(|span| self.short_lived_cache(run, span.rows.len())).collect();
                     own.iter_mut().collect()
@@ -370,7 +370,8 @@ impl Planned {
                 if !self.kept {
                     own = memory_spans.iter().map(|s| self.short_lived_cache(run, s.rows.len())).collect();
                 }
-                if !self.kept || run.states.iter().any(|state| state.caches[self.cache.0].is_empty()) {
+                let mut states = run.states.iter().take(spans.len());
+                if !self.kept || states.any(|state| state.caches[self.cache.0].is_empty()) {
                     let (items, sequences) = (memory_spans.len(), spans.len());
                     if items != sequences {
                         let message = format!(
@@ -384,7 +385,7 @@ impl Planned {
                         norm.apply(run, &mut kv, 0);
                     }
                     let mut caches = match self.kept {
-                        true => Run::caches(run.states, self.cache),
+                        true => Run::caches(run.states, self.cache, spans.len()),
                         false => own.iter_mut().collect(),
                     };
                     run.backend.append_kv(&kv, 0, kv_cols, &memory_spans, &mut caches);
@@ -395,7 +396,10 @@ impl Planned {
                     norm.apply(run, &mut q, 0);
                 }
                 let caches: Vec<&KvCache> = match self.kept {
-                    true => run.states.iter().map(|state| &state.caches[self.cache.0]).collect(),
+                    true => {
+                        let states = run.states.iter().take(spans.len());
+                        states.map(|state| &state.caches[self.cache.0]).collect()
+                    }
                     false => own.iter().collect(),
                 };
                 run.backend.attention(&q, 0, spans, &caches, &params, &mut out);

@@ -316,7 +316,10 @@ impl<'a> Builder<'a> {
 
     /// Reports that a value is not of the type of its field, and gives none.
     pub fn mismatch<T: FieldType>(&mut self, value: &Tree, at: &Address) -> Option<T> {
-        let message = format!("wrong value of `{}`: expected {}, found `{value}`", self.field, T::kind());
+        let kind = T::kind();
+        // `"40"` is no number.
+        let text = if matches!(value, Tree::Text(_)) && !kind.starts_with('`') { "the text " } else { "" };
+        let message = format!("wrong value of `{}`: expected {kind}, found {text}`{value}`", self.field);
         self.wrong_value(at, message);
         None
     }

@@ -1,7 +1,7 @@
 //! Norms of the queries or keys of an attention block.
 
 use super::builder::{Builder, VectorId};
-use super::fields::{FieldType, Path, fields, nested, read_choice};
+use super::fields::{Epsilon, FieldType, Path, fields, nested, read_choice};
 use super::run::Run;
 use super::trace::Site;
 use crate::backend::Norm;
@@ -18,7 +18,7 @@ fields! {
         /// What is normed together, and what has weights of its own.
         over: Over = "head",
         /// Added to the mean square or the variance inside of the root.
-        eps: f64 = "1e-6",
+        eps: Epsilon = "1e-6",
         /// Whether there is a bias.
         bias: bool = "false",
         /// Added to each stored weight.
@@ -99,7 +99,7 @@ impl HeadNorm {
         let weight = self.vector(b, "weight", heads, head_dim, self.offset as f32)?;
         let bias = if self.bias { Some(self.vector(b, "bias", heads, head_dim, 0.0)?) } else { None };
         let width = if self.over == Over::All { cols } else { head_dim };
-        Some(PlannedHeadNorm { kind: self.kind, weight, bias, eps: self.eps as f32, width, cols })
+        Some(PlannedHeadNorm { kind: self.kind, weight, bias, eps: self.eps.0 as f32, width, cols })
     }
 
     fn vector(

@@ -1,5 +1,5 @@
 use super::builder::{Builder, CacheId, CacheUse, LinearId, RopeId, Rows, Shape, Stream, VectorId};
-use super::fields::{Path, Projection, fields};
+use super::fields::{Epsilon, Path, Projection, fields};
 use super::rope::RopeFields;
 use super::run::Run;
 use super::trace::Site;
@@ -48,7 +48,7 @@ fields! {
         /// Factor of the scores; `1 / sqrt(nope_dim + rope_dim)` by default.
         scale: Option<f64>,
         /// Added to the mean inside of the root of both norms.
-        eps: f64 = "1e-6",
+        eps: Epsilon = "1e-6",
     }
 }
 
@@ -145,7 +145,7 @@ impl Plan for LatentAttention {
             rope_dim: rotated,
             v_dim,
             scale: self.scale.unwrap_or(1.0 / (k_dim as f64).sqrt()) as f32,
-            eps: self.eps as f32,
+            eps: self.eps.0 as f32,
         };
         Some((Box::new(block), Shape::Matrix { rows, cols }))
     }
@@ -209,7 +209,7 @@ impl Block for Planned {
             values.copy_from_slice(v);
         }
         let spans = &run.tokens(self.stream).spans;
-        let mut caches = Run::caches(run.states, self.cache);
+        let mut caches = Run::caches(run.states, self.cache, spans.len());
         run.backend.append_kv(&kv, 0, heads * k_dim, spans, &mut caches);
         let caches: Vec<&KvCache> = caches.into_iter().map(|c| &*c).collect();
         let params = AttentionParams {

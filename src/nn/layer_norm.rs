@@ -1,5 +1,5 @@
 use super::builder::{Builder, Shape, VectorId};
-use super::fields::{Path, fields};
+use super::fields::{Epsilon, Path, fields};
 use super::run::Run;
 use super::trace::Site;
 use super::{Block, Built, Plan};
@@ -16,7 +16,7 @@ fields! {
         /// Path of the module that owns `weight` and `bias`.
         at: Path,
         /// Added to the variance inside of the root.
-        eps: f64 = "1e-5",
+        eps: Epsilon = "1e-5",
         /// Whether there is a bias.
         bias: bool = "true",
     }
@@ -34,7 +34,7 @@ impl Plan for LayerNorm {
         let (rows, cols) = b.matrix(input, at)?;
         let weight = b.vector(&self.at, "weight", cols)?;
         let bias = if self.bias { Some(b.vector(&self.at, "bias", cols)?) } else { None };
-        let block = Planned { weight, bias, eps: self.eps as f32 };
+        let block = Planned { weight, bias, eps: self.eps.0 as f32 };
         Some((Box::new(block), Shape::Matrix { rows, cols }))
     }
 }

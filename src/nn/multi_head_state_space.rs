@@ -1,6 +1,6 @@
 use super::builder::{Builder, LinearId, Rows, Shape, StateId, VectorId};
 use super::causal_conv::{CausalConv, MAX_KERNEL};
-use super::fields::{FieldType, Path, Projection, fields, nested};
+use super::fields::{Epsilon, FieldType, Path, Projection, fields, nested};
 use super::run::Run;
 use super::state_space::softplus;
 use super::trace::Site;
@@ -59,7 +59,7 @@ fields! {
         /// Path of the module that owns `weight`.
         at: Path,
         /// Added to the mean inside of the root.
-        eps: f64 = "1e-6",
+        eps: Epsilon = "1e-6",
         /// Into how many parts the columns are cut, each normed by itself; as many as the block has groups by default.
         groups: Option<usize>,
         /// Whether the normed columns are multiplied with the gate, and not the columns that are normed.
@@ -167,7 +167,7 @@ impl Plan for MultiHeadStateSpace {
                 b.field = "norm";
                 let weight = b.vector(&norm.at, "weight", inner)?;
                 let (width, before_gate) = (inner / parts, norm.before_gate);
-                Some(PlannedNorm { weight, eps: norm.eps as f32, width, before_gate })
+                Some(PlannedNorm { weight, eps: norm.eps.0 as f32, width, before_gate })
             }
         };
         let out_proj = b.linear(&[("out_proj", &self.out_proj, cols)], inner)?;
@@ -225,8 +225,7 @@ impl Planned {
             state: self.state,
         };
         let spans = run.spans(self.rows);
-        let mut states: Vec<&mut [f32]> =
-            run.states.iter_mut().map(|s| &mut *s.recurrent[self.kept.0]).collect();
+        let mut states = Run::recurrent(run.states, self.kept, spans.len());
         run.backend.scan_heads(&scan, &spans, &mut states, &mut y);
         let gated = match &self.norm {
             None => {

@@ -1,5 +1,5 @@
 use super::builder::{Builder, Shape, VectorId};
-use super::fields::{Path, fields};
+use super::fields::{Epsilon, Path, fields};
 use super::run::Run;
 use super::trace::Site;
 use super::{Block, Built, Plan};
@@ -16,7 +16,7 @@ fields! {
         /// Path of the module that owns `weight`.
         at: Path,
         /// Added to the mean inside of the root.
-        eps: f64 = "1e-6",
+        eps: Epsilon = "1e-6",
         /// Added to each stored weight.
         offset: f64 = "0",
     }
@@ -32,7 +32,7 @@ impl Plan for RmsNorm {
     fn plan(self, b: &mut Builder<'_>, input: Option<Shape>, at: &Address) -> Built {
         let (rows, cols) = b.matrix(input, at)?;
         let weight = b.parameter(&self.at, "weight", vec![cols], self.offset as f32)?;
-        Some((Box::new(Planned { weight, eps: self.eps as f32 }), Shape::Matrix { rows, cols }))
+        Some((Box::new(Planned { weight, eps: self.eps.0 as f32 }), Shape::Matrix { rows, cols }))
     }
 }
 

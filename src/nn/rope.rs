@@ -78,6 +78,14 @@ impl RopeFields {
             ),
             None => (self.theta, self.partial),
         };
+        if self.dim.is_some() && partial != 1.0 {
+            b.wrong_fields(
+                at,
+                &["rope"],
+                format!("`dim` and `partial` ({partial}) both say what is rotated"),
+            );
+            return None;
+        }
         let dim = self.dim.unwrap_or((head_dim as f64 * partial) as usize);
         if !dim.is_multiple_of(2) || dim == 0 || dim > head_dim.min(MAX_DIM) {
             let most = head_dim.min(MAX_DIM);

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use super::builder::{
-    BiasId, CacheId, CacheUse, Declared, LinearId, RopeId, Stream, TableId, ValueId, VectorId,
+    BiasId, CacheId, CacheUse, Declared, LinearId, RopeId, StateId, Stream, TableId, ValueId, VectorId,
 };
 use super::rope::Rope;
 use super::trace::{Call, Site};
@@ -391,9 +391,14 @@ impl<'r> Run<'r> {
         self.backend.rope(x, start, heads, head_dim, &rotation);
     }
 
-    /// The caches of one attention block, one per sequence.
-    pub fn caches(states: &mut [SequenceState], id: CacheId) -> Vec<&mut KvCache> {
-        states.iter_mut().map(|state| &mut state.caches[id.0]).collect()
+    /// The caches of one attention block, one for each of so many sequences; another stream may have more.
+    pub fn caches(states: &mut [SequenceState], id: CacheId, sequences: usize) -> Vec<&mut KvCache> {
+        states.iter_mut().take(sequences).map(|state| &mut state.caches[id.0]).collect()
+    }
+
+    /// The recurrent states of one block, likewise.
+    pub fn recurrent(states: &mut [SequenceState], id: StateId, sequences: usize) -> Vec<&mut [f32]> {
+        states.iter_mut().take(sequences).map(|state| &mut *state.recurrent[id.0]).collect()
     }
 
     /// Notes a call of a module, if the pass is traced.

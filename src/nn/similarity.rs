@@ -1,5 +1,5 @@
 use super::builder::{Builder, Rows, Shape, ValueId, VectorId};
-use super::fields::{Path, Reference, fields};
+use super::fields::{Epsilon, Path, Reference, fields};
 use super::run::Run;
 use super::{Block, Built, Plan};
 use crate::error::Result;
@@ -26,7 +26,7 @@ fields! {
     /// `[rows, cols] -> [rows, cols]`.
     pub struct Normalise("normalise") {
         /// The length is taken for at least this.
-        eps: f64 = "0",
+        eps: Epsilon = "0",
     }
 }
 
@@ -86,7 +86,7 @@ struct Length(f64);
 impl Plan for Normalise {
     fn plan(self, b: &mut Builder<'_>, input: Option<Shape>, at: &Address) -> Built {
         let (rows, cols) = b.matrix(input, at)?;
-        Some((Box::new(Length(self.eps)), Shape::Matrix { rows, cols }))
+        Some((Box::new(Length(self.eps.0)), Shape::Matrix { rows, cols }))
     }
 }
 

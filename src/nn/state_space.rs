@@ -136,8 +136,7 @@ impl Block for Planned {
         let spans = run.spans(self.rows);
         let scan = Scan { x: &u, dt: &dt, bc: &tbc, start: self.dt_rank, a: &a, d: run.vector(self.d) };
         debug_assert_eq!(a.len(), self.inner * self.state);
-        let mut states: Vec<&mut [f32]> =
-            run.states.iter_mut().map(|s| &mut *s.recurrent[self.kept.0]).collect();
+        let mut states = Run::recurrent(run.states, self.kept, spans.len());
         run.backend.scan(&scan, &spans, &mut states, &mut y);
         let gated = run.linear(self.z, input, Some(self.act), Some(&y));
         let out = run.linear(self.out, &gated, None, None);

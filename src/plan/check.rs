@@ -6,7 +6,8 @@ use super::expand::{MAX_DEPTH, circle};
 use crate::error::{Problem, Remark, closest};
 use crate::nn::{self, Builder, FieldDef, FieldShape};
 use crate::spec::{
-    Address, Binding, BindingValue, Item, NamedValue, Problems, Scope, Spec, Step, Template, Tree, listed,
+    Address, Binding, BindingValue, Head, Item, NamedValue, Problems, Scope, Spec, Step, Template, Tree,
+    listed,
 };
 
 /// Tasks that a head can answer.
@@ -25,6 +26,23 @@ pub const TASKS: [&str; 14] = [
     "text_embedding",
     "similarity",
     "speech_recognition",
+];
+
+/// What tasks need of a head: outputs of these names.
+const NEEDED: [(&[&str], &[&str]); 2] = [
+    (
+        &[
+            "masked_lm",
+            "causal_lm",
+            "seq2seq_lm",
+            "sequence_classification",
+            "token_classification",
+            "image_classification",
+            "speech_recognition",
+        ],
+        &["logits"],
+    ),
+    (&["question_answering"], &["start_logits", "end_logits"]),
 ];
 
 /// Reports everything that is wrong with a description whatever the config.
@@ -70,6 +88,7 @@ pub fn check(spec: &Spec, problems: &mut Problems) {
             );
             suggest(problem, &head.task, &TASKS);
         }
+        checker.outputs(head);
         checker.values = model.iter().copied().chain(head.values.iter().map(|v| v.name.as_str())).collect();
         for value in &head.values {
             if model.contains(&value.name.as_str()) {
@@ -127,6 +146,22 @@ struct Checker<'s, 'p> {
 }
 
 impl<'s> Checker<'s, '_> {
+    /// Reports outputs that the task of a head needs and that it lacks.
+    fn outputs(&mut self, head: &Head) {
+        let needed = NEEDED.iter().find(|(tasks, _)| tasks.contains(&head.task.as_str()));
+        let outputs = head.outputs.iter().map(|(name, output, _)| output.as_deref().unwrap_or(name));
+        let has: Vec<&str> = outputs.chain(head.values.iter().map(|v| v.name.as_str())).collect();
+        for name in needed.map_or(&[][..], |(_, names)| names).iter().filter(|name| !has.contains(name)) {
+            let message = format!("`{}` needs an output `{name}`", head.task);
+            let problem = self.problems.at(&self.spec.source, &head.at.key(), message, "");
+            suggest(problem, name, &has);
+        }
+        if needed.is_none() && has.is_empty() && !self.spec.values.is_empty() {
+            let message = format!("`{}` has no outputs", head.task);
+            self.problems.at(&self.spec.source, &head.at.key(), message, "");
+        }
+    }
+
     /// Checks that no key is said to be irrelevant and read all the same.
     fn irrelevant(&mut self) {
         let read = super::inspect::keys_read(self.spec);

@@ -228,6 +228,18 @@ fn mismatch(what: &str, test: &Test, found: &Tree) -> String {
     format!("{what}: expected {key}{}, found `{found}`", listed(&accepted))
 }
 
+/// What is wrong with a config that says that the weights are quantised: what they are stored as may not show it.
+pub fn quantised(config: &Config) -> Option<Problem> {
+    let (value, at) = config.find("quantization_config").filter(|(value, _)| **value != Tree::Null)?;
+    let method = value.get("quant_method").map_or(String::new(), |method| format!(" ({method})"));
+    let mut problem =
+        Problem::new(format!("`quantization_config`: quantised checkpoints are not read{method}"));
+    let help =
+        "take the model that it was made from; `--dtype q8` and `--dtype q4` quantise it when it is opened";
+    problem.remarks.push(Remark { tag: "help", text: help.into() });
+    Some(problem.at(config.source().place(&at)))
+}
+
 /// Whether a test is met.
 pub fn accepts(test: &Test, found: &Tree) -> bool {
     test.accepted.iter().any(|accepted| match (accepted, found) {

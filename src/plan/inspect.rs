@@ -36,7 +36,7 @@ impl Finding {
 
 /// Keys of `config.json` that change no result of a forward pass, whatever the architecture: names and versions, training,
 /// labels, what is returned, and how tokens are chosen. `*` stands for any characters.
-const IRRELEVANT: [&str; 67] = [
+const IRRELEVANT: [&str; 68] = [
     // names and versions
     "_name_or_path",
     "_commit_hash",
@@ -78,6 +78,7 @@ const IRRELEVANT: [&str; 67] = [
     "chunk_size_feed_forward",
     "is_encoder_decoder",
     "output_*",
+    "quantization_config", // refused
     "pretraining_tp",
     "return_dict*",
     "tf_legacy_loss",
@@ -131,6 +132,7 @@ pub fn inspect(
     }
     let chosen = index.map(|index| (index, choose_head(&spec, config, target, &mut problems)));
     let mut found = findings(&mut problems, ErrorKind::Config);
+    found.extend(config::quantised(config).map(|problem| Finding { severity: Severity::Error, problem }));
     if found.is_empty() {
         declare(&spec, &spec.heads.iter().collect::<Vec<_>>(), &bound, &mut problems);
         let asked = chosen.map(|(index, head)| {
@@ -168,7 +170,8 @@ fn declare(spec: &Spec, heads: &[&Head], bound: &Bound, problems: &mut Problems)
         }
         expander.turn_to(head);
         for (name, at) in targets(spec, Some(head)) {
-            expander.value(name, &at);
+            let built = expander.value(name, &at);
+            super::check_rows(head, name, built, &at, &mut expander.builder);
         }
         if let Some((tree, at)) = &head.decoder_start {
             expander.builder.evaluate(tree, at);

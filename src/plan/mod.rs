@@ -15,8 +15,10 @@ mod memory;
 mod report;
 mod tensors;
 
+use std::io::Read;
+
 use crate::error::{Error, ErrorKind, Remark, Result, closest};
-use crate::nn::{Builder, Declared, PlannedValue, Shape, Stream, TensorUse, ValueId};
+use crate::nn::{Builder, Declared, PlannedValue, Rows, Shape, Stream, TensorUse, ValueId};
 use crate::spec::{Address, Head, Problems, Source, Spec, Tree, listed};
 use crate::weights::Index;
 pub use blocks::{PlannedBlock, Ranges, Within};
@@ -70,16 +72,21 @@ impl Plan {
     /// Plans a model.
     ///
     /// # Errors
-    /// `Config` for everything that is wrong with the description and the config, in one go, then for everything that does not
-    /// fit; then `Checkpoint` for everything that is wrong with the tensors.
+    /// `Spec` if the description is wrong by itself, with what is wrong with the config, in one go; `Config` if only that is, and for
+    /// everything that does not fit; `Unsupported` when the config says that the weights are quantised; then `Checkpoint` for everything
+    /// that is wrong with the tensors.
     pub fn new(source: Source, config: &Config, index: &Index, target: &Target) -> Result<Plan> {
         let mut problems = Problems::default();
         let spec = parse(source, &mut problems);
+        let kind = if problems.is_empty() { ErrorKind::Config } else { ErrorKind::Spec };
         let bound = config::bind(&spec, config, &mut problems);
         // Of a model that the description is not for, nothing needs to be said of its heads.
         let head = if bound.matches { choose_head(&spec, config, target, &mut problems) } else { None };
         // What stands in the way of a plan may lie in either file; a mistake in the description comes first.
-        problems.finish(ErrorKind::Config)?;
+        problems.finish(kind)?;
+        if let Some(problem) = config::quantised(config) {
+            return Err(problem.into_error(ErrorKind::Unsupported));
+        }
 
         let mut builder = Builder::new(&spec.source, &spec.defaults, bound.scope.clone(), &mut problems);
         builder.origins = bound.origins.clone();
@@ -92,6 +99,11 @@ impl Plan {
         let targets = targets(&spec, head);
         let built: Vec<Option<(ValueId, Shape)>> =
             targets.iter().map(|(name, at)| expander.value(name, at)).collect();
+        if let Some(head) = head {
+            for ((name, at), built) in targets.iter().zip(&built) {
+                check_rows(head, name, *built, at, &mut expander.builder);
+            }
+        }
         let decoder_start = head.and_then(|head| head.decoder_start.as_ref());
         let decoder_start = decoder_start.and_then(|(tree, at)| {
             let value = expander.builder.evaluate(tree, at)?;
@@ -221,8 +233,38 @@ impl Plan {
 
 pub(crate) fn stream_of(shape: Shape) -> Option<Stream> {
     match shape {
-        Shape::Matrix { rows: crate::nn::Rows::Tokens(stream), .. } => Some(stream),
+        Shape::Matrix { rows: Rows::Tokens(stream), .. } => Some(stream),
         _ => None,
+    }
+}
+
+/// Reports an output of a head that has other rows than its task wants: a missing `pool` would go unnoticed else.
+fn check_rows(head: &Head, value: &str, built: Option<(ValueId, Shape)>, at: &Address, b: &mut Builder<'_>) {
+    let Some((_, shape)) = built else { return };
+    let named = head.outputs.iter().find(|(name, ..)| name == value);
+    let output = named.and_then(|(_, output, _)| output.as_deref()).unwrap_or(value);
+    let wanted = match (head.task.as_str(), output) {
+        ("sequence_classification", "logits") => "sequence",
+        (
+            "token_classification" | "masked_lm" | "causal_lm" | "seq2seq_lm" | "speech_recognition",
+            "logits",
+        )
+        | ("question_answering", "start_logits" | "end_logits") => "token",
+        _ => return,
+    };
+    let found = match shape {
+        Shape::Matrix { rows: Rows::Tokens(_), .. } => "token",
+        Shape::Matrix { rows: Rows::Sequences(_), .. } => "sequence",
+        _ => "something else",
+    };
+    if found != wanted {
+        let task = &head.task;
+        b.problem(
+            &at.key(),
+            format!("`{output}` of `{task}` needs a row for each {wanted}, and has one for each {found}"),
+        );
+    } else if output != "logits" && !matches!(shape, Shape::Matrix { cols: 1, .. }) {
+        b.problem(&at.key(), format!("`{output}` needs one column"));
     }
 }
 
@@ -401,10 +443,15 @@ pub fn load_source(name: &str) -> Result<Source> {
     }
     /// A description is a page; more is a mistake.
     const MAX_BYTES: u64 = 1 << 20;
-    let size = std::fs::metadata(path).map_err(|e| Error::io(path, &e))?.len();
-    if size > MAX_BYTES {
-        let message = format!("`{name}` has {size} bytes; an architecture has at most {MAX_BYTES}");
+    let mut bytes = Vec::new();
+    let file = std::fs::File::open(path).map_err(|e| Error::io(path, &e))?;
+    // One byte more tells that there are too many; a pipe does not say how many it has.
+    file.take(MAX_BYTES + 1).read_to_end(&mut bytes).map_err(|e| Error::io(path, &e))?;
+    if bytes.len() as u64 > MAX_BYTES {
+        let message = format!("`{name}` has more bytes than the {MAX_BYTES} that an architecture may have");
         return Err(Error::new(ErrorKind::Spec, message));
     }
-    Source::yaml(name, std::fs::read_to_string(path).map_err(|e| Error::io(path, &e))?)
+    let text =
+        String::from_utf8(bytes).map_err(|_| Error::io(path, &std::io::ErrorKind::InvalidData.into()))?;
+    Source::yaml(name, text)
 }

@@ -23,7 +23,7 @@ pub struct Tokens {
 pub struct Cost {
     /// Elements of the tensors that it is the first to use.
     pub parameters: u64,
-    /// Multiplications and additions of linear maps and of attention.
+    /// Multiplications and additions of linear maps, of attention and of state spaces.
     pub flops: u64,
     /// Bytes of its weights, as they are kept; embedding tables as they are stored.
     pub weight_bytes: u64,

@@ -261,7 +261,10 @@ fn check_type(spec: &Spec, tensor: &TensorUse, stored: &str, entry: &Entry, prob
             entry.dtype
         );
         let problem = problems.brief(&spec.source, &tensor.at, message, &label(tensor));
-        let help = "quantised checkpoints are not read; convert it to one of these types";
+        let help = match entry.dtype {
+            StoredType::Known(DType::F64) => "convert it to one of these types",
+            _ => "quantised checkpoints are not read; convert it to one of these types",
+        };
         problem.remarks.push(Remark { tag: "help", text: help.into() });
     }
 }

@@ -21,7 +21,7 @@ pub struct Source {
 impl Source {
     /// Reads a YAML file. A syntax error is shown where it stands.
     pub fn yaml(name: impl Into<String>, text: impl Into<String>) -> Result<Source, Error> {
-        let (name, text) = (name.into(), text.into());
+        let (name, text) = (name.into(), without_mark(text.into()));
         match Tree::from_yaml(&text) {
             Ok(tree) => Ok(Source { name, text, tree }),
             Err(e) => {
@@ -41,7 +41,7 @@ impl Source {
 
     /// Reads a JSON file. A syntax error is shown where it stands.
     pub fn json(name: impl Into<String>, text: impl Into<String>) -> Result<Source, Error> {
-        let (name, text) = (name.into(), text.into());
+        let (name, text) = (name.into(), without_mark(text.into()));
         match Tree::from_json(&text) {
             Ok(tree) => Ok(Source { name, text, tree }),
             Err(e) => {
@@ -181,9 +181,24 @@ impl<'de> Visitor<'de> for Walk<'_> {
     }
 }
 
+/// A text without the mark of byte order that some editors put first.
+fn without_mark(mut text: String) -> String {
+    if text.starts_with('\u{feff}') {
+        text.drain(..'\u{feff}'.len_utf8());
+    }
+    text
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_mark_of_byte_order_is_skipped() {
+        for source in [Source::json("a", "\u{feff}{\"b\": 1}"), Source::yaml("a", "\u{feff}b: 1")] {
+            assert_eq!(source.unwrap().tree.get("b"), Some(&Tree::Int(1)));
+        }
+    }
 
     #[test]
     fn places_are_found() {

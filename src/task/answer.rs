@@ -107,15 +107,23 @@ fn spans(
     };
     let (starts, ends) = (probabilities(starts), probabilities(ends));
     let mut found = Vec::new();
+    let keep_best = |found: &mut Vec<(f32, usize, usize)>| {
+        found.sort_by(|a, b| b.0.total_cmp(&a.0)); // of equal ones the first stays first
+        found.truncate(options.n);
+    };
     for (first, start) in starts.iter().enumerate() {
         for (last, end) in ends.iter().enumerate().skip(first).take(options.max_tokens) {
             found.push((start * end, first, last));
         }
+        // There may be as many as the square of the tokens.
+        if found.len() / 2 > options.n.max(1024) {
+            keep_best(&mut found);
+        }
     }
-    found.sort_by(|a, b| b.0.total_cmp(&a.0));
+    keep_best(&mut found);
     let answer = |(score, first, last): (f32, usize, usize)| {
         let (start, end) = (encoding.offsets[tokens[first]].0, encoding.offsets[tokens[last]].1);
         Answer { text: context.get(start..end).unwrap_or_default().to_owned(), start, end, score }
     };
-    found.into_iter().take(options.n).map(answer).collect()
+    found.into_iter().map(answer).collect()
 }

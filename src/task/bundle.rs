@@ -17,7 +17,7 @@ pub struct Bundle {
     pub(super) tensors: BTreeMap<String, Array>,
     pub(super) batch: Batch,
     /// Length of the padded rows of each stream.
-    pub(super) widths: [usize; 2],
+    widths: [usize; 2],
 }
 
 /// How one output agrees with its reference.
@@ -141,8 +141,7 @@ impl Bundle {
             Rows::Fixed(_, n) => return (vec![rows / n.max(1), n, cols], output.value.data().to_vec()),
             _ => return (vec![rows, cols], output.value.data().to_vec()),
         };
-        let width = self.widths[usize::from(stream == Stream::Decoder)];
-        let tokens = self.tokens(stream);
+        let (tokens, width) = self.tokens(stream);
         let mut padded = vec![0.0; tokens.spans.len() * width * cols];
         for (i, span) in tokens.spans.iter().enumerate() {
             let values = &output.value.data()[span.rows.start * cols..span.rows.end * cols];
@@ -213,14 +212,18 @@ impl Bundle {
     /// the `decoder_input_ids`.
     ///
     /// # Errors
-    /// Those of [`Session`](crate::model::Session); `Input` when an encoder-decoder has no `decoder_input_ids`.
+    /// Those of [`Session`](crate::model::Session); `Input` when there is nothing to go on from, or an encoder-decoder has no
+    /// `decoder_input_ids`.
     pub fn greedy(&self, network: &Network, steps: usize) -> Result<Vec<Greedy>> {
         let input = &self.batch.input;
-        let prompts = (0..self.batch.len()).map(|i| match &self.batch.audio {
-            Some(audio) => Prompt::Audio(audio.items(&[i])),
-            None => Prompt::Tokens(input.ids[input.spans[i].rows.clone()].to_vec()),
-        });
-        prompts.map(|prompt| self.greedy_of(network, &prompt, steps)).collect()
+        let prompts: Vec<Prompt> = match &self.batch.audio {
+            Some(audio) => (0..audio.shape()[0]).map(|i| Prompt::Audio(audio.items(&[i]))).collect(),
+            None => input.spans.iter().map(|s| Prompt::Tokens(input.ids[s.rows.clone()].to_vec())).collect(),
+        };
+        if prompts.is_empty() {
+            return Err(input_error("no `input_ids` or `input_features` to go on from"));
+        }
+        prompts.iter().map(|prompt| self.greedy_of(network, prompt, steps)).collect()
     }
 
     fn greedy_of(&self, network: &Network, prompt: &Prompt, steps: usize) -> Result<Greedy> {
@@ -266,10 +269,11 @@ impl Bundle {
         Ok(prompts)
     }
 
-    pub(super) fn tokens(&self, stream: Stream) -> &Tokens {
+    /// Tokens with where they lie, and how long their rows are in the file. A decoder that is given none has those of the input.
+    pub(super) fn tokens(&self, stream: Stream) -> (&Tokens, usize) {
         match stream {
-            Stream::Decoder => &self.batch.decoder,
-            _ => &self.batch.input,
+            Stream::Decoder if !self.batch.decoder.spans.is_empty() => (&self.batch.decoder, self.widths[1]),
+            _ => (&self.batch.input, self.widths[0]),
         }
     }
 
@@ -297,8 +301,9 @@ impl Bundle {
         let Rows::Tokens(stream) = output.rows else {
             return Comparison { largest: largest(found, reference), ..comparison };
         };
-        let row = self.widths[usize::from(stream == Stream::Decoder)] * output.value.cols();
-        for (i, span) in self.tokens(stream).spans.iter().enumerate() {
+        let (tokens, width) = self.tokens(stream);
+        let row = width * output.value.cols();
+        for (i, span) in tokens.spans.iter().enumerate() {
             let range = i * row..i * row + span.rows.len() * output.value.cols();
             comparison.largest = comparison.largest.max(largest(&found[range.clone()], &reference[range]));
         }

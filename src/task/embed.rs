@@ -1,7 +1,9 @@
 use super::model::{Model, Text};
 use super::sentence::{Pipeline, Pooling};
 use crate::error::{Error, ErrorKind, Result};
+use crate::nn::{Rows, Stream};
 use crate::spec::Tree;
+use crate::tokenizer::Encoding;
 
 /// A text as a vector.
 #[derive(Clone, Debug, PartialEq)]
@@ -31,7 +33,8 @@ impl Model {
     /// ```
     ///
     /// # Errors
-    /// `Unsupported` when the pipeline has a module that is not known; `Input` when a text is too long.
+    /// `Unsupported` when the pipeline has a module that is not known; `Config` when its files are not understood or do not fit the
+    /// model; `Input` when the model has no token vectors or a text is too long.
     pub fn embed(&self, texts: &[Text<'_>], pooling: Option<Pooling>) -> Result<Vec<Embedding>> {
         let plan = self.network.plan();
         let states = ["last_hidden_state", "encoder_last_hidden_state"];
@@ -42,12 +45,13 @@ impl Model {
             let message = "an encoder-decoder has no vectors of texts";
             return Err(Error::new(ErrorKind::Input, message).help("open it for the task `embed`"));
         }
-        let own = if pooling.is_none() { Pipeline::open(&self.repository)? } else { None };
-        let cut_at = match &own {
+        let own = if pooling.is_none() { self.pipeline()? } else { None };
+        let cut_at = match own {
             Some(pipeline) => pipeline.max_tokens.or(self.max_length()?),
             None => None,
         };
-        let pipeline = own.unwrap_or_else(|| Pipeline::of(pooling.unwrap_or(Pooling::Mean)));
+        let plain = Pipeline::of(pooling.unwrap_or(Pooling::Mean));
+        let pipeline = own.unwrap_or(&plain);
         let prompted: Vec<String> = texts.iter().map(|t| format!("{}{}", pipeline.prompt, t.text)).collect();
         let texts: Vec<Text<'_>> =
             texts.iter().zip(&prompted).map(|(t, text)| Text { text, pair: t.pair }).collect();
@@ -61,16 +65,36 @@ impl Model {
         let mut all = Vec::with_capacity(texts.len());
         self.each_batch(&encodings, &[name], |encodings, outputs| {
             let states = &outputs[0].value;
-            let mut row = 0;
-            for encoding in encodings {
-                let tokens = &states.data()[row * states.cols()..(row + encoding.ids.len()) * states.cols()];
-                row += encoding.ids.len();
-                let vector = pipeline.apply(tokens, states.cols(), skip)?;
-                all.push(Embedding { vector, truncated: encoding.truncated });
+            if outputs[0].rows != Rows::Tokens(Stream::Input) {
+                let message = format!("`{name}` has no row for each token");
+                return Err(Error::new(ErrorKind::Input, message));
             }
+            let mut rest = states.data();
+            let mut texts = Vec::with_capacity(encodings.len());
+            for encoding in encodings {
+                let (tokens, behind) = rest.split_at(encoding.ids.len() * states.cols());
+                texts.push(tokens);
+                rest = behind;
+            }
+            let vectors = pipeline.apply(&texts, states.cols(), skip)?;
+            let embedding = |(vector, encoding): (Vec<f32>, &Encoding)| Embedding {
+                vector,
+                truncated: encoding.truncated,
+            };
+            all.extend(vectors.into_iter().zip(encodings).map(embedding));
             Ok(())
         })?;
         Ok(all)
+    }
+
+    /// What the repository says of vectors of texts, read when it is asked for first.
+    fn pipeline(&self) -> Result<Option<&Pipeline>> {
+        if self.pipeline.get().is_none() {
+            let pipeline = Pipeline::open(&self.repository, self.network.backend())?;
+            // Another thread may have been quicker, and has read the same.
+            let _ = self.pipeline.set(pipeline);
+        }
+        Ok(self.pipeline.get().and_then(Option::as_ref))
     }
 
     /// With how many tokens texts begin that a prompt is put before: its own, without the special token at the end.

@@ -80,6 +80,9 @@ impl Model {
     /// `Input` when the model is for another task, an option is out of its range, or a text is too long; `Unsupported` when
     /// `generation_config.json` has a setting that would change the text and is not implemented.
     pub fn generate(&self, texts: &[Text<'_>], options: &GenerateOptions) -> Result<Vec<Generation>> {
+        if texts.is_empty() {
+            return Ok(Vec::new());
+        }
         let mut generator = Generator::new(self, texts, options)?;
         while generator.step()? {}
         Ok(generator.into_generations())

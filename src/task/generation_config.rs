@@ -12,7 +12,11 @@ pub(super) struct GenerationConfig<'c> {
 }
 
 /// Settings that change even the likeliest text, with the only value that is implemented; none is always allowed.
-const PLAIN: [(&str, Tree); 7] = [
+pub(super) const PLAIN: [(&str, Tree); 11] = [
+    ("dola_layers", Tree::Null),
+    ("penalty_alpha", Tree::Null),
+    ("stop_strings", Tree::Null),
+    ("watermarking_config", Tree::Null),
     ("guidance_scale", Tree::Float(1.0)),
     ("sequence_bias", Tree::Null),
     ("encoder_repetition_penalty", Tree::Float(1.0)),

@@ -79,13 +79,12 @@ impl Model {
         self.each_image_batch(images, name, |count, output| {
             rows_per_image(output, count, pooling.is_none().then_some(1))?;
             let data = output.value.data();
-            for rows in data.chunks_exact(data.len() / count) {
-                let vector = match pooling {
-                    Some(pooling) => Pipeline::of(pooling).apply(rows, output.value.cols(), 0)?,
-                    None => rows.to_vec(),
-                };
-                all.push(Embedding { vector, truncated: 0 });
-            }
+            let images: Vec<&[f32]> = data.chunks_exact(data.len() / count).collect();
+            let vectors = match pooling {
+                Some(pooling) => Pipeline::of(pooling).apply(&images, output.value.cols(), 0)?,
+                None => images.into_iter().map(<[f32]>::to_vec).collect(),
+            };
+            all.extend(vectors.into_iter().map(|vector| Embedding { vector, truncated: 0 }));
             Ok(())
         })?;
         Ok(all)

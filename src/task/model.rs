@@ -1,6 +1,7 @@
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
+use super::sentence::Pipeline;
 use super::tokenizer;
 use crate::backend::{Backend, Compute, WeightType};
 use crate::cpu::Cpu;
@@ -14,6 +15,9 @@ use crate::tokenizer::{Encoding, Limit, Tokenizer};
 use crate::weights::{Checkpoint, Index, Repository};
 
 /// A loaded model directory: configuration, tokenizer and weights. Any number of threads may use it at once.
+///
+/// Every task can also fail with `Tokenizer` when the directory has no tokenizer, with `Limit` when a batch needs more memory than
+/// [`OpenOptions::memory_limit`], and with `Checkpoint` when a result is not a number.
 #[derive(Debug)]
 pub struct Model {
     pub(super) repository: Repository,
@@ -24,6 +28,8 @@ pub struct Model {
     /// Whether the network sees which text of a pair a token is of.
     pub(super) type_ids: bool,
     pub(super) truncate: bool,
+    /// What the repository says of vectors of texts, once they are asked for.
+    pub(super) pipeline: OnceLock<Option<Pipeline>>,
 }
 
 /// Which backend computes.
@@ -49,9 +55,9 @@ pub struct OpenOptions {
     /// How linear maps and attention are multiplied, [`Cpu::compute_for`] by default; with [`Compute::Bf16`] weights are kept in bfloat16
     /// unless `dtype` says otherwise.
     pub compute: Option<Compute>,
-    /// Threads to compute with; one per core by default.
+    /// Threads to compute with, as [`Cpu::new`] takes them; the plain backend has one.
     pub threads: Option<usize>,
-    /// Bytes that weights and batches may take; what the machine has by default.
+    /// Bytes that weights and batches may take; by default what the machine has, as Linux tells it, elsewhere any number.
     pub memory_limit: Option<u64>,
     /// Whether texts that are too long are cut instead of refused; prompts so that the new tokens have room, up to half of what
     /// the model can take.
@@ -131,7 +137,8 @@ impl Model {
     /// ```
     ///
     /// # Errors
-    /// Everything that is wrong with the config and the checkpoint; `Unsupported` when no architecture matches.
+    /// Everything that is wrong with the config, the tokenizer and the checkpoint; `Unsupported` when no architecture matches; `Limit`
+    /// when the weights need more memory than the machine has; `Io` for files that cannot be read.
     pub fn open(dir: impl AsRef<Path>) -> Result<Model> {
         Model::open_with(dir, &OpenOptions::default())
     }
@@ -159,10 +166,19 @@ impl Model {
         let (tokenizer, type_ids) = tokenizer::open(&repository, &config)?.unzip();
         let generation = self::config(&repository, "generation_config.json")?;
         let type_ids = type_ids.unwrap_or_default();
-        Ok(Model { repository, config, generation, network, tokenizer, type_ids, truncate: options.truncate })
+        Ok(Model {
+            repository,
+            config,
+            generation,
+            network,
+            tokenizer,
+            type_ids,
+            truncate: options.truncate,
+            pipeline: OnceLock::new(),
+        })
     }
 
-    /// The task that it was opened for; none when it gives token vectors.
+    /// The task that it was opened for; none when that is `embed`.
     pub fn task(&self) -> Option<&str> {
         self.network.plan().task.as_deref()
     }
@@ -310,7 +326,8 @@ fn token_ids(config: &Config, key: &str) -> Result<Vec<u32>> {
 /// Tokens whose results are kept at once: the network itself computes them in smaller groups.
 const BATCH_TOKENS: usize = 1024;
 
-/// Opens the network of a model directory alone, without a tokenizer, on any backend.
+/// Opens the network of a model directory alone, without a tokenizer, on any backend; what `options` say of the backend and of texts
+/// is not looked at.
 ///
 /// # Errors
 /// As [`Model::open`].

@@ -308,10 +308,9 @@ impl Bundle {
             return None;
         }
         let values = reference.to_f32();
-        let padded = [(Stream::Input, self.widths[0]), (Stream::Decoder, self.widths[1])];
         let mut ways: Vec<Difference> = Vec::new();
-        for (stream, stream_width) in padded {
-            let tokens = self.tokens(stream);
+        for stream in [Stream::Input, Stream::Decoder] {
+            let (tokens, stream_width) = self.tokens(stream);
             if stream_width != width || tokens.spans.len() != n || tokens.ids.len() != found.rows() {
                 continue;
             }

@@ -1,7 +1,9 @@
 //! What a sentence-transformers repository does with token vectors: its modules, in order.
 
+use crate::backend::{Activation, Backend, Epilogue, Layout, Linear, LinearPart, WeightType};
 use crate::error::{Error, ErrorKind, Result};
 use crate::spec::{Tree, listed};
+use crate::tensor::Tensor;
 use crate::weights::{Checkpoint, Index, Repository};
 
 /// How token vectors become one vector.
@@ -88,7 +90,7 @@ pub struct Pipeline {
 /// A module behind the pooling.
 #[derive(Debug)]
 enum Module {
-    Dense { label: String, weight: Vec<f32>, bias: Option<Vec<f32>>, inputs: usize, tanh: bool },
+    Dense { label: String, map: Box<dyn Linear>, bias: Option<Vec<f32>>, act: Option<Activation> },
     Normalize,
 }
 
@@ -117,7 +119,7 @@ impl Pipeline {
     ///
     /// # Errors
     /// `Unsupported` for modules and settings that are not known; `Config` for files that are not understood.
-    pub fn open(repository: &Repository) -> Result<Option<Pipeline>> {
+    pub fn open(repository: &Repository, backend: &dyn Backend) -> Result<Option<Pipeline>> {
         let file = "modules.json";
         let Some(modules) = read(repository, file)? else { return Ok(None) };
         let Tree::List(modules) = modules else {
@@ -136,7 +138,7 @@ impl Pipeline {
                     return Err(wrong(repository, file, &message));
                 }
                 (1, "Pooling") => pipeline.pool(&Settings::open(repository, path)?)?,
-                (2.., "Dense") => pipeline.modules.push(dense(repository, path)?),
+                (2.., "Dense") => pipeline.modules.push(dense(repository, path, backend)?),
                 (2.., "Normalize") => {
                     if repository.has(&format!("{path}/config.json")) {
                         Settings::open(repository, path)?.check(&[], &SENTENCE)?;
@@ -247,49 +249,52 @@ impl Pipeline {
         Ok(())
     }
 
-    /// One vector from the token vectors of a text, rows of `width` columns, of which the pooling leaves out the first
+    /// A vector for each text from its token vectors, rows of `width` columns, of which the pooling leaves out the first
     /// `skip`. There must be more.
     ///
     /// # Errors
     /// `Config` when a module does not fit the width.
-    pub fn apply(&self, tokens: &[f32], width: usize, skip: usize) -> Result<Vec<f32>> {
-        let mut x: Vec<f32> = self.pooling.iter().flat_map(|way| way.apply(tokens, width, skip)).collect();
+    pub fn apply(&self, texts: &[&[f32]], width: usize, skip: usize) -> Result<Vec<Vec<f32>>> {
+        let pooled =
+            texts.iter().flat_map(|tokens| self.pooling.iter().map(|way| way.apply(tokens, width, skip)));
+        let mut x = Tensor::from_vec(texts.len(), self.pooling.len() * width, pooled.flatten().collect());
         for module in &self.modules {
             match module {
-                Module::Dense { label, weight, bias, inputs, tanh } => {
-                    if x.len() != *inputs {
-                        let found = x.len();
+                Module::Dense { label, map, bias, act } => {
+                    let (expected, found) = (map.inputs(), x.cols());
+                    if found != expected {
                         let message =
-                            format!("`{label}`: expected vectors of {inputs} elements, found {found}");
+                            format!("`{label}`: expected vectors of {expected} elements, found {found}");
                         return Err(Error::new(ErrorKind::Config, message));
                     }
-                    let row = |(i, row): (usize, &[f32])| {
-                        let sum: f64 = row.iter().zip(&x).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum();
-                        let y = sum + bias.as_ref().map_or(0.0, |b| f64::from(b[i]));
-                        (if *tanh { y.tanh() } else { y }) as f32
-                    };
-                    x = weight.chunks(*inputs).enumerate().map(row).collect();
+                    let epilogue = Epilogue { bias: bias.as_deref(), act: *act, ..Epilogue::default() };
+                    let mut y = Tensor::zeros(x.rows(), map.outputs());
+                    map.apply(&x, &epilogue, &mut y);
+                    x = y;
                 }
                 Module::Normalize => {
-                    // As torch.nn.functional.normalize: a norm below 1e-12 counts as that.
-                    let norm = x.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>().sqrt().max(1e-12);
-                    x.iter_mut().for_each(|x| *x = (f64::from(*x) / norm) as f32);
+                    for i in 0..x.rows() {
+                        // As torch.nn.functional.normalize: a norm below 1e-12 counts as that.
+                        let squares = x.row(i).iter().map(|x| f64::from(*x).powi(2));
+                        let norm = squares.sum::<f64>().sqrt().max(1e-12);
+                        x.row_mut(i).iter_mut().for_each(|x| *x = (f64::from(*x) / norm) as f32);
+                    }
                 }
             }
         }
-        x.truncate(self.kept.unwrap_or(x.len()));
-        Ok(x)
+        let kept = self.kept.map_or(x.cols(), |kept| kept.min(x.cols()));
+        Ok((0..x.rows()).map(|i| x.row(i)[..kept].to_vec()).collect())
     }
 }
 
-fn dense(repository: &Repository, path: &str) -> Result<Module> {
+fn dense(repository: &Repository, path: &str, backend: &dyn Backend) -> Result<Module> {
     let settings = Settings::open(repository, path)?;
     let known = ["in_features", "out_features", "bias", "activation_function"];
     settings.check(&known, &[SENTENCE[0], SENTENCE[1], ("use_residual", "false")])?;
     let activation = settings.get("activation_function").and_then(Tree::as_text).unwrap_or("torch.nn.Tanh");
-    let tanh = match activation.rsplit('.').next() {
-        Some("Tanh") if activation.starts_with("torch.") => true,
-        Some("Identity") if activation.starts_with("torch.") => false,
+    let act = match activation.rsplit('.').next() {
+        Some("Tanh") if activation.starts_with("torch.") => Some(Activation::Tanh),
+        Some("Identity") if activation.starts_with("torch.") => None,
         _ => return Err(settings.wrong(&format!("unsupported activation `{activation}`"))),
     };
     let index = Index::open_in(repository, path)?;
@@ -318,7 +323,9 @@ fn dense(repository: &Repository, path: &str) -> Result<Module> {
             settings.wrong(&format!("expected `linear.weight` and its bias alone, found `{name}` too"))
         );
     }
-    Ok(Module::Dense { label: settings.label, weight: weight.to_f32(), bias, inputs, tanh })
+    let part = LinearPart { weight: &weight, layout: Layout::OutIn, outputs: None };
+    let map = backend.linear(&[part], WeightType::F32);
+    Ok(Module::Dense { label: settings.label, map, bias, act })
 }
 
 /// A file of settings.

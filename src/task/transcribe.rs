@@ -1,7 +1,7 @@
 //! Sounds in, text out.
 
 use super::generate::{FinishReason, GenerateOptions, Generator};
-use super::generation_config::{GenerationConfig, bare};
+use super::generation_config::{self, GenerationConfig, bare};
 use super::model::Model;
 use crate::error::{Error, ErrorKind, Result};
 use crate::generate::Constraints;
@@ -162,12 +162,17 @@ struct Rules {
 }
 
 /// Settings that change the text, with the only value that is implemented; none is always allowed.
-const PLAIN: [(&str, Tree); 9] = [
+const PLAIN: [(&str, Tree); 14] = [
     ("return_timestamps", Tree::Bool(false)),
     ("do_sample", Tree::Bool(false)),
     ("num_beams", Tree::Int(1)),
     ("repetition_penalty", Tree::Float(1.0)),
     ("no_repeat_ngram_size", Tree::Int(0)),
+    ("bad_words_ids", Tree::Null),
+    ("forced_bos_token_id", Tree::Null),
+    ("forced_eos_token_id", Tree::Null),
+    ("min_length", Tree::Int(0)),
+    ("min_new_tokens", Tree::Int(0)),
     ("no_speech_threshold", Tree::Null),
     ("logprob_threshold", Tree::Null),
     ("compression_ratio_threshold", Tree::Null),
@@ -178,6 +183,7 @@ impl Rules {
     /// What `generation_config.json`, or `config.json` without one, and the options say.
     fn read(model: &Model, options: &TranscribeOptions) -> Result<Rules> {
         let file = GenerationConfig::of(model);
+        file.expect(&generation_config::PLAIN)?;
         file.expect(&PLAIN)?;
         let start =
             file.id("decoder_start_token_id")?.ok_or_else(|| file.wrong("no `decoder_start_token_id`"))?;

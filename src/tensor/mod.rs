@@ -88,13 +88,20 @@ impl Tensor {
     }
 
     /// Row `i`.
+    ///
+    /// # Panics
+    /// If there is none.
     pub fn row(&self, i: usize) -> &[f32] {
-        &self.data[i * self.cols..(i + 1) * self.cols]
+        &self.data()[i * self.cols..(i + 1) * self.cols]
     }
 
     /// Row `i`, to be written.
+    ///
+    /// # Panics
+    /// If there is none.
     pub fn row_mut(&mut self, i: usize) -> &mut [f32] {
-        &mut self.data[i * self.cols..(i + 1) * self.cols]
+        let cols = self.cols;
+        &mut self.data_mut()[i * cols..(i + 1) * cols]
     }
 
     /// Whether some element is not a number.
@@ -131,6 +138,13 @@ impl fmt::Debug for Tensor {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    #[should_panic(expected = "out of range")]
+    fn memory_behind_the_last_row_is_no_row() {
+        let memory = Tensor::reusing(1, 4, vec![1.0; 100]);
+        memory.row(1);
+    }
 
     #[test]
     #[should_panic(expected = "is too large")]

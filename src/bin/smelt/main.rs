@@ -129,17 +129,18 @@ fn blocks(name: Option<&str>, markdown: bool) -> Result<()> {
     }
     let Some(name) = name else {
         for block in &BLOCKS {
-            println!("{:16} {}", block.name, block.doc.first().copied().unwrap_or_default().trim());
+            println!("{:16} {}", block.name, first_sentence(&block.doc.join(" ")));
         }
         println!("\nHow blocks are put together:");
         for name in COMBINATORS {
-            let text = combinator(name).unwrap_or_default().replace('\n', " ");
-            let sentence = text.split_inclusive(". ").next().unwrap_or_default();
-            println!("{name:16} {}", sentence.trim_end());
+            println!(
+                "{name:16} {}",
+                first_sentence(&combinator(name).unwrap_or_default().replace('\n', " "))
+            );
         }
         println!("\nMaps that blocks take as the value of a field:");
         for (name, doc, _) in maps() {
-            println!("{name:16} {}", doc.first().copied().unwrap_or_default().trim());
+            println!("{name:16} {}", first_sentence(&doc.join(" ")));
         }
         return Ok(());
     };
@@ -159,6 +160,12 @@ fn blocks(name: Option<&str>, markdown: bool) -> Result<()> {
     println!();
     fields().iter().for_each(print_field);
     Ok(())
+}
+
+/// The first sentence of a text whose lines may begin with spaces.
+fn first_sentence(text: &str) -> String {
+    let text = text.split_whitespace().collect::<Vec<_>>().join(" ");
+    text.split_inclusive(". ").next().unwrap_or_default().trim_end().to_owned()
 }
 
 fn print_field(field: &FieldDef) {

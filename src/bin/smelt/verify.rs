@@ -33,6 +33,9 @@ pub struct Arguments {
     /// Largest difference that is accepted: of outputs absolute, of modules relative to their largest value
     #[arg(long, default_value_t = 1e-4, allow_negative_numbers = true, value_parser = tolerance)]
     tolerance: f32,
+    /// Threads to compute with, 1 to 1024; one per core by default
+    #[arg(long, allow_negative_numbers = true, value_parser = crate::threads())]
+    threads: Option<usize>,
     /// Compute with the plain reference implementation
     #[arg(long)]
     reference: bool,
@@ -47,9 +50,9 @@ pub struct Arguments {
 /// Prints how each output agrees, and the first module that does not; says whether all agree.
 pub fn run(arguments: &Arguments) -> Result<bool> {
     let backend = if arguments.reference { BackendKind::Reference } else { BackendKind::Cpu };
-    let (arch, task) = (arguments.arch.clone(), arguments.task.clone());
-    let model =
-        Model::open_with(&arguments.model, &OpenOptions { arch, task, backend, ..OpenOptions::default() })?;
+    let (arch, task, threads) = (arguments.arch.clone(), arguments.task.clone(), arguments.threads);
+    let options = OpenOptions { arch, task, threads, backend, ..OpenOptions::default() };
+    let model = Model::open_with(&arguments.model, &options)?;
     let mut tensors = read_bundle(&arguments.bundle)?;
     if let Some(name) = arguments.skip.iter().find(|skipped| !tensors.keys().any(|name| is_of(name, skipped)))
     {
@@ -57,7 +60,9 @@ pub fn run(arguments: &Arguments) -> Result<bool> {
         return Err(Error::new(ErrorKind::Input, message));
     }
     tensors.retain(|name, _| !arguments.skip.iter().any(|skipped| is_of(name, skipped)));
-    let bundle = Bundle::new(tensors)?;
+    let bundle = Bundle::new(tensors).map_err(|error| {
+        error.help(format!("`{}` is to hold inputs and a reference", arguments.bundle.display()))
+    })?;
     let compared = bundle.compare(model.network());
     let outputs = compared.map_err(|error| match error.kind() {
         ErrorKind::Input => error.help("`--skip NAME` leaves an output of the reference out"),
