@@ -414,7 +414,7 @@ fn new_drafts_from_headers_and_overwrites_nothing() {
     let config = std::fs::read_to_string(dir.join("config.json")).unwrap();
     let config: Value = serde_json::from_str(&config).unwrap();
     let own = config["model_type"].as_str().unwrap();
-    assert_eq!(message, format!("made from {own}; 1 thing not explained\n"));
+    assert_eq!(message, format!("made from {own}; 0 things not explained\n"));
     std::fs::write(&out, "precious").unwrap();
     let message = stderr(&smelt(&arguments), 1);
     assert!(message.contains("exists already") && message.contains("--force"), "{message}");

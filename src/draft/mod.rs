@@ -26,7 +26,7 @@ mod sizes;
 mod weights;
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::plan::{Config, check_spec, fits};
+use crate::plan::{Config, check_spec, fits, is_irrelevant};
 use crate::spec::{Source, Tree};
 use crate::weights::Index;
 
@@ -174,26 +174,6 @@ fn layer_notes(stored: &[Pattern]) -> Vec<String> {
     notes
 }
 
-/// Keys that say nothing about what is computed at inference.
-const WITHOUT_INFLUENCE: [&str; 16] = [
-    "dropout",
-    "pdrop",
-    "initializer",
-    "init_",
-    "version",
-    "use_cache",
-    "dtype",
-    "architectures",
-    "_name_or_path",
-    "token_id",
-    "label2id",
-    "problem_type",
-    "output_",
-    "return_dict",
-    "is_encoder_decoder",
-    "aux_loss",
-];
-
 fn unexplained(best: &Candidate, config: &Config) -> Vec<String> {
     let mut lines = Vec::new();
     for (pattern, why) in &best.open {
@@ -208,8 +188,7 @@ fn unexplained(best: &Candidate, config: &Config) -> Vec<String> {
     let is_said = |key: &str| said.iter().any(|pattern| fits(pattern, key));
     let is_used = |key: &str| used.iter().any(|u| u == key || u.split('.').next() == Some(key));
     for (key, value) in config.entries() {
-        let quiet = WITHOUT_INFLUENCE.iter().any(|part| key.contains(part)) || key == "model_type";
-        if !quiet && !is_used(key) && !is_said(key) && *value != Tree::Null {
+        if !is_irrelevant(key) && !is_used(key) && !is_said(key) && *value != Tree::Null {
             lines.push(format!("config key `{key}`, which is {value}"));
         }
     }

@@ -90,7 +90,10 @@ impl RopeFields {
         if !dim.is_multiple_of(2) || dim == 0 || dim > head_dim.min(MAX_DIM) {
             let most = head_dim.min(MAX_DIM);
             let message = format!("expected an even number of rotated columns up to {most}, found {dim}");
-            b.wrong_fields(at, &["head_dim", "rope", "heads"], message);
+            let is_said = self.dim.is_some() || partial != 1.0;
+            let fields: &[&str] =
+                if is_said { &["rope", "head_dim", "heads"] } else { &["head_dim", "rope", "heads"] };
+            b.wrong_fields(at, fields, message);
             return None;
         }
         if theta <= 0.0 {

@@ -112,6 +112,11 @@ const IRRELEVANT: [&str; 68] = [
     "typical_p",
 ];
 
+/// Whether a key of `config.json` changes no result, whatever the architecture.
+pub(crate) fn is_irrelevant(key: &str) -> bool {
+    IRRELEVANT.iter().any(|pattern| fits(pattern, key))
+}
+
 /// Reports everything that is wrong with a description; with a config, with every head planned for it and with keys that
 /// nobody reads; with a checkpoint's headers, with the tensors of the head that `target` asks for. What is wrong with the
 /// description by itself comes alone: the rest may follow from it.
@@ -222,7 +227,7 @@ impl Unread<'_> {
                 Tree::Map(entries) => entries.is_empty(),
                 _ => false,
             };
-            let is_known = self.read.contains(&key.as_str()) || IRRELEVANT.iter().any(|p| fits(p, name));
+            let is_known = self.read.contains(&key.as_str()) || is_irrelevant(name);
             if is_known || is_listed || says_nothing {
                 continue;
             }
