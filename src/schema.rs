@@ -189,6 +189,7 @@ fn plain(kind: &str) -> Value {
         "a positive integer" => json!({"type": "integer", "minimum": 1}),
         "an integer from 0 on" => json!({"type": "integer", "minimum": 0}),
         "a number" => json!({"type": "number"}),
+        "a number from 0 on" => json!({"type": "number", "minimum": 0}),
         "true or false" => json!({"type": "boolean"}),
         "a map" => json!({"type": "object"}),
         "a path" => json!({"type": "string"}),

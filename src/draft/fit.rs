@@ -64,7 +64,9 @@ impl<'a> View<'a> {
     pub fn may_fit(&self, stored: &[usize], asked: &[usize], label: &str) -> bool {
         let is_projection = label.starts_with("`qkv`");
         let is_guess = |n: &usize| self.values.guessed.iter().any(|(_, guess)| guess == n);
-        same_axes(stored, asked)
+        // A vector is a norm's or a bias, not a map to one column.
+        let is_vector = stored.len() == 1 && asked.len() > 1;
+        !is_vector && same_axes(stored, asked)
             || (stored.len() == asked.len()
                 && stored.len() > 1
                 && stored.iter().zip(asked).any(|(a, b)| a == b)

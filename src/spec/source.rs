@@ -34,7 +34,17 @@ impl Source {
                     }
                     (what, None) => format!("invalid YAML in `{name}`: {what}"),
                 };
-                Err(Problem::new(message).at(place).into_error(ErrorKind::Spec))
+                let line =
+                    place.as_ref().and_then(|place| place.excerpt.as_ref()).map_or("", |(line, _)| line);
+                let help = match line {
+                    line if line.trim_start_matches(' ').starts_with('\t') => {
+                        Some("indent with spaces, not with tabs")
+                    }
+                    line if line.contains("${") => Some("put an expression in quotes: `\"${…}\"`"),
+                    _ => None,
+                };
+                let error = Problem::new(message).at(place).into_error(ErrorKind::Spec);
+                Err(help.into_iter().fold(error, Error::help))
             }
         }
     }
