@@ -85,7 +85,8 @@ impl<'n> Session<'n> {
     ///
     /// # Errors
     /// `Input` when there is no such output, when it has no row for each of these tokens, when the model cannot be given tokens one by
-    /// one, when its encoder has read nothing, or when the tokens do not fit the model; `Limit` when they need too much memory; `Checkpoint` when a result is not a number.
+    /// one, when its encoder has read nothing, or when the tokens do not fit the model; `Limit` when they need too much memory;
+    /// `Checkpoint` when a result is not a number.
     pub fn step(&mut self, tokens: &[&[u32]], wanted: &str) -> Result<Tensor> {
         let network = self.network;
         if tokens.len() != self.states.len() {

@@ -28,22 +28,20 @@ pub const TASKS: [&str; 14] = [
     "speech_recognition",
 ];
 
-/// What tasks need of a head: outputs of these names.
-const NEEDED: [(&[&str], &[&str]); 2] = [
-    (
-        &[
-            "masked_lm",
-            "causal_lm",
-            "seq2seq_lm",
-            "sequence_classification",
-            "token_classification",
-            "image_classification",
-            "speech_recognition",
-        ],
-        &["logits"],
-    ),
-    (&["question_answering"], &["start_logits", "end_logits"]),
-];
+/// The outputs that a task needs of a head.
+fn needed(task: &str) -> &'static [&'static str] {
+    match task {
+        "masked_lm"
+        | "causal_lm"
+        | "seq2seq_lm"
+        | "sequence_classification"
+        | "token_classification"
+        | "image_classification"
+        | "speech_recognition" => &["logits"],
+        "question_answering" => &["start_logits", "end_logits"],
+        _ => &[],
+    }
+}
 
 /// Reports everything that is wrong with a description whatever the config.
 pub fn check(spec: &Spec, problems: &mut Problems) {
@@ -148,15 +146,15 @@ struct Checker<'s, 'p> {
 impl<'s> Checker<'s, '_> {
     /// Reports outputs that the task of a head needs and that it lacks.
     fn outputs(&mut self, head: &Head) {
-        let needed = NEEDED.iter().find(|(tasks, _)| tasks.contains(&head.task.as_str()));
+        let needed = needed(&head.task);
         let outputs = head.outputs.iter().map(|(name, output, _)| output.as_deref().unwrap_or(name));
         let has: Vec<&str> = outputs.chain(head.values.iter().map(|v| v.name.as_str())).collect();
-        for name in needed.map_or(&[][..], |(_, names)| names).iter().filter(|name| !has.contains(name)) {
+        for name in needed.iter().filter(|name| !has.contains(name)) {
             let message = format!("`{}` needs an output `{name}`", head.task);
             let problem = self.problems.at(&self.spec.source, &head.at.key(), message, "");
             suggest(problem, name, &has);
         }
-        if needed.is_none() && has.is_empty() && !self.spec.values.is_empty() {
+        if needed.is_empty() && has.is_empty() && !self.spec.values.is_empty() {
             let message = format!("`{}` has no outputs", head.task);
             self.problems.at(&self.spec.source, &head.at.key(), message, "");
         }
