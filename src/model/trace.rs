@@ -45,21 +45,28 @@ impl Network {
             }
             Ok(run.trace.take().unwrap_or_default())
         })?;
-        Ok(calls.into_iter().flat_map(|call| self.modules_of(call)).collect())
+        let mut partial = BTreeMap::new();
+        Ok(calls.into_iter().flat_map(|call| self.modules_of(call, &mut partial)).collect())
     }
 
-    fn modules_of(&self, call: Call) -> Vec<ModuleCall> {
+    fn modules_of(&self, call: Call, partial: &mut BTreeMap<TensorId, Partial>) -> Vec<ModuleCall> {
         let declared = &self.plan.declared;
         let step = declared.steps.get(&call.site).cloned().unwrap_or_default();
         let tensor = |id: TensorId| &declared.tensors[id.0];
         match call.site {
             Site::Linear(id) => {
-                let parts = parts(&declared.linears[id.0].parts, &call.output);
-                let input = &call.input;
-                parts
-                    .into_iter()
-                    .map(|(weight, output)| module(tensor(weight), &step, input.clone(), output))
-                    .collect()
+                let parts = columns(&declared.linears[id.0].parts);
+                let whole = |(weight, columns): (TensorId, Vec<Option<usize>>)| {
+                    let known = partial.remove(&weight).filter(|known| known.input == call.input);
+                    let mut known = known.unwrap_or_else(|| Partial::new(&call, columns.len()));
+                    known.take(&call.output, &columns);
+                    if known.is_whole() {
+                        return Some(module(tensor(weight), &step, known.input, known.output));
+                    }
+                    partial.insert(weight, known);
+                    None
+                };
+                parts.into_iter().filter_map(whole).collect()
             }
             Site::Norm(id) => {
                 let parts = &declared.vectors[id.0].parts;
@@ -98,9 +105,37 @@ fn module(tensor: &TensorUse, step: &StepUse, input: Option<Tensor>, output: Ten
     }
 }
 
-/// The outputs of a linear map, weight by weight: parts that take outputs of one weight in some order are put
-/// together again. A weight of which not all outputs are taken is left out.
-fn parts(parts: &[PartUse], output: &Tensor) -> Vec<(TensorId, Tensor)> {
+/// What a weight gave of which some outputs may come later: a gate and its factor may be stored as one.
+struct Partial {
+    input: Option<Tensor>,
+    output: Tensor,
+    /// Of each output, whether it is there.
+    found: Vec<bool>,
+}
+
+impl Partial {
+    fn new(call: &Call, outputs: usize) -> Partial {
+        let output = Tensor::zeros(call.output.rows(), outputs);
+        Partial { input: call.input.clone(), output, found: vec![false; outputs] }
+    }
+
+    /// Takes the columns of a matrix that outputs are in.
+    fn take(&mut self, from: &Tensor, columns: &[Option<usize>]) {
+        for (to, column) in columns.iter().enumerate().filter_map(|(to, column)| Some((to, (*column)?))) {
+            self.found[to] = true;
+            for i in 0..from.rows() {
+                self.output.row_mut(i)[to] = from.row(i)[column];
+            }
+        }
+    }
+
+    fn is_whole(&self) -> bool {
+        self.found.iter().all(|found| *found)
+    }
+}
+
+/// For each weight of a linear map, in which column of what the map gives each of its outputs is, if it is taken.
+fn columns(parts: &[PartUse]) -> Vec<(TensorId, Vec<Option<usize>>)> {
     let mut columns: BTreeMap<usize, (TensorId, Vec<Option<usize>>)> = BTreeMap::new();
     if parts.iter().any(|part| part.item.is_some()) {
         return Vec::new(); // several maps in one parameter have no modules of their own
@@ -118,14 +153,5 @@ fn parts(parts: &[PartUse], output: &Tensor) -> Vec<(TensorId, Tensor)> {
         }
         start += count;
     }
-    let gather = |(weight, sources): (TensorId, Vec<Option<usize>>)| {
-        let sources: Vec<usize> = sources.into_iter().collect::<Option<_>>()?;
-        let mut part = Tensor::zeros(output.rows(), sources.len());
-        for i in 0..output.rows() {
-            let row = output.row(i);
-            part.row_mut(i).iter_mut().zip(&sources).for_each(|(x, source)| *x = row[*source]);
-        }
-        Some((weight, part))
-    };
-    columns.into_values().filter_map(gather).collect()
+    columns.into_values().collect()
 }
