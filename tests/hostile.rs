@@ -375,6 +375,15 @@ fn streams_that_a_model_does_not_take_change_nothing() {
     let stray = Batch { decoder: Tokens::of([&[1, 2][..], &[3]]), ..batch.clone() };
     let [expected, found] = [batch, stray].map(|batch| decoder.forward(&batch, &["logits"], false).unwrap());
     assert_eq!(found[0].value, expected[0].value);
+    // Also where a batch is computed in groups.
+    let options = OpenOptions { threads: Some(1), ..OpenOptions::default() };
+    let model = Model::open_with(fixture(LEARNED), &options).unwrap();
+    let ids: Vec<u32> = (1..30).collect();
+    let batch = Batch::of(vec![&ids[..]; 20]);
+    assert!(model.network().backend().rows_at_once() < batch.input.ids.len());
+    let stray = Batch { decoder: Tokens::of(vec![&ids[..]; 40]), ..batch.clone() };
+    let [expected, found] = [batch, stray].map(|batch| model.forward(&batch, &["logits"], false).unwrap());
+    assert_eq!(found[0].value, expected[0].value);
 }
 
 #[test]

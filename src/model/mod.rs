@@ -127,9 +127,7 @@ impl Network {
 
     /// The outputs of a batch that has been checked, and the hidden states.
     fn forward_at_once(&self, batch: &Batch, ids: &[ValueId], hidden_states: bool) -> Result<Vec<Output>> {
-        let declared = self.plan.declared.streams.iter();
-        let sequences = declared.map(|stream| batch.count(*stream)).max().unwrap_or(0);
-        let mut states = self.new_states(sequences);
+        let mut states = self.new_states(batch.len());
         self.pass(batch, &mut states, |run| {
             if hidden_states {
                 run.hidden_states = Some(Default::default());
@@ -157,8 +155,9 @@ impl Network {
         })
     }
 
-    /// A batch that can be computed, with the tokens of a decoder that was given none.
+    /// A batch that can be computed: what the model takes, with the tokens of a decoder that was given none.
     fn checked<'b>(&self, batch: &'b Batch) -> Result<Cow<'b, Batch>> {
+        let batch = batch.only(&self.plan.declared.streams);
         let batch = match self.plan.decoder_start {
             Some(start) if batch.decoder.spans.is_empty() => {
                 // The input, one token later.
@@ -169,9 +168,9 @@ impl Network {
                         decoder.push(&[&[start], ids].concat(), 0);
                     }
                 }
-                Cow::Owned(Inputs { decoder, ..batch.clone() })
+                Cow::Owned(Inputs { decoder, ..batch.into_owned() })
             }
-            _ => Cow::Borrowed(batch),
+            _ => batch,
         };
         for stream in &self.plan.declared.streams {
             let spans = batch.tokens(*stream).map_or(&[][..], |tokens| &tokens.spans);
@@ -284,7 +283,7 @@ impl Network {
         }
         let limit = crate::plan::token_limit(&self.plan.declared, stream);
         for span in &tokens.spans {
-            let len = span.past.saturating_add(span.rows.len());
+            let len = span.past + span.rows.len();
             if span.rows.is_empty() {
                 return Err(Error::new(
                     ErrorKind::Input,

@@ -397,8 +397,8 @@ impl Planned {
                 }
                 let caches: Vec<&KvCache> = match self.kept {
                     true => {
-                        let states = run.states.iter().take(spans.len());
-                        states.map(|state| &state.caches[self.cache.0]).collect()
+                        let kept = Run::caches(run.states, self.cache, spans.len());
+                        kept.into_iter().map(|cache| &*cache).collect()
                     }
                     false => own.iter().collect(),
                 };

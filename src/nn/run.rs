@@ -1,7 +1,7 @@
 //! A forward pass under way: the batch, the weights, and what blocks have computed so far.
 
 use std::borrow::Cow;
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
 use super::builder::{
@@ -108,6 +108,8 @@ pub struct Inputs {
     pub audio: Option<Array>,
 }
 
+const STREAMS: [Stream; 4] = [Stream::Input, Stream::Decoder, Stream::Images, Stream::Audio];
+
 impl Inputs {
     /// Sequences of token ids.
     pub fn of<'s>(sequences: impl IntoIterator<Item = &'s [u32]>) -> Self {
@@ -132,18 +134,31 @@ impl Inputs {
         }
     }
 
+    /// What these streams are given, without the rest.
+    pub fn only(&self, streams: &BTreeSet<Stream>) -> Cow<'_, Inputs> {
+        let has = |stream: Stream| streams.contains(&stream);
+        if STREAMS.into_iter().all(|stream| has(stream) || self.count(stream) == 0) {
+            return Cow::Borrowed(self);
+        }
+        Cow::Owned(Inputs {
+            input: if has(Stream::Input) { self.input.clone() } else { Tokens::default() },
+            decoder: if has(Stream::Decoder) { self.decoder.clone() } else { Tokens::default() },
+            images: self.images.clone().filter(|_| has(Stream::Images)),
+            audio: self.audio.clone().filter(|_| has(Stream::Audio)),
+        })
+    }
+
     /// How many sequences or items a stream has.
     pub fn count(&self, stream: Stream) -> usize {
         match self.tokens(stream) {
             Some(tokens) => tokens.spans.len(),
-            None => self.items(stream).map_or(0, |items| items.shape()[0]),
+            None => self.items(stream).and_then(|items| items.shape().first().copied()).unwrap_or(0),
         }
     }
 
     /// How many sequences there are: of the stream that has most.
     pub fn len(&self) -> usize {
-        let streams = [Stream::Input, Stream::Decoder, Stream::Images, Stream::Audio];
-        streams.into_iter().map(|stream| self.count(stream)).max().unwrap_or(0)
+        STREAMS.into_iter().map(|stream| self.count(stream)).max().unwrap_or(0)
     }
 
     /// Whether there are no sequences.

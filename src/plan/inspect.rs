@@ -2,7 +2,7 @@
 //! what may be.
 
 use super::config::{self, Bound};
-use super::{Config, Target, choose_head, expand::Expander, parse, targets, tensors};
+use super::{Config, Target, build, choose_head, expand::Expander, parse, tensors};
 use crate::error::{Error, ErrorKind, Problem};
 use crate::nn::{Builder, Declared};
 use crate::spec::{Address, BindingValue, Head, Problems, Source, Spec, Tree};
@@ -165,19 +165,14 @@ fn declare(spec: &Spec, heads: &[&Head], bound: &Bound, problems: &mut Problems)
     builder.origins = bound.origins.clone();
     let mut expander = Expander::new(spec, None, builder);
     if heads.is_empty() {
-        for (name, at) in targets(spec, None) {
-            expander.value(name, &at);
-        }
+        build(spec, None, &mut expander);
     }
     for head in heads {
         if expander.included(&head.when) == Some(false) {
             continue;
         }
         expander.turn_to(head);
-        for (name, at) in targets(spec, Some(head)) {
-            let built = expander.value(name, &at);
-            super::check_rows(head, name, built, &at, &mut expander.builder);
-        }
+        build(spec, Some(head), &mut expander);
         if let Some((tree, at)) = &head.decoder_start {
             expander.builder.evaluate(tree, at);
         }

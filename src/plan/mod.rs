@@ -96,14 +96,7 @@ impl Plan {
         {
             expander.builder.problem(&head.at.key(), format!("the config has no `{}`", head.task));
         }
-        let targets = targets(&spec, head);
-        let built: Vec<Option<(ValueId, Shape)>> =
-            targets.iter().map(|(name, at)| expander.value(name, at)).collect();
-        if let Some(head) = head {
-            for ((name, at), built) in targets.iter().zip(&built) {
-                check_rows(head, name, *built, at, &mut expander.builder);
-            }
-        }
+        let built = build(&spec, head, &mut expander);
         let decoder_start = head.and_then(|head| head.decoder_start.as_ref());
         let decoder_start = decoder_start.and_then(|(tree, at)| {
             let value = expander.builder.evaluate(tree, at)?;
@@ -238,9 +231,24 @@ pub(crate) fn stream_of(shape: Shape) -> Option<Stream> {
     }
 }
 
+/// Builds what a head asks for, or the model without one; none stands for what cannot be built.
+fn build<'s>(
+    spec: &'s Spec,
+    head: Option<&'s Head>,
+    expander: &mut Expander<'s, '_>,
+) -> Vec<Option<(ValueId, Shape)>> {
+    let value = |(name, at): (&str, Address)| {
+        let (id, shape) = expander.value(name, &at)?;
+        if let Some(head) = head {
+            check_rows(head, name, shape, &at, &mut expander.builder);
+        }
+        Some((id, shape))
+    };
+    targets(spec, head).into_iter().map(value).collect()
+}
+
 /// Reports an output of a head that has other rows than its task wants: a missing `pool` would go unnoticed else.
-fn check_rows(head: &Head, value: &str, built: Option<(ValueId, Shape)>, at: &Address, b: &mut Builder<'_>) {
-    let Some((_, shape)) = built else { return };
+fn check_rows(head: &Head, value: &str, shape: Shape, at: &Address, b: &mut Builder<'_>) {
     let named = head.outputs.iter().find(|(name, ..)| name == value);
     let output = named.and_then(|(_, output, _)| output.as_deref()).unwrap_or(value);
     let wanted = match (head.task.as_str(), output) {

@@ -133,10 +133,7 @@ fn blocks(name: Option<&str>, markdown: bool) -> Result<()> {
         }
         println!("\nHow blocks are put together:");
         for name in COMBINATORS {
-            println!(
-                "{name:16} {}",
-                first_sentence(&combinator(name).unwrap_or_default().replace('\n', " "))
-            );
+            println!("{name:16} {}", first_sentence(combinator(name).unwrap_or_default()));
         }
         println!("\nMaps that blocks take as the value of a field:");
         for (name, doc, _) in maps() {
@@ -162,7 +159,7 @@ fn blocks(name: Option<&str>, markdown: bool) -> Result<()> {
     Ok(())
 }
 
-/// The first sentence of a text whose lines may begin with spaces.
+/// The first sentence of a text, in one line.
 fn first_sentence(text: &str) -> String {
     let text = text.split_whitespace().collect::<Vec<_>>().join(" ");
     text.split_inclusive(". ").next().unwrap_or_default().trim_end().to_owned()
