@@ -66,6 +66,11 @@ mod linear {
         product(bencher, rows, T, WeightType::Q8, 12);
     }
 
+    #[divan::bench(args = ROWS, consts = THREADS)]
+    fn q4<const T: usize>(bencher: Bencher<'_, '_>, rows: usize) {
+        product(bencher, rows, T, WeightType::Q4, 12);
+    }
+
     #[divan::bench(args = ROWS)]
     fn f32_in_cache(bencher: Bencher<'_, '_>, rows: usize) {
         product(bencher, rows, 1, WeightType::F32, 1);

@@ -394,8 +394,8 @@ impl Tiles<'_> {
                         2 => self.tile::<S, FOUR, 2>(s, panel, first, ahead),
                         3 => self.tile::<S, FOUR, 3>(s, panel, first, ahead),
                         4 => self.tile::<S, FOUR, 4>(s, panel, first, ahead),
-                        5 => self.tile::<S, FOUR, 5>(s, panel, first, ahead),
-                        6 => self.tile::<S, FOUR, 6>(s, panel, first, ahead),
+                        5 if tile_rows::<S, FOUR>() > 4 => self.tile::<S, FOUR, 5>(s, panel, first, ahead),
+                        6 if tile_rows::<S, FOUR>() > 5 => self.tile::<S, FOUR, 6>(s, panel, first, ahead),
                         7 if tile_rows::<S, FOUR>() > 6 => self.tile::<S, FOUR, 7>(s, panel, first, ahead),
                         8 if tile_rows::<S, FOUR>() > 6 => self.tile::<S, FOUR, 8>(s, panel, first, ahead),
                         n => unreachable!("a tile of {n} rows"),
@@ -454,7 +454,9 @@ impl Tiles<'_> {
                         self.fetch(s, b, scales, 2 * width);
                     }
                     let mut sums = [[s.splat_i32(0); 2]; R];
-                    if !S::SIGNED {
+                    // Half of a block of weights up to 15 with numbers up to 127 comes to 30480 at most: it needs no more than 16 bits.
+                    let paired = FOUR && S::PAIRED;
+                    if !S::SIGNED && !paired {
                         for (r, sums) in sums.iter_mut().enumerate() {
                             let offset = *self.x.offsets.get_unchecked((row + r) * blocks + block);
                             *sums = [s.splat_i32(offset); 2];
@@ -483,13 +485,17 @@ impl Tiles<'_> {
                             }
                             let w =
                                 [s.load_eights(b.add(at)), s.load_eights(b.add(at + S::LANES * S::GROUP))];
-                            multiply::<S, R>(s, w, x.add(group), step, &mut sums);
+                            multiply::<S, R, false>(s, w, x.add(group), step, &mut sums);
                         }
                     }
                     let scales = b.add(scales).cast::<u16>();
                     let scales = [s.load_bf16(scales), s.load_bf16(scales.add(S::LANES))];
                     for r in 0..R {
                         for half in 0..2 {
+                            if paired {
+                                let offset = *self.x.offsets.get_unchecked((row + r) * blocks + block);
+                                sums[r][half] = s.add_pairs(s.splat_i32(offset), sums[r][half]);
+                            }
                             let sum = s.to_f32(sums[r][half]);
                             sums_of_run[r][half] = s.fma(sum, scales[half], sums_of_run[r][half]);
                         }
@@ -522,12 +528,12 @@ unsafe fn part_of_eight<S: Simd, const R: usize, const J: u32>(
     sums: &mut [[S::I; 2]; R],
 ) {
     // SAFETY: the caller's.
-    unsafe { multiply::<S, R>(s, [s.nibbles::<J>(w[0]), s.nibbles::<J>(w[1])], x, step, sums) }
+    unsafe { multiply::<S, R, true>(s, [s.nibbles::<J>(w[0]), s.nibbles::<J>(w[1])], x, step, sums) }
 }
 
 /// Adds the products of a group of inputs of `R` rows, which lie `step` groups apart.
 #[inline(always)]
-unsafe fn multiply<S: Simd, const R: usize>(
+unsafe fn multiply<S: Simd, const R: usize, const FOUR: bool>(
     s: S,
     w: [S::W; 2],
     x: *const i32,
@@ -538,8 +544,13 @@ unsafe fn multiply<S: Simd, const R: usize>(
         // SAFETY: the caller's.
         unsafe {
             let x = s.splat_group(*x.add(r * step));
-            sums[r][0] = s.add_products(sums[r][0], w[0], x);
-            sums[r][1] = s.add_products(sums[r][1], w[1], x);
+            for half in 0..2 {
+                sums[r][half] = if FOUR && S::PAIRED {
+                    s.add_paired_products(sums[r][half], w[half], x)
+                } else {
+                    s.add_products(sums[r][half], w[half], x)
+                };
+            }
         }
     }
 }

@@ -185,9 +185,16 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
             if VNNI {
                 return _mm256_dpbusd_avx_epi32(sum, w, x);
             }
-            let pairs = _mm256_maddubs_epi16(w, x);
-            _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)))
+            self.add_pairs(sum, _mm256_maddubs_epi16(w, x))
         }
+    }
+    #[inline(always)]
+    unsafe fn add_paired_products(self, sum: Self::I, w: Self::W, x: Self::W) -> Self::I {
+        unsafe { _mm256_add_epi16(sum, _mm256_maddubs_epi16(w, x)) }
+    }
+    #[inline(always)]
+    unsafe fn add_pairs(self, sum: Self::I, pairs: Self::I) -> Self::I {
+        unsafe { _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1))) }
     }
     #[inline(always)]
     unsafe fn halves(self, x: Self::W) -> [Self::V; 2] {
