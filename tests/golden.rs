@@ -2,31 +2,45 @@
 
 mod common;
 
-use std::path::Path;
+use std::fs;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use common::{cases, load};
+use serde_json::Value;
+use tempfile::TempDir;
 
 use smelt::backend::Backend;
 use smelt::cpu::{Cpu, SimdLevel};
 use smelt::nn::{Rows, Stream};
 use smelt::reference::Reference;
-use smelt::task::Bundle;
+use smelt::task::{Bundle, Comparison};
 use smelt::weights::read_bundle;
 
 /// Largest absolute difference from transformers.
 const TOLERANCE: f32 = 1e-4;
 
+fn golden() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden")
+}
+
+fn json(path: &Path) -> Value {
+    serde_json::from_str(&fs::read_to_string(path).unwrap()).unwrap()
+}
+
 /// How far transformers itself, in float32, is from exact, for the outputs where that is more than half of
 /// [`TOLERANCE`]: `measure_noise.py` compares it with float64. There the tolerance is 3e-4, or twice the noise (once for each
 /// side) where that is more: sums without a norm behind them that grow to 80, and unscaled softmax.
-fn noise() -> serde_json::Value {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/noise.json");
-    serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap()
+fn too_far<'a>(comparisons: &'a [Comparison], noise: &Value) -> Vec<&'a Comparison> {
+    let tolerance = |output: &str| match noise[output].as_f64() {
+        Some(noise) => (2.0 * noise as f32).max(3e-4),
+        None => TOLERANCE,
+    };
+    comparisons.iter().filter(|c| c.largest > tolerance(&c.name)).collect()
 }
 
 fn check(backend: Arc<dyn Backend>) {
-    let noise = noise();
+    let noise = json(&golden().join("noise.json"));
     let mut failures = Vec::new();
     for dir in cases() {
         let name = dir.strip_prefix(env!("CARGO_MANIFEST_DIR")).unwrap().display().to_string();
@@ -37,11 +51,7 @@ fn check(backend: Arc<dyn Backend>) {
             Ok(comparisons) => {
                 assert!(!comparisons.is_empty(), "{name} compares nothing");
                 let case = &noise[name.strip_prefix("tests/golden/").unwrap()];
-                let tolerance = |output: &str| match case[output].as_f64() {
-                    Some(noise) => (2.0 * noise as f32).max(3e-4),
-                    None => TOLERANCE,
-                };
-                let bad: Vec<_> = comparisons.iter().filter(|c| c.largest > tolerance(&c.name)).collect();
+                let bad = too_far(&comparisons, case);
                 if !bad.is_empty() {
                     failures.push(format!("{name}: {bad:?}"));
                 }
@@ -62,6 +72,44 @@ fn the_cpu_backend_agrees_with_transformers() {
     for level in SimdLevel::ALL {
         if let Some(cpu) = Cpu::with_level(level, Some(2)) {
             check(Arc::new(cpu));
+        }
+    }
+}
+
+/// Settings that change nothing in transformers, or what smelt does not compute: `settings.json` says why. `vary_settings.py` found them.
+#[test]
+fn settings_count_as_in_transformers() {
+    let noise = json(&golden().join("noise.json"));
+    for setting in json(&golden().join("settings.json")).as_array().unwrap() {
+        let case = setting["case"].as_str().unwrap();
+        let from = golden().join(case);
+        let dir = TempDir::new().unwrap();
+        fs::copy(from.join("model.safetensors"), dir.path().join("model.safetensors")).unwrap();
+        let mut config = json(&from.join("config.json"));
+        for (pointer, value) in setting["set"].as_object().unwrap() {
+            let (parent, key) = pointer.rsplit_once('/').unwrap();
+            let before = config
+                .pointer_mut(parent)
+                .unwrap()
+                .as_object_mut()
+                .unwrap()
+                .insert(key.into(), value.clone());
+            assert_ne!(before.as_ref(), Some(value), "{setting} changes nothing");
+        }
+        fs::write(dir.path().join("config.json"), config.to_string()).unwrap();
+        let network = load(dir.path(), Arc::new(Reference));
+        match setting["refused"].as_str() {
+            Some(part) => {
+                let error = network.err().unwrap_or_else(|| panic!("{setting} is accepted")).to_string();
+                assert!(error.contains(part), "{setting}: {error}");
+            }
+            None => {
+                let bundle = Bundle::new(read_bundle(&from.join("reference.safetensors")).unwrap()).unwrap();
+                let comparisons = bundle.compare(&network.unwrap()).unwrap();
+                assert!(!comparisons.is_empty(), "{setting}");
+                let bad = too_far(&comparisons, &noise[case]);
+                assert!(bad.is_empty(), "{setting}: {bad:?}");
+            }
         }
     }
 }

@@ -152,8 +152,8 @@ fn absurd_configs_are_refused() {
         (ROTARY, "/rope_parameters", json!({"rope_theta": -1.0}), Config, "expected a positive `rope_theta`"),
         (CLAMPED, "/sliding_window", json!(0), Config, positive),
         (PAIRED, "/relative_attention_num_buckets", json!(4_294_967_296u64), Config, "at most 1048576"),
-        (PAIRED, "/feed_forward_proj", json!([1]), Config, "wrong value of `act`"),
-        (PAIRED, "/feed_forward_proj", json!("gated-"), Config, "wrong value of `act`"),
+        (PAIRED, "/dense_act_fn", json!([1]), Config, "wrong value of `act`"),
+        (PAIRED, "/dense_act_fn", json!("gated-"), Config, "wrong value of `act`"),
     ];
     for (name, pointer, value, kind, part) in cases {
         let dir = with(*name, "config.json", pointer, value.clone());

@@ -104,8 +104,10 @@ impl Plan for Moe {
     fn plan(self, b: &mut Builder<'_>, input: Option<Shape>, at: &Address) -> Built {
         let (rows, cols) = b.matrix(input, at)?;
         let (experts, groups) = (self.experts, self.groups);
-        let fits = self.chosen <= experts && experts <= MAX_EXPERTS;
-        if !fits || experts % groups != 0 || self.chosen_groups > groups {
+        let fits = experts <= MAX_EXPERTS && experts % groups == 0 && self.chosen_groups <= groups;
+        // Without groups all experts take part.
+        let take_part = if groups == 1 { experts } else { experts / groups * self.chosen_groups };
+        if !fits || self.chosen > take_part {
             let message = format!(
                 "expected at most {MAX_EXPERTS} experts in groups of one size, and no more chosen than there are, found \
                  {} of {experts} experts and {} of {groups} groups",
