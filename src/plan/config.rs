@@ -248,6 +248,18 @@ pub fn accepts(test: &Test, found: &Tree) -> bool {
     })
 }
 
+/// Where the values come from that an expression names.
+fn computed_from(tree: &Tree, bound: &Bound) -> Option<String> {
+    let names = Template::parse(tree.as_text()?).ok()?.names();
+    let from: Vec<&str> = names
+        .iter()
+        .filter_map(|name| bound.origins.get(name))
+        .map(String::as_str)
+        .filter(|origin| !origin.contains(" is computed (")) // that of what it comes from will do
+        .collect();
+    (!from.is_empty()).then(|| from.join("; "))
+}
+
 fn value_of(
     spec: &Spec,
     config: &Config,
@@ -258,16 +270,8 @@ fn value_of(
     let (keys, default, when_null) = match &binding.value {
         BindingValue::Derived(tree, at) => {
             let value = evaluate(spec, tree, at, bound, problems)?;
-            let names = tree.as_text().and_then(|text| Template::parse(text).ok()).map(|t| t.names());
-            let from: Vec<&str> = names
-                .iter()
-                .flatten()
-                .filter_map(|name| bound.origins.get(name))
-                .map(String::as_str)
-                .filter(|origin| !origin.contains(" is computed (")) // that of what it comes from will do
-                .collect();
-            if !from.is_empty() {
-                let origin = format!("`{}` is computed ({value}): {}", binding.name, from.join("; "));
+            if let Some(from) = computed_from(tree, bound) {
+                let origin = format!("`{}` is computed ({value}): {from}", binding.name);
                 bound.origins.insert(binding.name.clone(), origin);
             }
             return Some(value);
@@ -291,7 +295,10 @@ fn value_of(
         let value = evaluate(spec, tree, at, bound, problems)?;
         let config = file_name(config.name());
         let why = if null.is_some() { "has null for" } else { "has no" };
-        let origin = format!("`{}` is {value}, as {config} {why} `{}`", binding.name, keys.join("`, `"));
+        let mut origin = format!("`{}` is {value}, as {config} {why} `{}`", binding.name, keys.join("`, `"));
+        if let Some(from) = computed_from(tree, bound) {
+            origin.push_str(&format!("; {from}"));
+        }
         bound.origins.insert(binding.name.clone(), origin);
         bound.defaulted.insert(binding.name.clone());
         return Some(value);
