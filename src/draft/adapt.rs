@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use super::edit::{get_mut, set, without_notes};
+use super::edit::{get_mut, set, turn_a_share, without_notes};
 use super::fit::View;
 use super::fold::names;
 use super::known::{Family, Known, declared, fields};
@@ -106,6 +106,10 @@ impl Candidate {
         let mut this = Candidate { patterns: stored.len(), ..self };
         let kept = this.score;
         let bound = this.bind(known, config);
+        let share = |settings: &str| config.find(&format!("{settings}.partial_rotary_factor")).is_some();
+        if ["rope_parameters", "rope_scaling"].into_iter().any(share) {
+            turn_a_share(&mut this.tree);
+        }
         let task = this.heads(known, config, stored, prefix);
         let stored = this.weights(stored, prefix, family, config);
         this.linear_defaults(&stored, config);

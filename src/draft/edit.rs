@@ -35,6 +35,30 @@ pub(super) fn to_layer_norms(tree: &mut Tree) {
     }
 }
 
+/// Lets settings of rope say what share of the columns turns.
+pub(super) fn turn_a_share(tree: &mut Tree) {
+    match tree {
+        Tree::Map(entries) => {
+            for (key, value) in entries {
+                if key == "rope" && value.get("scaling").is_some() && value.get("partial").is_none() {
+                    set(value, "partial", Tree::Int(1));
+                    let why = "`partial_rotary_factor` in the settings counts only beside this";
+                    set(value, NOTE, Tree::Text(why.into()));
+                }
+                if let Tree::Text(text) = value
+                    && key == "rope"
+                    && !text.contains("'partial'")
+                {
+                    *text = text.replace("'scaling'", "'partial': 1, 'scaling'");
+                }
+                turn_a_share(value);
+            }
+        }
+        Tree::List(items) => items.iter_mut().for_each(turn_a_share),
+        _ => {}
+    }
+}
+
 /// Says how a weight is stored, at its place.
 pub(super) fn set_layout(tree: &mut Tree, at: &Address, layout: &str) -> bool {
     let Some((last, parents)) = at.steps().split_last() else { return false };

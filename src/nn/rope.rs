@@ -17,8 +17,9 @@ fields! {
         /// `longrope` (also called `su`). `dynamic` and `longrope` change when a sequence outgrows the length that the model
         /// was trained with; sequences up to there are computed, longer ones refused.
         scaling: Option<Settings>,
-        /// The share of each head's columns that turns, unless `scaling` has a `partial_rotary_factor`.
-        partial: f64 = "1",
+        /// The share of each head's columns that turns, unless `scaling` has a `partial_rotary_factor`, which counts only where
+        /// this is given. All columns if it is not.
+        partial: Option<f64>,
         /// How many columns of each head turn, in place of a share.
         dim: Option<usize>,
         /// Whether neighbours are paired, instead of columns half of `dim` apart.
@@ -71,13 +72,21 @@ impl RopeFields {
     /// The settings for heads of `head_dim` columns; `at` is where `rope` is written.
     pub fn plan(&self, b: &mut Builder<'_>, head_dim: usize, stream: Stream, at: &Address) -> Option<Rope> {
         let scaling = self.scaling.as_ref();
-        let (theta, partial) = match scaling {
+        let (theta, share) = match scaling {
             Some(scaling) => (
                 optional(b, scaling, "rope_theta")?.unwrap_or(self.theta),
-                optional(b, scaling, "partial_rotary_factor")?.unwrap_or(self.partial),
+                optional(b, scaling, "partial_rotary_factor")?,
             ),
-            None => (self.theta, self.partial),
+            None => (self.theta, None),
         };
+        if let (None, Some(share)) = (self.partial, share.filter(|share| *share != 1.0)) {
+            let message = format!(
+                "expected `partial` beside settings with a `partial_rotary_factor` ({share}): models differ in whether they use it"
+            );
+            b.wrong_fields(at, &["rope"], message);
+            return None;
+        }
+        let partial = share.or(self.partial).unwrap_or(1.0);
         if self.dim.is_some() && partial != 1.0 {
             b.wrong_fields(
                 at,
