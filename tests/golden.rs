@@ -76,7 +76,7 @@ fn the_cpu_backend_agrees_with_transformers() {
     }
 }
 
-/// Settings that change nothing in transformers, or what smelt does not compute: `settings.json` says why. `vary_settings.py` found them.
+/// Settings that change nothing in transformers, or something that smelt does not compute: `settings.json` says why.
 #[test]
 fn settings_count_as_in_transformers() {
     let noise = json(&golden().join("noise.json"));
@@ -88,12 +88,8 @@ fn settings_count_as_in_transformers() {
         let mut config = json(&from.join("config.json"));
         for (pointer, value) in setting["set"].as_object().unwrap() {
             let (parent, key) = pointer.rsplit_once('/').unwrap();
-            let before = config
-                .pointer_mut(parent)
-                .unwrap()
-                .as_object_mut()
-                .unwrap()
-                .insert(key.into(), value.clone());
+            let map = config.pointer_mut(parent).unwrap().as_object_mut().unwrap();
+            let before = map.insert(key.into(), value.clone());
             assert_ne!(before.as_ref(), Some(value), "{setting} changes nothing");
         }
         fs::write(dir.path().join("config.json"), config.to_string()).unwrap();

@@ -81,7 +81,8 @@ impl RopeFields {
         };
         if let (None, Some(share)) = (self.partial, share.filter(|share| *share != 1.0)) {
             let message = format!(
-                "expected `partial` beside settings with a `partial_rotary_factor` ({share}): models differ in whether they use it"
+                "expected `partial` beside settings with a `partial_rotary_factor` ({share}): models differ in \
+                 whether they use it"
             );
             b.wrong_fields(at, &["rope"], message);
             return None;

@@ -454,7 +454,7 @@ impl Tiles<'_> {
                         self.fetch(s, b, scales, 2 * width);
                     }
                     let mut sums = [[s.splat_i32(0); 2]; R];
-                    // Half of a block of weights up to 15 with numbers up to 127 comes to 30480 at most: it needs no more than 16 bits.
+                    // Half of a block, of weights up to 15 with numbers up to 127, comes to 30480 at most: 16 bits are enough.
                     let paired = FOUR && S::PAIRED;
                     if !S::SIGNED && !paired {
                         for (r, sums) in sums.iter_mut().enumerate() {

@@ -157,13 +157,14 @@ pub trait Simd: Copy + Send + Sync + 'static {
     }
     /// `sum + Σ wᵢ xᵢ` over each group. Exact as long as nothing exceeds 32 bits.
     unsafe fn add_products(self, sum: Self::I, w: Self::W, x: Self::W) -> Self::I;
-    /// The same where products are [`Simd::PAIRED`], with sums of 16 bits for each half of a group. Exact as long as nothing exceeds those.
+    /// The same where products are [`Simd::PAIRED`], with a sum of 16 bits for each half of a group. Exact as long as nothing exceeds
+    /// these.
     #[inline(always)]
     unsafe fn add_paired_products(self, sum: Self::I, w: Self::W, x: Self::W) -> Self::I {
         // SAFETY: the caller's.
         unsafe { self.add_products(sum, w, x) }
     }
-    /// `sum` and the two such sums of each group.
+    /// `sum` and both of these sums of each group.
     #[inline(always)]
     unsafe fn add_pairs(self, _: Self::I, pairs: Self::I) -> Self::I {
         pairs
