@@ -1,4 +1,5 @@
-//! Every fixture under `tests/golden` and the models in `examples/models`: outputs, hidden states and greedy tokens as transformers computes them.
+//! Every fixture under `tests/golden` and the models in `examples/models`: outputs, hidden states and greedy tokens as transformers
+//! computes them.
 
 mod common;
 
