@@ -106,8 +106,8 @@ impl Candidate {
         let mut this = Candidate { patterns: stored.len(), ..self };
         let kept = this.score;
         let bound = this.bind(known, config);
-        let share = |settings: &str| config.find(&format!("{settings}.partial_rotary_factor")).is_some();
-        if ["rope_parameters", "rope_scaling"].into_iter().any(share) {
+        let share = |settings: &String| config.find(&format!("{settings}.partial_rotary_factor")).is_some();
+        if known.aliases.get("scaling").into_iter().flatten().any(share) {
             turn_a_share(&mut this.tree);
         }
         let task = this.heads(known, config, stored, prefix);

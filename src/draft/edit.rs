@@ -40,18 +40,21 @@ pub(super) fn turn_a_share(tree: &mut Tree) {
     match tree {
         Tree::Map(entries) => {
             for (key, value) in entries {
-                if key == "rope" && value.get("scaling").is_some() && value.get("partial").is_none() {
-                    set(value, "partial", Tree::Int(1));
-                    let why = "`partial_rotary_factor` in the settings counts only beside this";
-                    set(value, NOTE, Tree::Text(why.into()));
+                match value {
+                    Tree::Text(text) if key == "rope" && !text.contains("'partial'") => {
+                        *text = text.replace("'scaling'", "'partial': 1, 'scaling'");
+                    }
+                    Tree::Map(_)
+                        if key == "rope"
+                            && value.get("scaling").is_some()
+                            && value.get("partial").is_none() =>
+                    {
+                        set(value, "partial", Tree::Int(1));
+                        let why = "`partial_rotary_factor` in the settings counts only beside this";
+                        set(value, NOTE, Tree::Text(why.into()));
+                    }
+                    _ => turn_a_share(value),
                 }
-                if let Tree::Text(text) = value
-                    && key == "rope"
-                    && !text.contains("'partial'")
-                {
-                    *text = text.replace("'scaling'", "'partial': 1, 'scaling'");
-                }
-                turn_a_share(value);
             }
         }
         Tree::List(items) => items.iter_mut().for_each(turn_a_share),

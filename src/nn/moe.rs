@@ -105,9 +105,7 @@ impl Plan for Moe {
         let (rows, cols) = b.matrix(input, at)?;
         let (experts, groups) = (self.experts, self.groups);
         let fits = experts <= MAX_EXPERTS && experts % groups == 0 && self.chosen_groups <= groups;
-        // Without groups all experts take part.
-        let take_part = if groups == 1 { experts } else { experts / groups * self.chosen_groups };
-        if !fits || self.chosen > take_part {
+        if !fits || self.chosen > experts / groups * self.chosen_groups {
             let message = format!(
                 "expected at most {MAX_EXPERTS} experts in groups of one size, and no more chosen than there are, found \
                  {} of {experts} experts and {} of {groups} groups",

@@ -164,7 +164,7 @@ pub trait Simd: Copy + Send + Sync + 'static {
         // SAFETY: the caller's.
         unsafe { self.add_products(sum, w, x) }
     }
-    /// `sum` and both of these sums of each group.
+    /// `sum` and both of these sums of each group. Nothing calls it where products are not paired.
     #[inline(always)]
     unsafe fn add_pairs(self, _: Self::I, pairs: Self::I) -> Self::I {
         pairs
