@@ -3,7 +3,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use super::{
-    Activation, AttentionParams, Backend, Compute, Epilogue, HeadScan, KvCache, Linear, LinearPart, Norm,
+    Activation, AttentionParams, Backend, Compute, Epilogue, HeadScan, KvCache, Linear, LinearWeights, Norm,
     Rotation, Scan, Span, WeightType,
 };
 use crate::tensor::{Array, Tensor};
@@ -101,8 +101,10 @@ impl Backend for Counting {
         self.inner.compute()
     }
 
-    fn linear(&self, parts: &[LinearPart<'_>], kept: WeightType) -> Box<dyn Linear> {
-        Box::new(CountingLinear { inner: self.inner.linear(parts, kept), counts: self.counts.clone() })
+    fn linears(&self, maps: &[LinearWeights<'_>]) -> Vec<Box<dyn Linear>> {
+        let counted =
+            |inner| Box::new(CountingLinear { inner, counts: self.counts.clone() }) as Box<dyn Linear>;
+        self.inner.linears(maps).into_iter().map(counted).collect()
     }
 
     fn linear_bytes(&self, inputs: usize, outputs: usize, kept: WeightType) -> u64 {
@@ -192,7 +194,7 @@ impl Backend for Counting {
 
 #[cfg(test)]
 mod tests {
-    use super::super::Layout;
+    use super::super::{Layout, LinearPart};
     use super::*;
     use crate::reference::Reference;
 

@@ -42,12 +42,17 @@ pub trait Backend: Send + Sync + fmt::Debug {
     /// The type in which attention multiplies, and in which its caches keep keys and values.
     fn compute(&self) -> Compute;
 
-    /// Lays out the weights of a linear map `[in] -> [out]` the way [`Linear::apply`] wants them. Several
-    /// parts with the same input are put side by side: their outputs follow each other. They are kept as
-    /// `kept`.
-    fn linear(&self, parts: &[LinearPart<'_>], kept: WeightType) -> Box<dyn Linear>;
+    /// Lays out the weights of linear maps `[in] -> [out]` the way [`Linear::apply`] wants them. Those that are used one after another
+    /// best lie one behind another.
+    fn linears(&self, maps: &[LinearWeights<'_>]) -> Vec<Box<dyn Linear>>;
 
-    /// Bytes that [`linear`](Self::linear) will keep for a map of `inputs` to `outputs`.
+    /// Lays out the weights of one linear map.
+    fn linear(&self, parts: &[LinearPart<'_>], kept: WeightType) -> Box<dyn Linear> {
+        // As many as it is given.
+        self.linears(&[LinearWeights { parts: parts.to_vec(), kept }]).remove(0)
+    }
+
+    /// Bytes that [`linears`](Self::linears) will keep for a map of `inputs` to `outputs`.
     fn linear_bytes(&self, inputs: usize, outputs: usize, kept: WeightType) -> u64;
 
     /// Row `i` of `out` becomes row `ids[i]` of `table` (`[vocab, cols]`), or is increased by it if
@@ -136,8 +141,17 @@ pub trait Linear: Send + Sync + fmt::Debug {
     fn apply(&self, x: &Tensor, epilogue: &Epilogue<'_>, out: &mut Tensor);
 }
 
+/// The weights of one [`Linear`].
+#[derive(Clone, Debug)]
+pub struct LinearWeights<'a> {
+    /// Parts with the same input, put side by side: their outputs follow each other.
+    pub parts: Vec<LinearPart<'a>>,
+    /// How they are kept.
+    pub kept: WeightType,
+}
+
 /// Weights that go into one [`Linear`].
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 pub struct LinearPart<'a> {
     /// The stored matrix.
     pub weight: &'a Array,

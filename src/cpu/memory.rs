@@ -2,50 +2,41 @@
 
 #![forbid(unsafe_code)]
 
-use std::fmt;
-use std::marker::PhantomData;
-
 use memmap2::{Advice, MmapMut};
-use zerocopy::{FromBytes, Immutable, IntoBytes};
+
+/// Bytes of the large pages of x86-64, and of AArch64 with small pages of 4 KiB.
+const LARGE_PAGE: usize = 2 << 20;
 
 /// Zeros at first, beginning at a page. In large pages where the system has them: what reads weights from end to end then looks up
 /// one address in 2 MiB instead of one in 4 KiB, and the processor fetches ahead across all of it.
-pub struct Memory<T> {
-    map: MmapMut,
-    len: usize,
-    elements: PhantomData<T>,
-}
+#[derive(Debug)]
+pub struct Memory(MmapMut);
 
-impl<T: FromBytes + IntoBytes + Immutable> Memory<T> {
-    /// `len` elements.
-    pub fn new(len: usize) -> Self {
-        let bytes = len.saturating_mul(size_of::<T>());
-        let map = MmapMut::map_anon(bytes.max(1)).unwrap_or_else(|_| {
+impl Memory {
+    /// So many bytes, and possibly some more.
+    pub fn new(bytes: usize) -> Self {
+        // Linux begins a map at a large page if it ends at one.
+        let large = bytes / LARGE_PAGE * LARGE_PAGE;
+        let len = if large > 0 { bytes.checked_next_multiple_of(LARGE_PAGE).unwrap_or(bytes) } else { bytes };
+        let map = MmapMut::map_anon(len.max(1)).unwrap_or_else(|_| {
             // As everything else that is allocated: without memory there is no going on.
-            let layout = std::alloc::Layout::array::<T>(len).unwrap_or(std::alloc::Layout::new::<T>());
+            let layout = std::alloc::Layout::array::<u8>(len).unwrap_or(std::alloc::Layout::new::<u8>());
             std::alloc::handle_alloc_error(layout)
         });
-        // A wish: without it everything is right, if slower.
+        // A wish: without it everything is right, if slower. What is left at the end stays in small pages, because a large one would
+        // be taken as a whole.
         #[cfg(target_os = "linux")]
-        let _ = map.advise(Advice::HugePage);
-        Memory { map, len, elements: PhantomData }
+        let _ = map.advise_range(Advice::HugePage, 0, large);
+        Memory(map)
     }
 
-    /// The elements.
-    pub fn as_slice(&self) -> &[T] {
-        // A map begins at a page, so elements are aligned, and it has the bytes that were asked for.
-        <[T]>::ref_from_bytes(&self.map[..self.len * size_of::<T>()]).unwrap_or_default()
+    /// All bytes.
+    pub fn bytes(&self) -> &[u8] {
+        &self.0
     }
 
-    /// The elements, to be written.
-    pub fn as_mut_slice(&mut self) -> &mut [T] {
-        // As above.
-        <[T]>::mut_from_bytes(&mut self.map[..self.len * size_of::<T>()]).unwrap_or_default()
-    }
-}
-
-impl<T> fmt::Debug for Memory<T> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Memory({} elements)", self.len)
+    /// All bytes, to be written.
+    pub fn bytes_mut(&mut self) -> &mut [u8] {
+        &mut self.0
     }
 }

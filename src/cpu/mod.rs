@@ -17,7 +17,7 @@ use std::marker::PhantomData;
 use std::sync::Arc;
 
 use crate::backend::{
-    Activation, AttentionParams, Backend, Compute, HeadScan, KvCache, Linear, LinearPart, Norm, PAGE_KEYS,
+    Activation, AttentionParams, Backend, Compute, HeadScan, KvCache, Linear, LinearWeights, Norm, PAGE_KEYS,
     Pair, Rotation, Scan, Span, WeightType,
 };
 use crate::error::count;
@@ -30,7 +30,7 @@ use kernels::quantised::{Groups, QuantisedRows};
 use kernels::rows::{Activate, Normalise, each_rows_mut, rotate};
 use kernels::scan::ScanHeads;
 use kernels::simd::{Kernel, Simd};
-use linear::{Packed, packed_bytes};
+use linear::{Format, Packed};
 pub use peaks::{Meter, Peaks};
 use pool::Pool;
 
@@ -172,19 +172,21 @@ impl Backend for Cpu {
         self.compute
     }
 
-    fn linear(&self, parts: &[LinearPart<'_>], kept: WeightType) -> Box<dyn Linear> {
+    fn linears(&self, maps: &[LinearWeights<'_>]) -> Vec<Box<dyn Linear>> {
         #[cfg(feature = "openblas")]
         if self.openblas {
-            return Box::new(openblas::Blas::new(self.engine.clone(), parts));
+            let blas = |map| Box::new(openblas::Blas::new(self.engine.clone(), map)) as Box<dyn Linear>;
+            return maps.iter().map(blas).collect();
         }
-        Box::new(Packed::new(self.engine.clone(), parts, kept, self.compute))
+        let packed = Packed::all(&self.engine, maps, self.compute);
+        packed.into_iter().map(|packed| Box::new(packed) as Box<dyn Linear>).collect()
     }
 
     fn linear_bytes(&self, inputs: usize, outputs: usize, kept: WeightType) -> u64 {
         let width = self.engine.panel_width();
         // Sizes come from a file: only what does not overflow can be packed.
         let fits = (inputs as u64).checked_mul(outputs as u64 + width as u64).is_some_and(|n| n < 1 << 60);
-        if fits { packed_bytes(inputs, outputs, width, kept, self.compute) } else { u64::MAX / 4 }
+        if fits { Format::of(kept, self.compute).bytes(inputs, outputs, width) } else { u64::MAX / 4 }
     }
 
     fn embedding(&self, table: &Array, ids: &[u32], accumulate: bool, out: &mut Tensor) {

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use super::Engine;
 use super::kernels::rows::Finish;
-use crate::backend::{Epilogue, Layout, Linear, LinearPart};
+use crate::backend::{Epilogue, Layout, Linear, LinearWeights};
 use crate::tensor::Tensor;
 
 /// A linear map with its weights as float32, `[outputs, inputs]`.
@@ -23,9 +23,9 @@ pub struct Blas {
 
 impl Blas {
     /// Widens the parts of a map.
-    pub fn new(engine: Arc<Engine>, parts: &[LinearPart<'_>]) -> Blas {
+    pub fn new(engine: Arc<Engine>, map: &LinearWeights<'_>) -> Blas {
         let (mut weights, mut inputs) = (Vec::new(), 0);
-        for part in parts {
+        for part in &map.parts {
             let [rows, cols] = *part.weight.shape() else { panic!("a linear weight has two axes") };
             let stored = part.weight.to_f32();
             let (outputs, (out_step, in_step)) = match part.layout {

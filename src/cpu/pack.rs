@@ -8,7 +8,6 @@ use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use super::kernels::quantised::{Bits, Groups, filled};
 use super::kernels::simd::MAX_WIDTH;
-use super::memory::Memory;
 use super::pool::Pool;
 use crate::backend::{Layout, LinearPart, PACKED_AT_ONCE, Pair};
 
@@ -20,6 +19,9 @@ pub struct Sources<'a> {
     pub inputs: usize,
     pub outputs: usize,
 }
+
+/// Outputs that are packed together where the stored rows are those of inputs: of each row one run is read, not many short ones.
+const OUTPUTS_AT_ONCE: usize = 128;
 
 /// Inputs that are transposed together: so many elements of each output of a panel stay in the first cache.
 const TRANSPOSE_BLOCK: usize = 64;
@@ -36,22 +38,24 @@ impl<'a> Sources<'a> {
         Sources { parts, outputs: starts[starts.len() - 1], starts, inputs }
     }
 
-    /// `[outputs / width][inputs][width]`, the last panel filled up with zeros.
-    pub fn pack<T>(&self, pool: &Pool, width: usize, convert: impl Fn(f32) -> T + Sync) -> Memory<T>
+    /// Fills panels `[outputs / width][inputs][width]`.
+    pub fn pack<T>(&self, pool: &Pool, width: usize, panels: &mut [u8], convert: impl Fn(f32) -> T + Sync)
     where
         T: Copy + Send + FromBytes + IntoBytes + Immutable,
     {
-        self.each_panel(pool, width, self.inputs * width, |outputs, panel| {
-            self.pack_panel(outputs, width, panel, &convert);
+        let len = self.inputs * width;
+        self.each_group(pool, width, numbers(panels), len, |outputs, panels| {
+            self.gather(outputs, width, panels, len, &convert);
         })
     }
 
-    /// `[outputs / width][inputs / 2][width]`, filled up with zeros.
-    pub fn pack_pairs(&self, pool: &Pool, width: usize) -> Memory<Pair> {
-        self.each_panel(pool, width, self.inputs.div_ceil(2) * width, |outputs, pairs| {
-            let mut panel = vec![0.0; self.inputs.next_multiple_of(2) * width];
-            self.pack_panel(outputs, width, &mut panel[..self.inputs * width], &|x| x);
-            for (pairs, two) in pairs.chunks_mut(width).zip(panel.chunks(2 * width)) {
+    /// Fills panels `[outputs / width][inputs / 2][width]`.
+    pub fn pack_pairs(&self, pool: &Pool, width: usize, panels: &mut [u8]) {
+        let len = self.inputs.div_ceil(2) * width;
+        self.each_group(pool, width, numbers(panels), len, |outputs, pairs: &mut [Pair]| {
+            let mut panels = vec![0.0; 2 * pairs.len()];
+            self.gather(outputs, width, &mut panels, 2 * len, &|x| x);
+            for (pairs, two) in pairs.chunks_mut(width).zip(panels.chunks(2 * width)) {
                 let (first, second) = two.split_at(width);
                 for (pair, (a, b)) in pairs.iter_mut().zip(first.iter().zip(second)) {
                     *pair = Pair::new(*a, *b);
@@ -60,87 +64,64 @@ impl<'a> Sources<'a> {
         })
     }
 
-    /// Panels of quantised weights, one after another.
-    pub fn quantise(&self, pool: &Pool, width: usize, groups: Groups, bits: Bits) -> Memory<u8> {
-        self.each_panel(pool, width, bits.panel_bytes(self.inputs, width), |outputs, bytes| {
-            let mut panel = vec![0.0; filled(self.inputs) * width];
-            self.pack_panel(outputs, width, &mut panel[..self.inputs * width], &|x| x);
-            bits.pack(&panel, width, groups, bytes);
+    /// Fills panels of quantised weights.
+    pub fn quantise(&self, pool: &Pool, width: usize, groups: Groups, bits: Bits, panels: &mut [u8]) {
+        let (len, filled) = (bits.panel_bytes(self.inputs, width), filled(self.inputs) * width);
+        self.each_group(pool, width, panels, len, |outputs, bytes| {
+            let mut panels = vec![0.0; bytes.len() / len * filled];
+            self.gather(outputs, width, &mut panels, filled, &|x| x);
+            for (panel, bytes) in panels.chunks(filled).zip(bytes.chunks_mut(len)) {
+                bits.pack(panel, width, groups, bytes);
+            }
         })
     }
 
-    /// Has the panels filled, `len` elements each, on all threads.
-    fn each_panel<T>(
+    /// Has groups of panels filled, `len` elements a panel, on all threads.
+    fn each_group<T: Send>(
         &self,
         pool: &Pool,
         width: usize,
+        panels: &mut [T],
         len: usize,
         fill: impl Fn(Range<usize>, &mut [T]) + Sync,
-    ) -> Memory<T>
-    where
-        T: Send + FromBytes + IntoBytes + Immutable,
-    {
+    ) {
         let len = len.max(1);
-        let mut memory = Memory::new(self.outputs.div_ceil(width) * len);
-        let round = (PACKED_AT_ONCE / (self.inputs * width).max(1)).max(1);
-        for (i, panels) in memory.as_mut_slice().chunks_mut(round * len).enumerate() {
+        let by_rows = self.parts.iter().all(|part| part.layout == Layout::OutIn);
+        let group = if by_rows { 1 } else { (OUTPUTS_AT_ONCE / width).max(1) };
+        let round = (PACKED_AT_ONCE / (self.inputs * width).max(1)).max(1).next_multiple_of(group);
+        for (i, panels) in panels.chunks_mut(round * len).enumerate() {
+            let outputs = |panels: Range<usize>| {
+                let output = |panel: usize| ((i * round + panel) * width).min(self.outputs);
+                output(panels.start)..output(panels.end)
+            };
             let count = panels.len() / len;
-            pool.run_each(panels.chunks_exact_mut(len).enumerate(), |(panel, data)| {
-                let first = (i * round + panel) * width;
-                fill(first..(first + width).min(self.outputs), data);
+            pool.run_each(panels.chunks_mut(group * len).enumerate(), |(at, panels)| {
+                let first = at * group;
+                fill(outputs(first..first + panels.len() / len), panels);
             });
-            self.release(i * round * width..((i * round + count) * width).min(self.outputs));
+            self.release(outputs(0..count));
         }
-        memory
     }
 
-    /// The elements of one panel.
-    fn pack_panel<T>(
+    /// The elements of a group of panels, which begin `step` elements apart.
+    fn gather<T>(
         &self,
         outputs: Range<usize>,
         width: usize,
-        panel: &mut [T],
+        panels: &mut [T],
+        step: usize,
         convert: &impl Fn(f32) -> T,
     ) {
         for (part, bounds) in self.parts.iter().zip(self.starts.windows(2)) {
-            // The outputs of the panel that are of this part, counted from the panel's and from the part's first.
             let (start, end) = (outputs.start.max(bounds[0]), outputs.end.min(bounds[1]));
             if start >= end {
                 continue;
             }
-            let (lane, first, count) = (start - outputs.start, start - bounds[0], end - start);
-            let stored = |i: usize| part.outputs.map_or(first + i, |order| order[first + i] as usize);
+            let outputs = start - outputs.start..end - outputs.start;
+            let piece = Piece { part, first: start - bounds[0], outputs, inputs: self.inputs, width };
             match part.layout {
-                Layout::OutIn => {
-                    let mut rows = [0.0; MAX_WIDTH * TRANSPOSE_BLOCK];
-                    for from in (0..self.inputs).step_by(TRANSPOSE_BLOCK) {
-                        let n = TRANSPOSE_BLOCK.min(self.inputs - from);
-                        for (i, row) in rows.chunks_mut(TRANSPOSE_BLOCK).take(count).enumerate() {
-                            part.weight.read_f32(stored(i) * self.inputs + from, &mut row[..n]);
-                        }
-                        for (j, to) in panel[from * width..].chunks_mut(width).take(n).enumerate() {
-                            for (i, to) in to[lane..lane + count].iter_mut().enumerate() {
-                                *to = convert(rows[i * TRANSPOSE_BLOCK + j]);
-                            }
-                        }
-                    }
-                }
-                Layout::InOut => {
-                    let cols = part.weight.shape()[1];
-                    let mut row = [0.0; MAX_WIDTH];
-                    for (input, to) in panel.chunks_mut(width).enumerate() {
-                        if part.outputs.is_none() {
-                            part.weight.read_f32(input * cols + first, &mut row[..count]);
-                        } else {
-                            for (i, x) in row[..count].iter_mut().enumerate() {
-                                part.weight.read_f32(input * cols + stored(i), std::slice::from_mut(x));
-                            }
-                        }
-                        for (to, x) in to[lane..lane + count].iter_mut().zip(row) {
-                            *to = convert(x);
-                        }
-                    }
-                }
+                Layout::OutIn => piece.transpose(panels, step, convert),
+                Layout::InOut => piece.copy(panels, step, convert),
             }
         }
     }
@@ -159,4 +140,84 @@ impl<'a> Sources<'a> {
             }
         }
     }
+
+    /// Lets go of all that the system has mapped of the files.
+    pub fn release_storage(&self) {
+        self.parts.iter().for_each(|part| part.weight.release_storage());
+    }
+}
+
+/// Outputs of one part in a group of panels.
+struct Piece<'a> {
+    part: &'a LinearPart<'a>,
+    /// The first of them, counted from the part's.
+    first: usize,
+    /// Counted from the group's first.
+    outputs: Range<usize>,
+    inputs: usize,
+    width: usize,
+}
+
+impl Piece<'_> {
+    /// Where an output is stored.
+    fn stored(&self, output: usize) -> usize {
+        let i = self.first + output - self.outputs.start;
+        self.part.outputs.map_or(i, |order| order[i] as usize)
+    }
+
+    /// Panels, each with its outputs.
+    fn panels(&self) -> impl Iterator<Item = (usize, Range<usize>)> {
+        let (width, Range { start, end }) = (self.width, self.outputs.clone());
+        let bounds = move |panel: usize| start.max(panel * width)..end.min((panel + 1) * width);
+        (start / width..end.div_ceil(width)).map(move |panel| (panel, bounds(panel)))
+    }
+
+    /// From rows of outputs.
+    fn transpose<T>(&self, panels: &mut [T], step: usize, convert: &impl Fn(f32) -> T) {
+        let (inputs, width) = (self.inputs, self.width);
+        let mut rows = [0.0; MAX_WIDTH * TRANSPOSE_BLOCK];
+        for (panel, outputs) in self.panels() {
+            let (panel, lane) = (&mut panels[panel * step..], outputs.start % width);
+            for from in (0..inputs).step_by(TRANSPOSE_BLOCK) {
+                let n = TRANSPOSE_BLOCK.min(inputs - from);
+                for (output, row) in outputs.clone().zip(rows.chunks_mut(TRANSPOSE_BLOCK)) {
+                    self.part.weight.read_f32(self.stored(output) * inputs + from, &mut row[..n]);
+                }
+                for (j, to) in panel[from * width..].chunks_mut(width).take(n).enumerate() {
+                    for (i, to) in to[lane..lane + outputs.len()].iter_mut().enumerate() {
+                        *to = convert(rows[i * TRANSPOSE_BLOCK + j]);
+                    }
+                }
+            }
+        }
+    }
+
+    /// From rows of inputs.
+    fn copy<T>(&self, panels: &mut [T], step: usize, convert: &impl Fn(f32) -> T) {
+        let weight = self.part.weight;
+        let stored = weight.shape()[1];
+        let mut row = vec![0.0; self.outputs.len()];
+        for input in 0..self.inputs {
+            if self.part.outputs.is_none() {
+                weight.read_f32(input * stored + self.first, &mut row);
+            } else {
+                for (output, x) in self.outputs.clone().zip(&mut row) {
+                    weight.read_f32(input * stored + self.stored(output), std::slice::from_mut(x));
+                }
+            }
+            for (panel, outputs) in self.panels() {
+                let to = &mut panels[panel * step + input * self.width + outputs.start % self.width..];
+                for (to, x) in to.iter_mut().zip(&row[outputs.start - self.outputs.start..][..outputs.len()])
+                {
+                    *to = convert(*x);
+                }
+            }
+        }
+    }
+}
+
+/// Bytes as the numbers that they are to be.
+fn numbers<T: FromBytes + IntoBytes + Immutable>(bytes: &mut [u8]) -> &mut [T] {
+    // Panels begin at a line of the cache and consist of whole numbers.
+    <[T]>::mut_from_bytes(bytes).unwrap_or_default()
 }

@@ -1,7 +1,7 @@
 use std::sync::Arc;
 
 use super::Network;
-use crate::backend::{Backend, LinearPart, WeightType};
+use crate::backend::{Backend, LinearPart, LinearWeights, WeightType};
 use crate::error::{Error, ErrorKind, Result};
 use crate::nn::{BiasUse, BoundLinear, LinearUse, Parameters, PartUse, TensorId, VectorUse};
 use crate::plan::{Memory, Plan, linear_type};
@@ -65,24 +65,24 @@ impl Network {
         parameters.tables = plan.declared.tables.iter().map(|TensorId(i)| arrays[*i].clone()).collect();
         let table = |bias: &BiasUse| bias.table.map_or(Vec::new(), |TensorId(i)| arrays[i].to_f32());
         parameters.biases = plan.declared.biases.iter().map(|bias| (bias.compute)(&table(bias))).collect();
-        for linear in &plan.declared.linears {
+        let linears = &plan.declared.linears;
+        let biases: Vec<_> = linears.iter().map(|linear| bias(linear, &arrays)).collect();
+        let matrices: Vec<Vec<Array>> =
+            linears.iter().map(|linear| linear.parts.iter().map(matrix).collect()).collect();
+        let mut weights = Vec::with_capacity(linears.len());
+        for (linear, matrices) in linears.iter().zip(&matrices) {
+            let parts = linear.parts.iter().zip(matrices).map(|(part, weight)| LinearPart {
+                weight,
+                layout: part.layout,
+                outputs: part.order.as_deref(),
+            });
             let kept = linear_type(linear.parts.iter().map(|part| kept(part.weight.0)));
-            let matrices: Vec<Array> = linear.parts.iter().map(matrix).collect();
-            let parts: Vec<LinearPart<'_>> = linear
-                .parts
-                .iter()
-                .zip(&matrices)
-                .map(|(part, weight)| LinearPart {
-                    weight,
-                    layout: part.layout,
-                    outputs: part.order.as_deref(),
-                })
-                .collect();
-            let bound = BoundLinear { map: backend.linear(&parts, kept), bias: bias(linear, &arrays), kept };
-            parameters.linears.push(bound);
-            // Also what the system has mapped around the stored weights.
-            matrices.iter().for_each(Array::release_storage);
+            weights.push(LinearWeights { parts: parts.collect(), kept });
         }
+        let bound = backend.linears(&weights).into_iter().zip(biases).zip(&weights);
+        parameters.linears = bound
+            .map(|((map, bias), LinearWeights { kept, .. })| BoundLinear { map, bias, kept: *kept })
+            .collect();
         checkpoint.settle();
         Ok(Network { plan, parameters, backend, memory, memory_limit, buffers: Spare::default() })
     }

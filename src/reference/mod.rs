@@ -4,8 +4,8 @@
 #![forbid(unsafe_code)]
 
 use crate::backend::{
-    Activation, AttentionParams, Backend, Compute, Epilogue, HeadScan, KvCache, Layout, Linear, LinearPart,
-    Norm, Rotation, Scan, Span, WeightType,
+    Activation, AttentionParams, Backend, Compute, Epilogue, HeadScan, KvCache, Layout, Linear,
+    LinearWeights, Norm, Rotation, Scan, Span, WeightType,
     quantise::{block_inputs, quantise, scale},
 };
 use crate::tensor::{Array, Tensor};
@@ -19,6 +19,31 @@ pub struct Reference;
 struct Matrix {
     inputs: usize,
     weights: Vec<f32>,
+}
+
+impl Matrix {
+    fn new(map: &LinearWeights<'_>) -> Self {
+        let mut weights = Vec::new();
+        let mut inputs = 0;
+        for part in &map.parts {
+            let stored = part.weight.to_f32();
+            let [rows, cols] = part.weight.shape() else { panic!("a linear weight has two axes") };
+            let (outputs, at): (usize, &dyn Fn(usize, usize) -> usize) = match part.layout {
+                Layout::OutIn => (*rows, &|o, i| o * cols + i),
+                Layout::InOut => (*cols, &|o, i| i * cols + o),
+            };
+            inputs = stored.len() / outputs;
+            let order: Vec<usize> = match part.outputs {
+                Some(order) => order.iter().map(|o| *o as usize).collect(),
+                None => (0..outputs).collect(),
+            };
+            for o in order {
+                let row: Vec<f32> = (0..inputs).map(|i| stored[at(o, i)]).collect();
+                weights.extend(round(&row, map.kept));
+            }
+        }
+        Matrix { inputs, weights }
+    }
 }
 
 impl Linear for Matrix {
@@ -74,27 +99,8 @@ impl Backend for Reference {
         Compute::F32
     }
 
-    fn linear(&self, parts: &[LinearPart<'_>], kept: WeightType) -> Box<dyn Linear> {
-        let mut weights = Vec::new();
-        let mut inputs = 0;
-        for part in parts {
-            let stored = part.weight.to_f32();
-            let [rows, cols] = part.weight.shape() else { panic!("a linear weight has two axes") };
-            let (outputs, at): (usize, &dyn Fn(usize, usize) -> usize) = match part.layout {
-                Layout::OutIn => (*rows, &|o, i| o * cols + i),
-                Layout::InOut => (*cols, &|o, i| i * cols + o),
-            };
-            inputs = stored.len() / outputs;
-            let order: Vec<usize> = match part.outputs {
-                Some(order) => order.iter().map(|o| *o as usize).collect(),
-                None => (0..outputs).collect(),
-            };
-            for o in order {
-                let row: Vec<f32> = (0..inputs).map(|i| stored[at(o, i)]).collect();
-                weights.extend(round(&row, kept));
-            }
-        }
-        Box::new(Matrix { inputs, weights })
+    fn linears(&self, maps: &[LinearWeights<'_>]) -> Vec<Box<dyn Linear>> {
+        maps.iter().map(|map| Box::new(Matrix::new(map)) as Box<dyn Linear>).collect()
     }
 
     fn linear_bytes(&self, inputs: usize, outputs: usize, _: WeightType) -> u64 {
