@@ -169,13 +169,15 @@ impl Sampler {
 
 /// The index of the largest element, the first of equals; 0 without elements.
 pub fn argmax(x: &[f32]) -> u32 {
-    let mut best = 0;
-    for (i, value) in x.iter().enumerate() {
-        if *value > x[best] {
-            best = i;
+    // The largest of each lane first: the compiler makes vectors of that.
+    let mut largest = [f32::NEG_INFINITY; 16];
+    for part in x.chunks(largest.len()) {
+        for (largest, x) in largest.iter_mut().zip(part) {
+            *largest = if x > largest { *x } else { *largest };
         }
     }
-    best as u32
+    let largest = largest.into_iter().fold(f32::NEG_INFINITY, f32::max);
+    x.iter().position(|x| *x == largest).unwrap_or(0) as u32
 }
 
 #[cfg(test)]
@@ -247,6 +249,16 @@ mod tests {
             assert!(options.validate().is_err(), "{options:?}");
         }
         assert!(Sampler::new(&base, 0).unwrap().pick(&[0.0, f32::NAN], &[]).is_err());
+    }
+
+    #[test]
+    fn the_first_of_the_largest_is_chosen() {
+        let ones: Vec<f32> = (0..40).map(|i| if [18, 19, 35].contains(&i) { 1.0 } else { -1.0 }).collect();
+        let cases =
+            [(&[][..], 0), (&[-0.0, 0.0], 0), (&[f32::NEG_INFINITY; 3], 0), (&[-2.0, -1.0], 1), (&ones, 18)];
+        for (x, expected) in cases {
+            assert_eq!(argmax(x), expected, "{x:?}");
+        }
     }
 
     #[test]

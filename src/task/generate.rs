@@ -281,6 +281,7 @@ impl<'m> Generator<'m> {
             }
             keep.push(sequence.finish.is_none());
         }
+        self.session.give(logits);
         self.session.retain(&keep);
         let mut kept = keep.iter();
         self.running.retain(|_| kept.next().copied().unwrap_or(false));

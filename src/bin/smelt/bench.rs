@@ -330,6 +330,7 @@ impl Bench {
             let tokens_now: Vec<&[u32]> = tokens.iter().map(Vec::as_slice).collect();
             let logits = session.step(&tokens_now, "logits")?;
             tokens = (0..sequences).map(|b| vec![argmax(logits.row(b))]).collect();
+            session.give(logits);
             if step == 0 && timed == Timed::Step {
                 self.counting.take();
                 start = Instant::now();
