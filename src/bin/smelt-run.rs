@@ -12,6 +12,7 @@ macro_rules! eprintln {
 }
 
 use std::io::{BufRead, BufReader, IsTerminal, Read, Stdin, Write};
+use std::mem::ManuallyDrop;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -248,7 +249,8 @@ fn run(arguments: &Arguments) -> std::result::Result<(), Failure> {
         truncate: arguments.truncate || arguments.model.is_none(),
         backend: if arguments.reference { BackendKind::Reference } else { BackendKind::Cpu },
     };
-    let model = Model::from_repository(repository(arguments)?, &options)?;
+    // Not taken apart at the end, because the system takes all memory back at once.
+    let model = ManuallyDrop::new(Model::from_repository(repository(arguments)?, &options)?);
     if let Some((inputs, outputs)) = tensors {
         raw(&model, inputs, outputs, &arguments.tensors)?;
     }

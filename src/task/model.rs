@@ -162,8 +162,22 @@ impl Model {
             BackendKind::Cpu => Arc::new(options.cpu()),
             BackendKind::Reference => Arc::new(Reference),
         };
-        let network = network(&repository, &config, options, backend)?;
-        let (tokenizer, type_ids) = tokenizer::open(&repository, &config)?.unzip();
+        let planned = Planned::new(&repository, &config, options)?;
+        // A large vocabulary takes as long to read as the weights of a small model.
+        let read = || tokenizer::open(&repository, &config);
+        let (network, tokenizer) = std::thread::scope(|scope| {
+            let reading =
+                std::thread::Builder::new().name("smelt-tokenizer".into()).spawn_scoped(scope, read);
+            let network = planned.load(&repository, options, backend);
+            let tokenizer = match reading {
+                Ok(reading) => reading.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)),
+                // The machine gives no more threads.
+                Err(_) => read(),
+            };
+            (network, tokenizer)
+        });
+        let network = network?;
+        let (tokenizer, type_ids) = tokenizer?.unzip();
         let generation = self::config(&repository, "generation_config.json")?;
         let type_ids = type_ids.unwrap_or_default();
         Ok(Model {
@@ -336,28 +350,40 @@ pub fn open_network(
     options: &OpenOptions,
     backend: Arc<dyn Backend>,
 ) -> Result<Network> {
-    network(repository, &main_config(repository)?, options, backend)
+    Planned::new(repository, &main_config(repository)?, options)?.load(repository, options, backend)
 }
 
-fn network(
-    repository: &Repository,
-    config: &Config,
-    options: &OpenOptions,
-    backend: Arc<dyn Backend>,
-) -> Result<Network> {
-    let source = source_for(options.arch.as_deref(), config)?;
-    let target = match options.task.as_deref() {
-        // A repository with a pipeline for sentences is there for their vectors.
-        None if repository.has("modules.json") => Target::Features,
-        None => Target::Config,
-        Some("embed") => Target::Features,
-        Some(task) => Target::Task(task.to_owned()),
-    };
-    let index = Index::open(repository)?;
-    let plan = Plan::new(source, config, &index, &target)?;
-    let checkpoint = Checkpoint::map(repository, &index)?;
-    let load = LoadOptions { dtype: options.kept(), memory_limit: options.memory_limit };
-    Network::load(plan, &checkpoint, backend, &load)
+/// A network before its weights are read.
+struct Planned {
+    plan: Plan,
+    index: Index,
+}
+
+impl Planned {
+    fn new(repository: &Repository, config: &Config, options: &OpenOptions) -> Result<Planned> {
+        let source = source_for(options.arch.as_deref(), config)?;
+        let target = match options.task.as_deref() {
+            // A repository with a pipeline for sentences is there for their vectors.
+            None if repository.has("modules.json") => Target::Features,
+            None => Target::Config,
+            Some("embed") => Target::Features,
+            Some(task) => Target::Task(task.to_owned()),
+        };
+        let index = Index::open(repository)?;
+        let plan = Plan::new(source, config, &index, &target)?;
+        Ok(Planned { plan, index })
+    }
+
+    fn load(
+        self,
+        repository: &Repository,
+        options: &OpenOptions,
+        backend: Arc<dyn Backend>,
+    ) -> Result<Network> {
+        let checkpoint = Checkpoint::map(repository, &self.index)?;
+        let load = LoadOptions { dtype: options.kept(), memory_limit: options.memory_limit };
+        Network::load(self.plan, &checkpoint, backend, &load)
+    }
 }
 
 fn main_config(repository: &Repository) -> Result<Config> {
