@@ -48,6 +48,10 @@ struct Shared {
 struct State {
     job: Option<Job>,
     ended: bool,
+    /// Workers that sleep. A signal is a call of the system, also when nobody waits for it.
+    asleep: usize,
+    /// Whether the thread that asked sleeps until the last worker has left.
+    awaited: bool,
 }
 
 /// A loop under way, on the stack of the thread that asked for it.
@@ -177,14 +181,17 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Shared {
-    /// Changes the state and wakes the workers. The count goes up under the lock: a worker that has looked at it sleeps before
-    /// it can change.
+    /// Changes the state and wakes the workers that sleep. The count goes up under the lock: a worker that has looked at it sleeps
+    /// before it can change.
     fn announce(&self, change: impl FnOnce(&mut State)) {
         let mut state = lock(&self.state);
         change(&mut state);
         self.loops.fetch_add(1, Ordering::Release);
+        let asleep = state.asleep > 0;
         drop(state);
-        self.work.notify_all();
+        if asleep {
+            self.work.notify_all();
+        }
     }
 
     /// The life of a worker.
@@ -199,7 +206,9 @@ impl Shared {
             }
             let mut state = lock(&self.state);
             while self.loops.load(Ordering::Acquire) == seen && !state.ended {
+                state.asleep += 1;
                 state = self.work.wait(state).unwrap_or_else(|poisoned| poisoned.into_inner());
+                state.asleep -= 1;
             }
             seen = self.loops.load(Ordering::Acquire);
             if state.ended {
@@ -213,8 +222,9 @@ impl Shared {
             unsafe { job.work() };
             if self.inside.fetch_sub(1, Ordering::Release) == 1 {
                 // Under the lock, so that it cannot fall between the look and the sleep of `withdraw`.
-                let _state = lock(&self.state);
-                self.left.notify_all();
+                if lock(&self.state).awaited {
+                    self.left.notify_all();
+                }
             }
         }
     }
@@ -229,9 +239,11 @@ impl Shared {
             pause(i);
         }
         let mut state = lock(&self.state);
+        state.awaited = true;
         while self.inside.load(Ordering::Acquire) != 0 {
             state = self.left.wait(state).unwrap_or_else(|poisoned| poisoned.into_inner());
         }
+        state.awaited = false;
     }
 }
 
