@@ -24,9 +24,8 @@ pub use kv_cache::{HeadLayout, KvCache, PAGE_KEYS};
 pub use pair::Pair;
 pub use weight_type::{Compute, WeightType};
 
-/// Elements of a linear map that are packed before the stored ones are let go, where outputs lie together: few beside a model, many
-/// beside what is packed at once.
-pub const PACKED_AT_ONCE: usize = 4 << 20;
+/// Elements of linear maps that are packed before the stored ones are let go: few beside a model.
+pub const PACKED_AT_ONCE: usize = 1 << 20;
 
 /// The operations that blocks are made of.
 ///
@@ -43,7 +42,7 @@ pub trait Backend: Send + Sync + fmt::Debug {
     fn compute(&self) -> Compute;
 
     /// Lays out the weights of linear maps `[in] -> [out]` the way [`Linear::apply`] wants them. Those that are used one after another
-    /// best lie one behind another.
+    /// best lie one behind another. What is stored is let go of ([`Array::release_storage`]).
     fn linears(&self, maps: &[LinearWeights<'_>]) -> Vec<Box<dyn Linear>>;
 
     /// Lays out the weights of one linear map.

@@ -11,11 +11,11 @@ use zerocopy::{FromBytes, Immutable};
 use super::Engine;
 use super::kernels::matmul::{LINE, Panels, Product};
 use super::kernels::pairs::RoundToPairs;
-use super::kernels::quantised::{Bits, QuantiseRows, QuantisedProduct};
+use super::kernels::quantised::{QuantiseRows, QuantisedProduct};
 use super::kernels::simd::Weight;
 use super::memory::Memory;
-use super::pack::Sources;
-use crate::backend::{Compute, Epilogue, Linear, LinearWeights, Pair, WeightType};
+use super::pack::{Format, Sources, pack};
+use crate::backend::{Compute, Epilogue, Linear, LinearWeights, Pair};
 use crate::tensor::{Tensor, at_least};
 
 /// A linear map with its weights in panels: `[outputs / width][inputs][width]`.
@@ -30,70 +30,26 @@ pub struct Packed {
     outputs: usize,
 }
 
-/// What panels consist of.
-#[derive(Clone, Copy, Debug)]
-pub enum Format {
-    F32,
-    F16,
-    Bf16,
-    /// bfloat16 that is multiplied with bfloat16.
-    Pairs,
-    Quantised(Bits),
-}
-
-impl Format {
-    pub fn of(kept: WeightType, compute: Compute) -> Self {
-        match kept {
-            WeightType::F32 => Format::F32,
-            WeightType::F16 => Format::F16,
-            WeightType::Bf16 if compute == Compute::Bf16 => Format::Pairs,
-            WeightType::Bf16 => Format::Bf16,
-            WeightType::Q8 => Format::Quantised(Bits::Eight),
-            WeightType::Q4 => Format::Quantised(Bits::Four),
-        }
-    }
-
-    /// Bytes of the panels of a map, `width` outputs each.
-    pub fn bytes(self, inputs: usize, outputs: usize, width: usize) -> u64 {
-        let panel = match self {
-            Format::F32 => 4 * inputs * width,
-            Format::F16 | Format::Bf16 => 2 * inputs * width,
-            Format::Pairs => 4 * inputs.div_ceil(2) * width,
-            Format::Quantised(bits) => bits.panel_bytes(inputs, width),
-        };
-        outputs.div_ceil(width) as u64 * panel as u64
-    }
-}
-
 impl Packed {
     /// Packs maps one behind another, on all threads, and lets go of what was stored.
     pub fn all(engine: &Arc<Engine>, maps: &[LinearWeights<'_>], compute: Compute) -> Vec<Packed> {
-        let (pool, width, groups) = (&engine.pool, engine.panel_width(), engine.groups());
+        let width = engine.panel_width();
         let sources: Vec<Sources<'_>> = maps.iter().map(|map| Sources::new(&map.parts)).collect();
-        let mut end = 0usize;
-        let places: Vec<(Format, Range<usize>)> = maps
-            .iter()
-            .zip(&sources)
-            .map(|(map, sources)| {
-                let format = Format::of(map.kept, compute);
-                let bytes = format.bytes(sources.inputs, sources.outputs, width) as usize;
-                let place = end..end + bytes;
-                end = place.end.next_multiple_of(LINE);
-                (format, place)
-            })
-            .collect();
-        let mut memory = Memory::new(end);
-        for (sources, (format, place)) in sources.iter().zip(&places) {
-            let panels = &mut memory.bytes_mut()[place.clone()];
-            match format {
-                Format::F32 => sources.pack(pool, width, panels, |x| x),
-                Format::F16 => sources.pack(pool, width, panels, f16::from_f32),
-                Format::Bf16 => sources.pack(pool, width, panels, bf16::from_f32),
-                Format::Pairs => sources.pack_pairs(pool, width, panels),
-                Format::Quantised(bits) => sources.quantise(pool, width, groups, *bits, panels),
-            }
-            sources.release_storage();
+        let mut places: Vec<(Format, Range<usize>)> = Vec::with_capacity(maps.len());
+        for (map, sources) in maps.iter().zip(&sources) {
+            let format = Format::of(map.kept, compute);
+            let start = places.last().map_or(0, |(_, place)| place.end.next_multiple_of(LINE));
+            places
+                .push((format, start..start + format.bytes(sources.inputs, sources.outputs, width) as usize));
         }
+        let mut memory = Memory::new(places.last().map_or(0, |(_, place)| place.end));
+        let (mut tasks, mut rest, mut at) = (Vec::new(), memory.bytes_mut(), 0);
+        for (sources, (format, place)) in sources.iter().zip(&places) {
+            let (panels, after) = std::mem::take(&mut rest)[place.start - at..].split_at_mut(place.len());
+            tasks.extend(sources.tasks(width, *format, panels));
+            (rest, at) = (after, place.end);
+        }
+        pack(&engine.pool, width, engine.groups(), tasks);
         let memory = Arc::new(memory);
         let packed = |(Sources { inputs, outputs, .. }, (format, place))| Packed {
             engine: engine.clone(),

@@ -30,7 +30,8 @@ use kernels::quantised::{Groups, QuantisedRows};
 use kernels::rows::{Activate, Normalise, each_rows_mut, rotate};
 use kernels::scan::ScanHeads;
 use kernels::simd::{Kernel, Simd};
-use linear::{Format, Packed};
+use linear::Packed;
+use pack::Format;
 pub use peaks::{Meter, Peaks};
 use pool::Pool;
 

@@ -40,6 +40,7 @@ impl Blas {
             for o in taken {
                 weights.extend((0..inputs).map(|i| stored[o * out_step + i * in_step]));
             }
+            part.weight.release_storage();
         }
         Blas { engine, outputs: weights.len() / inputs.max(1), weights, inputs }
     }

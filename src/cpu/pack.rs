@@ -3,13 +3,54 @@
 #![forbid(unsafe_code)]
 
 use std::ops::Range;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
+use half::{bf16, f16};
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use super::kernels::quantised::{Bits, Groups, filled};
 use super::kernels::simd::MAX_WIDTH;
 use super::pool::Pool;
-use crate::backend::{Layout, LinearPart, PACKED_AT_ONCE, Pair};
+use crate::backend::{Compute, Layout, LinearPart, PACKED_AT_ONCE, Pair, WeightType};
+
+/// What panels consist of.
+#[derive(Clone, Copy, Debug)]
+pub enum Format {
+    F32,
+    F16,
+    Bf16,
+    /// bfloat16 that is multiplied with bfloat16.
+    Pairs,
+    Quantised(Bits),
+}
+
+impl Format {
+    pub fn of(kept: WeightType, compute: Compute) -> Self {
+        match kept {
+            WeightType::F32 => Format::F32,
+            WeightType::F16 => Format::F16,
+            WeightType::Bf16 if compute == Compute::Bf16 => Format::Pairs,
+            WeightType::Bf16 => Format::Bf16,
+            WeightType::Q8 => Format::Quantised(Bits::Eight),
+            WeightType::Q4 => Format::Quantised(Bits::Four),
+        }
+    }
+
+    /// Bytes of a panel of `width` outputs.
+    fn panel_bytes(self, inputs: usize, width: usize) -> usize {
+        match self {
+            Format::F32 => 4 * inputs * width,
+            Format::F16 | Format::Bf16 => 2 * inputs * width,
+            Format::Pairs => 4 * inputs.div_ceil(2) * width,
+            Format::Quantised(bits) => bits.panel_bytes(inputs, width),
+        }
+    }
+
+    /// Bytes of all panels of a map.
+    pub fn bytes(self, inputs: usize, outputs: usize, width: usize) -> u64 {
+        outputs.div_ceil(width) as u64 * self.panel_bytes(inputs, width) as u64
+    }
+}
 
 /// The stored parts of a linear map, whose outputs follow each other.
 pub struct Sources<'a> {
@@ -20,11 +61,33 @@ pub struct Sources<'a> {
     pub outputs: usize,
 }
 
+/// Some panels of a map, to be filled.
+pub struct Task<'a> {
+    sources: &'a Sources<'a>,
+    format: Format,
+    outputs: Range<usize>,
+    panels: &'a mut [u8],
+}
+
 /// Outputs that are packed together where the stored rows are those of inputs: of each row one run is read, not many short ones.
-const OUTPUTS_AT_ONCE: usize = 128;
+const OUTPUTS_AT_ONCE: usize = 512;
 
 /// Inputs that are transposed together: so many elements of each output of a panel stay in the first cache.
 const TRANSPOSE_BLOCK: usize = 64;
+
+/// Fills panels, on all threads, and lets go of what was stored each time that [`PACKED_AT_ONCE`] elements are packed. Another thread
+/// may still read: then the system maps that once more.
+pub fn pack(pool: &Pool, width: usize, groups: Groups, tasks: Vec<Task<'_>>) {
+    let packed = AtomicUsize::new(0);
+    pool.run_each(tasks.into_iter(), |task| {
+        let (sources, elements) = (task.sources, task.outputs.len() * task.sources.inputs);
+        task.fill(width, groups);
+        let before = packed.fetch_add(elements, Ordering::Relaxed);
+        if before / PACKED_AT_ONCE < (before + elements) / PACKED_AT_ONCE {
+            sources.parts.iter().for_each(|part| part.weight.release_storage());
+        }
+    });
+}
 
 impl<'a> Sources<'a> {
     pub fn new(parts: &'a [LinearPart<'a>]) -> Self {
@@ -38,69 +101,20 @@ impl<'a> Sources<'a> {
         Sources { parts, outputs: starts[starts.len() - 1], starts, inputs }
     }
 
-    /// Fills panels `[outputs / width][inputs][width]`.
-    pub fn pack<T>(&self, pool: &Pool, width: usize, panels: &mut [u8], convert: impl Fn(f32) -> T + Sync)
-    where
-        T: Copy + Send + FromBytes + IntoBytes + Immutable,
-    {
-        let len = self.inputs * width;
-        self.each_group(pool, width, numbers(panels), len, |outputs, panels| {
-            self.gather(outputs, width, panels, len, &convert);
-        })
-    }
-
-    /// Fills panels `[outputs / width][inputs / 2][width]`.
-    pub fn pack_pairs(&self, pool: &Pool, width: usize, panels: &mut [u8]) {
-        let len = self.inputs.div_ceil(2) * width;
-        self.each_group(pool, width, numbers(panels), len, |outputs, pairs: &mut [Pair]| {
-            let mut panels = vec![0.0; 2 * pairs.len()];
-            self.gather(outputs, width, &mut panels, 2 * len, &|x| x);
-            for (pairs, two) in pairs.chunks_mut(width).zip(panels.chunks(2 * width)) {
-                let (first, second) = two.split_at(width);
-                for (pair, (a, b)) in pairs.iter_mut().zip(first.iter().zip(second)) {
-                    *pair = Pair::new(*a, *b);
-                }
-            }
-        })
-    }
-
-    /// Fills panels of quantised weights.
-    pub fn quantise(&self, pool: &Pool, width: usize, groups: Groups, bits: Bits, panels: &mut [u8]) {
-        let (len, filled) = (bits.panel_bytes(self.inputs, width), filled(self.inputs) * width);
-        self.each_group(pool, width, panels, len, |outputs, bytes| {
-            let mut panels = vec![0.0; bytes.len() / len * filled];
-            self.gather(outputs, width, &mut panels, filled, &|x| x);
-            for (panel, bytes) in panels.chunks(filled).zip(bytes.chunks_mut(len)) {
-                bits.pack(panel, width, groups, bytes);
-            }
-        })
-    }
-
-    /// Has groups of panels filled, `len` elements a panel, on all threads.
-    fn each_group<T: Send>(
-        &self,
-        pool: &Pool,
+    /// How panels `[outputs / width]` are filled.
+    pub fn tasks(
+        &'a self,
         width: usize,
-        panels: &mut [T],
-        len: usize,
-        fill: impl Fn(Range<usize>, &mut [T]) + Sync,
-    ) {
-        let len = len.max(1);
+        format: Format,
+        panels: &'a mut [u8],
+    ) -> impl Iterator<Item = Task<'a>> {
         let by_rows = self.parts.iter().all(|part| part.layout == Layout::OutIn);
-        let group = if by_rows { 1 } else { (OUTPUTS_AT_ONCE / width).max(1) };
-        let round = (PACKED_AT_ONCE / (self.inputs * width).max(1)).max(1).next_multiple_of(group);
-        for (i, panels) in panels.chunks_mut(round * len).enumerate() {
-            let outputs = |panels: Range<usize>| {
-                let output = |panel: usize| ((i * round + panel) * width).min(self.outputs);
-                output(panels.start)..output(panels.end)
-            };
-            let count = panels.len() / len;
-            pool.run_each(panels.chunks_mut(group * len).enumerate(), |(at, panels)| {
-                let first = at * group;
-                fill(outputs(first..first + panels.len() / len), panels);
-            });
-            self.release(outputs(0..count));
-        }
+        let outputs = if by_rows { width } else { OUTPUTS_AT_ONCE.next_multiple_of(width) };
+        let bytes = outputs / width * format.panel_bytes(self.inputs, width);
+        panels.chunks_mut(bytes.max(1)).enumerate().map(move |(i, panels)| {
+            let outputs = i * outputs..((i + 1) * outputs).min(self.outputs);
+            Task { sources: self, format, outputs, panels }
+        })
     }
 
     /// The elements of a group of panels, which begin `step` elements apart.
@@ -125,26 +139,55 @@ impl<'a> Sources<'a> {
             }
         }
     }
+}
 
-    /// Lets go of what was stored of outputs that are packed, as far as it lies together.
-    fn release(&self, outputs: Range<usize>) {
-        for (part, bounds) in self.parts.iter().zip(self.starts.windows(2)) {
-            let (start, end) = (outputs.start.max(bounds[0]), outputs.end.min(bounds[1]));
-            if start >= end {
-                continue;
-            }
-            if part.layout == Layout::OutIn && part.outputs.is_none() {
-                part.weight.release((start - bounds[0]) * self.inputs..(end - bounds[0]) * self.inputs);
-            } else if end == bounds[1] {
-                part.weight.release(0..part.weight.len());
+impl Task<'_> {
+    fn fill(self, width: usize, groups: Groups) {
+        match self.format {
+            Format::F32 => self.numbers(width, |x| x),
+            Format::F16 => self.numbers(width, f16::from_f32),
+            Format::Bf16 => self.numbers(width, bf16::from_f32),
+            Format::Pairs => self.pairs(width),
+            Format::Quantised(bits) => self.quantised(width, groups, bits),
+        }
+    }
+
+    /// Panels `[inputs][width]`.
+    fn numbers<T: FromBytes + IntoBytes + Immutable>(self, width: usize, convert: impl Fn(f32) -> T) {
+        let panels = typed(self.panels);
+        self.sources.gather(self.outputs, width, panels, self.sources.inputs * width, &convert);
+    }
+
+    /// Panels `[inputs / 2][width]`.
+    fn pairs(self, width: usize) {
+        let pairs: &mut [Pair] = typed(self.panels);
+        let mut panels = vec![0.0; 2 * pairs.len()];
+        let step = self.sources.inputs.next_multiple_of(2) * width;
+        self.sources.gather(self.outputs, width, &mut panels, step, &|x| x);
+        for (pairs, two) in pairs.chunks_mut(width).zip(panels.chunks(2 * width)) {
+            let (first, second) = two.split_at(width);
+            for (pair, (a, b)) in pairs.iter_mut().zip(first.iter().zip(second)) {
+                *pair = Pair::new(*a, *b);
             }
         }
     }
 
-    /// Lets go of all that the system has mapped of the files.
-    pub fn release_storage(&self) {
-        self.parts.iter().for_each(|part| part.weight.release_storage());
+    /// Panels of quantised weights.
+    fn quantised(self, width: usize, groups: Groups, bits: Bits) {
+        let inputs = self.sources.inputs;
+        let (bytes, step) = (bits.panel_bytes(inputs, width), filled(inputs) * width);
+        let mut panels = vec![0.0; self.panels.len() / bytes * step];
+        self.sources.gather(self.outputs, width, &mut panels, step, &|x| x);
+        for (panel, bytes) in panels.chunks(step).zip(self.panels.chunks_mut(bytes)) {
+            bits.pack(panel, width, groups, bytes);
+        }
     }
+}
+
+/// Bytes as the numbers that they are to be.
+fn typed<T: FromBytes + IntoBytes + Immutable>(bytes: &mut [u8]) -> &mut [T] {
+    // Panels begin at a line of the cache and consist of whole numbers.
+    <[T]>::mut_from_bytes(bytes).unwrap_or_default()
 }
 
 /// Outputs of one part in a group of panels.
@@ -214,10 +257,4 @@ impl Piece<'_> {
             }
         }
     }
-}
-
-/// Bytes as the numbers that they are to be.
-fn numbers<T: FromBytes + IntoBytes + Immutable>(bytes: &mut [u8]) -> &mut [T] {
-    // Panels begin at a line of the cache and consist of whole numbers.
-    <[T]>::mut_from_bytes(bytes).unwrap_or_default()
 }

@@ -5,7 +5,7 @@ use std::collections::{BTreeSet, HashMap};
 use super::memory::linear_bytes;
 use super::{Memory, Plan, PlannedBlock};
 use crate::backend::{Backend, Layout, PACKED_AT_ONCE, PAGE_KEYS, Reach, WeightType};
-use crate::nn::{LinearId, LinearUse, PartUse, Rows, Shape, Stream};
+use crate::nn::{LinearId, PartUse, Rows, Shape, Stream};
 use crate::tensor::DType;
 use crate::weights::Index;
 
@@ -99,15 +99,14 @@ pub fn peak(
         (rows.min(at_once.max(tokens.new)), 4 * rows * cols.max().unwrap_or(0))
     };
     let batch = at_once * activations + joined + sequences.saturating_mul(kept);
-    // While a linear map is packed, what is stored of it is mapped: all of a part whose outputs do not lie together.
-    let mapped = |linear: &LinearUse| {
-        let is_whole = |part: &PartUse| part.layout != Layout::OutIn || part.order.is_some();
-        let (whole, others): (Vec<_>, Vec<_>) = linear.parts.iter().partition(|part| is_whole(part));
-        let size = |parts: Vec<&PartUse>| parts.iter().map(|part| bytes(part.weight.0)).sum::<u64>();
-        let element = others.iter().map(|part| stored_type(plan, index, part.weight.0).size() as u64).max();
-        size(whole) + size(others).min(PACKED_AT_ONCE as u64 * element.unwrap_or(0))
-    };
-    let loading = plan.declared.linears.iter().map(mapped).max().unwrap_or(0);
+    // What is stored of the outputs that are packed at once is mapped, and all of a part whose outputs do not lie together, and of
+    // the one behind it.
+    let parts = || plan.declared.linears.iter().flat_map(|linear| &linear.parts);
+    let size = |part: &PartUse| bytes(part.weight.0);
+    let element = parts().map(|part| stored_type(plan, index, part.weight.0).size() as u64).max();
+    let whole = parts().filter(|part| part.layout != Layout::OutIn || part.order.is_some()).map(size).max();
+    let together = PACKED_AT_ONCE as u64 * element.unwrap_or(0) + 2 * whole.unwrap_or(0);
+    let loading = together.min(parts().map(size).sum());
     PROGRAM_BYTES + memory.weights + (read + batch).max(loading)
 }
 

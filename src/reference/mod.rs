@@ -41,6 +41,7 @@ impl Matrix {
                 let row: Vec<f32> = (0..inputs).map(|i| stored[at(o, i)]).collect();
                 weights.extend(round(&row, map.kept));
             }
+            part.weight.release_storage();
         }
         Matrix { inputs, weights }
     }

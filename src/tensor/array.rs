@@ -8,9 +8,8 @@ use super::DType;
 
 /// Bytes that arrays share.
 pub trait Storage: AsRef<[u8]> + Send + Sync {
-    /// Says that bytes `range` are not needed for now: those of a mapped file need not stay in memory. Reading them again
-    /// gives the same.
-    fn release(&self, _range: Range<usize>) {}
+    /// Says that no byte is needed for now: those of a mapped file need not stay in memory. Reading them again gives the same.
+    fn release(&self) {}
 
     /// Says that from now on a few bytes here and there are all that is read.
     fn settle(&self) {}
@@ -103,15 +102,9 @@ impl Array {
         }
     }
 
-    /// Says that elements `range` are not needed for now.
-    pub fn release(&self, range: Range<usize>) {
-        let at = |element: usize| self.range.start + element * self.dtype.size();
-        self.owner.release(at(range.start)..at(range.end));
-    }
-
     /// Says that nothing of the storage that the array is a part of is needed for now.
     pub fn release_storage(&self) {
-        self.owner.release(0..(*self.owner).as_ref().len());
+        self.owner.release();
     }
 
     /// The same elements with axes of other sizes.

@@ -4,7 +4,6 @@
 
 use std::fs::File;
 use std::io;
-use std::ops::Range;
 
 use memmap2::Mmap;
 
@@ -20,20 +19,18 @@ impl AsRef<[u8]> for Mapped {
 }
 
 impl Storage for Mapped {
-    fn release(&self, range: Range<usize>) {
+    fn release(&self) {
         // SAFETY: the advice would lose what was written to a private map. Nothing is written to this one, so the pages come back
         // from the file with the same bytes. If the system does not take the advice, pages merely stay.
         #[cfg(unix)]
-        let _ = unsafe {
-            self.0.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, range.start, range.len())
-        };
+        let _ = unsafe { self.0.unchecked_advise(memmap2::UncheckedAdvice::DontNeed) };
     }
 
     fn settle(&self) {
         // Where the system keeps the file in large pages, reading a byte would map 2 MiB.
         #[cfg(target_os = "linux")]
         let _ = self.0.advise(memmap2::Advice::NoHugePage);
-        self.release(0..self.0.len());
+        self.release();
     }
 }
 
