@@ -49,7 +49,7 @@ impl Packed {
             tasks.extend(sources.tasks(width, *format, panels));
             (rest, at) = (after, place.end);
         }
-        pack(&engine.pool, width, engine.groups(), tasks);
+        pack(engine, tasks);
         let memory = Arc::new(memory);
         let packed = |(Sources { inputs, outputs, .. }, (format, place))| Packed {
             engine: engine.clone(),

@@ -26,7 +26,7 @@ pub use dispatch::SimdLevel;
 use dispatch::{ProductSimds, Simds, with_product_simd, with_simd};
 use kernels::attention::{Attend, FillPage, Scratch};
 use kernels::matmul::panel_width;
-use kernels::quantised::{Groups, QuantisedRows};
+use kernels::quantised::QuantisedRows;
 use kernels::rows::{Activate, Normalise, each_rows_mut, rotate};
 use kernels::scan::ScanHeads;
 use kernels::simd::{Kernel, Simd};
@@ -73,14 +73,6 @@ impl Engine {
             panel_width::<S>()
         }
         with_simd!(self.simds, s => width(s))
-    }
-
-    /// How quantised weights are grouped.
-    fn groups(&self) -> Groups {
-        fn groups<S: Simd>(_: S) -> Groups {
-            Groups { inputs: S::GROUP, signed: S::SIGNED }
-        }
-        with_product_simd!(self.products, s => groups(s))
     }
 }
 

@@ -8,9 +8,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use half::{bf16, f16};
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
-use super::kernels::quantised::{Bits, Groups, filled};
+use super::Engine;
+use super::kernels::quantised::{Bits, QuantisePanel, filled};
 use super::kernels::simd::MAX_WIDTH;
-use super::pool::Pool;
 use crate::backend::{Compute, Layout, LinearPart, PACKED_AT_ONCE, Pair, WeightType};
 
 /// What panels consist of.
@@ -77,11 +77,11 @@ const TRANSPOSE_BLOCK: usize = 64;
 
 /// Fills panels, on all threads, and lets go of what was stored each time that [`PACKED_AT_ONCE`] elements are packed. Another thread
 /// may still read: then the system maps that once more.
-pub fn pack(pool: &Pool, width: usize, groups: Groups, tasks: Vec<Task<'_>>) {
+pub fn pack(engine: &Engine, tasks: Vec<Task<'_>>) {
     let packed = AtomicUsize::new(0);
-    pool.run_each(tasks.into_iter(), |task| {
+    engine.pool.run_each(tasks.into_iter(), |task| {
         let (sources, elements) = (task.sources, task.outputs.len() * task.sources.inputs);
-        task.fill(width, groups);
+        task.fill(engine);
         let before = packed.fetch_add(elements, Ordering::Relaxed);
         if before / PACKED_AT_ONCE < (before + elements) / PACKED_AT_ONCE {
             sources.parts.iter().for_each(|part| part.weight.release_storage());
@@ -142,13 +142,14 @@ impl<'a> Sources<'a> {
 }
 
 impl Task<'_> {
-    fn fill(self, width: usize, groups: Groups) {
+    fn fill(self, engine: &Engine) {
+        let width = engine.panel_width();
         match self.format {
             Format::F32 => self.numbers(width, |x| x),
             Format::F16 => self.numbers(width, f16::from_f32),
             Format::Bf16 => self.numbers(width, bf16::from_f32),
             Format::Pairs => self.pairs(width),
-            Format::Quantised(bits) => self.quantised(width, groups, bits),
+            Format::Quantised(bits) => self.quantised(engine, bits),
         }
     }
 
@@ -173,13 +174,13 @@ impl Task<'_> {
     }
 
     /// Panels of quantised weights.
-    fn quantised(self, width: usize, groups: Groups, bits: Bits) {
-        let inputs = self.sources.inputs;
+    fn quantised(self, engine: &Engine, bits: Bits) {
+        let (inputs, width) = (self.sources.inputs, engine.panel_width());
         let (bytes, step) = (bits.panel_bytes(inputs, width), filled(inputs) * width);
         let mut panels = vec![0.0; self.panels.len() / bytes * step];
         self.sources.gather(self.outputs, width, &mut panels, step, &|x| x);
         for (panel, bytes) in panels.chunks(step).zip(self.panels.chunks_mut(bytes)) {
-            bits.pack(panel, width, groups, bytes);
+            engine.run_products(QuantisePanel { bits, panel, bytes });
         }
     }
 }

@@ -72,8 +72,8 @@ impl Bits {
     }
 
     /// Inputs of an output that lie together in a word, and where input `i` of them lies in it: by how many bits it is shifted.
-    fn word(self, groups: Groups) -> (usize, impl Fn(usize) -> usize) {
-        let shift = move |i: usize| match (self, groups.inputs) {
+    fn word<S: Simd>(self) -> (usize, impl Fn(usize) -> usize) {
+        let shift = move |i: usize| match (self, S::GROUP) {
             // A group of inputs side by side.
             (Bits::Eight, _) => 8 * i,
             // Four bytes for eight inputs: a byte for each of four inputs, whose upper halves are the other four.
@@ -81,39 +81,11 @@ impl Bits {
             // Two bytes for the first of each pair and two for the second, each with all four in order.
             (Bits::Four, _) => 16 * (i % 2) + 4 * (i / 2),
         };
-        (if self == Bits::Eight { groups.inputs } else { 8 }, shift)
-    }
-
-    /// Rounds a panel `[inputs][width]` of weights, with zeros behind the last input up to a multiple of [`UNIT`], into its bytes.
-    pub fn pack(self, panel: &[f32], width: usize, groups: Groups, bytes: &mut [u8]) {
-        let (of_word, shift) = self.word(groups);
-        let zero = if groups.signed { 0 } else { self.zero() as i8 };
-        let mask = (1 << self.count()) - 1;
-        let blocks = bytes.chunks_mut(self.block_bytes(width));
-        for (rows, bytes) in panel.chunks(self.block() * width).zip(blocks) {
-            let (to, numbers) = bytes.split_at_mut(2 * width);
-            let scales = self.scales(rows, width);
-            for (to, scale) in to.chunks_mut(2).zip(&scales) {
-                to.copy_from_slice(&bf16::from_f32(*scale).to_le_bytes());
-            }
-            let word_bytes = of_word * self.count() as usize / 8;
-            for (rows, to) in rows.chunks(of_word * width).zip(numbers.chunks_mut(word_bytes * width)) {
-                let mut words = [0u32; MAX_WIDTH];
-                for (i, row) in rows.chunks(width).enumerate() {
-                    let shift = shift(i);
-                    for ((word, w), scale) in words.iter_mut().zip(row).zip(&scales) {
-                        let number = quantise(*w, *scale, self.count()).wrapping_add(zero);
-                        *word |= (number as u32 & mask) << shift;
-                    }
-                }
-                for (to, word) in to.chunks_mut(word_bytes).zip(words) {
-                    to.copy_from_slice(&word.to_le_bytes()[..word_bytes]);
-                }
-            }
-        }
+        (if self == Bits::Eight { S::GROUP } else { 8 }, shift)
     }
 
     /// The scale of each output of a block, `[inputs][width]`; not a number where a weight is none, or infinite.
+    #[inline(always)]
     fn scales(self, rows: &[f32], width: usize) -> [f32; MAX_WIDTH] {
         let (mut furthest, mut none) = ([0.0f32; MAX_WIDTH], [0.0f32; MAX_WIDTH]);
         for row in rows.chunks(width) {
@@ -126,19 +98,56 @@ impl Bits {
     }
 }
 
-/// How weights lie side by side: see [`Simd::GROUP`] and [`Simd::SIGNED`].
-#[derive(Clone, Copy, Debug)]
-pub struct Groups {
-    pub inputs: usize,
-    pub signed: bool,
-}
-
 /// Inputs are filled up with zeros to a multiple of this, which whole vectors of numbers make up.
 const UNIT: usize = 32;
 
 /// As many inputs as there are with those zeros.
 pub const fn filled(inputs: usize) -> usize {
     inputs.next_multiple_of(UNIT)
+}
+
+/// Rounds a panel `[inputs][width]` of weights, with zeros behind the last input up to a multiple of [`UNIT`], into its bytes.
+pub struct QuantisePanel<'a> {
+    pub bits: Bits,
+    pub panel: &'a [f32],
+    pub bytes: &'a mut [u8],
+}
+
+impl Kernel for QuantisePanel<'_> {
+    type Output = ();
+
+    /// # Safety
+    /// None beyond the features.
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self, _: S) {
+        let QuantisePanel { bits, panel, bytes } = self;
+        let width = panel_width::<S>();
+        let (of_word, shift) = bits.word::<S>();
+        let zero = if S::SIGNED { 0 } else { bits.zero() as i8 };
+        let mask = (1 << bits.count()) - 1;
+        let word_bytes = of_word * bits.count() as usize / 8;
+        let blocks = bytes.chunks_mut(bits.block_bytes(width));
+        for (rows, bytes) in panel.chunks(bits.block() * width).zip(blocks) {
+            let (to, numbers) = bytes.split_at_mut(2 * width);
+            let scales = bits.scales(rows, width);
+            for (to, scale) in to.chunks_mut(2).zip(&scales) {
+                to.copy_from_slice(&bf16::from_f32(*scale).to_le_bytes());
+            }
+            for (rows, to) in rows.chunks(of_word * width).zip(numbers.chunks_mut(word_bytes * width)) {
+                let mut words = [0u32; MAX_WIDTH];
+                for (i, row) in rows.chunks(width).enumerate() {
+                    let shift = shift(i);
+                    for ((word, w), scale) in words.iter_mut().zip(row).zip(&scales) {
+                        let number = quantise(*w, *scale, bits.count()).wrapping_add(zero);
+                        *word |= (number as u32 & mask) << shift;
+                    }
+                }
+                for (to, word) in to.chunks_mut(word_bytes).zip(words) {
+                    to.copy_from_slice(&word.to_le_bytes()[..word_bytes]);
+                }
+            }
+        }
+    }
 }
 
 /// Inputs of a row that share a scale where they become numbers of 8 bits: a multiple of all blocks. Fewer would be a little more exact,
