@@ -35,19 +35,18 @@ impl Packed {
     pub fn all(engine: &Arc<Engine>, maps: &[LinearWeights<'_>], compute: Compute) -> Vec<Packed> {
         let width = engine.panel_width();
         let sources: Vec<Sources<'_>> = maps.iter().map(|map| Sources::new(&map.parts)).collect();
-        let mut places: Vec<(Format, Range<usize>)> = Vec::with_capacity(maps.len());
+        let (mut places, mut end) = (Vec::with_capacity(maps.len()), 0);
         for (map, sources) in maps.iter().zip(&sources) {
             let format = Format::of(map.kept, compute);
-            let start = places.last().map_or(0, |(_, place)| place.end.next_multiple_of(LINE));
-            places
-                .push((format, start..start + format.bytes(sources.inputs, sources.outputs, width) as usize));
+            let place = end..end + format.bytes(sources.inputs, sources.outputs, width) as usize;
+            end = place.end.next_multiple_of(LINE);
+            places.push((format, place));
         }
-        let mut memory = Memory::new(places.last().map_or(0, |(_, place)| place.end));
-        let (mut tasks, mut rest, mut at) = (Vec::new(), memory.bytes_mut(), 0);
+        let mut memory = Memory::new(end);
+        let (mut tasks, mut rest) = (Vec::new(), memory.bytes_mut());
         for (sources, (format, place)) in sources.iter().zip(&places) {
-            let (panels, after) = std::mem::take(&mut rest)[place.start - at..].split_at_mut(place.len());
-            tasks.extend(sources.tasks(width, *format, panels));
-            (rest, at) = (after, place.end);
+            let lines = rest.split_off_mut(..place.len().next_multiple_of(LINE)).unwrap_or_default();
+            tasks.extend(sources.tasks(width, *format, &mut lines[..place.len()]));
         }
         pack(engine, tasks);
         let memory = Arc::new(memory);
@@ -62,13 +61,13 @@ impl Packed {
         sources.into_iter().zip(places).map(packed).collect()
     }
 
-    fn bytes(&self) -> &[u8] {
+    fn weights(&self) -> &[u8] {
         &self.memory.bytes()[self.place.clone()]
     }
 
     fn panels<T: Weight + FromBytes + Immutable>(&self, k: usize) -> Panels<'_, T> {
         // Places begin at a line of the cache, so numbers are aligned.
-        let data = <[T]>::ref_from_bytes(self.bytes()).unwrap_or_default();
+        let data = <[T]>::ref_from_bytes(self.weights()).unwrap_or_default();
         Panels { data, k, n: self.outputs }
     }
 }
@@ -115,7 +114,7 @@ impl Linear for Packed {
                 self.engine.run_products(QuantisedProduct {
                     pool,
                     x: &quantised,
-                    panels: self.bytes(),
+                    panels: self.weights(),
                     bits,
                     inputs: k,
                     outputs: n,

@@ -148,7 +148,7 @@ impl<'n> Session<'n> {
     }
 
     /// Gives the memory of a result back, for later steps: that is faster than having the system find some for each.
-    pub fn give(&mut self, result: Tensor) {
+    pub fn give(&self, result: Tensor) {
         let mut buffers = self.network.buffers.take();
         buffers.give(result);
         self.network.buffers.give(buffers);
