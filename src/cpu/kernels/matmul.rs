@@ -32,8 +32,8 @@ const PANELS_OF_A_ROW: usize = 4;
 
 /// [`PANELS_OF_A_ROW`], or 1 where one stream is as fast, for weights of so many bytes. Zen 5, one core, decoding with GPT-2: float32
 /// 11.8 ms with four panels and 13.0 with one, bfloat16 7.0 and 6.3.
-const fn panels_of_a_row<S: Simd>(bytes: usize) -> usize {
-    match S::FETCH {
+fn panels_of_a_row<S: Simd>(s: S, bytes: usize) -> usize {
+    match s.fetch() {
         Fetch::Near(_) if bytes < 4 => 1,
         _ => PANELS_OF_A_ROW,
     }
@@ -107,7 +107,7 @@ impl<T: Weight> Kernel for Product<'_, T> {
         assert_eq!((x.len(), out.cols()), (rows * weights.k, weights.n), "shapes of a product");
         let panel_bytes = weights.k * width * size_of::<T>();
         let store = Store::new(epilogue, rows, weights.n, Shared::new(out));
-        let together = panels_of_a_row::<S>(size_of::<T>());
+        let together = panels_of_a_row(s, size_of::<T>());
         let Some(split) = Split::new(rows, panels, panel_bytes, together, pool.threads()) else { return };
         let task = Task { x, weights: &weights, store };
         pool.run(split.tasks(), &|i| {
@@ -251,27 +251,11 @@ impl<T: Weight> Operands<T> {
         let mut i = 0;
         // SAFETY: the caller's. What is fetched ahead may lie anywhere.
         unsafe {
-            if let Some(Ahead { first, len, share, shares }) = self.ahead {
-                let step = panel_width::<S>() / shares;
-                let streams = match S::FETCH {
-                    // In a tall tile there are no registers left for more than one stream.
-                    Fetch::Streams(streams) if 3 * R <= 2 * S::TILE_ROWS => streams,
-                    _ => 1,
+            if let Some(ahead) = self.ahead {
+                i = match s.fetch() {
+                    Fetch::Second(_) => self.fetching::<S, R, P, true>(s, ahead, &mut sums),
+                    _ => self.fetching::<S, R, P, false>(s, ahead, &mut sums),
                 };
-                let first = first.wrapping_add(len / streams * share / shares);
-                let second = if step * size_of::<T>() > LINE { LINE / size_of::<T>() } else { 0 };
-                let at_once = S::STEPS.next_multiple_of(streams);
-                while i + at_once <= self.k {
-                    for j in 0..at_once {
-                        let at = len / streams * (j % streams) + (i / streams + j / streams) * step;
-                        s.prefetch(first.wrapping_add(at).cast());
-                        if second > 0 {
-                            s.prefetch(first.wrapping_add(at + second).cast());
-                        }
-                        self.step(s, i + j, &mut sums);
-                    }
-                    i += at_once;
-                }
             }
             while S::STEPS > 1 && i + S::STEPS <= self.k {
                 for j in 0..S::STEPS {
@@ -285,6 +269,42 @@ impl<T: Weight> Operands<T> {
             }
         }
         *acc = sums;
+    }
+
+    /// Most steps of k, while something is fetched, into the first cache or only into the `SECOND`; gives how many steps.
+    #[inline(always)]
+    unsafe fn fetching<S: Simd, const R: usize, const P: usize, const SECOND: bool>(
+        &self,
+        s: S,
+        ahead: Ahead<T>,
+        sums: &mut Sums<S, R, P>,
+    ) -> usize {
+        let Ahead { first, len, share, shares } = ahead;
+        let step = panel_width::<S>() / shares;
+        let streams = match s.fetch() {
+            // In a tall tile there are no registers left for more than one stream.
+            Fetch::Streams(streams) if 3 * R <= 2 * S::TILE_ROWS => streams,
+            _ => 1,
+        };
+        let first = first.wrapping_add(len / streams * share / shares);
+        let second = if step * size_of::<T>() > LINE { LINE / size_of::<T>() } else { 0 };
+        let at_once = S::STEPS.next_multiple_of(streams);
+        let mut i = 0;
+        // SAFETY: the caller's.
+        unsafe {
+            while i + at_once <= self.k {
+                for j in 0..at_once {
+                    let at = len / streams * (j % streams) + (i / streams + j / streams) * step;
+                    s.prefetch::<SECOND>(first.wrapping_add(at).cast());
+                    if second > 0 {
+                        s.prefetch::<SECOND>(first.wrapping_add(at + second).cast());
+                    }
+                    self.step(s, i + j, sums);
+                }
+                i += at_once;
+            }
+        }
+        i
     }
 
     /// One step of k.
@@ -330,7 +350,7 @@ impl<T: Weight> Kernel for Block<'_, T> {
         // SAFETY: panels and rows lie inside of the matrices.
         unsafe {
             match self.rows.len() {
-                1 if panels_of_a_row::<S>(size_of::<T>()) > 1 => self.narrow::<S, 1, PANELS_OF_A_ROW>(s),
+                1 if panels_of_a_row(s, size_of::<T>()) > 1 => self.narrow::<S, 1, PANELS_OF_A_ROW>(s),
                 _ => self.wide(s),
             }
         }
@@ -410,13 +430,16 @@ impl<T: Weight> Block<'_, T> {
         let b =
             self.task.weights.data.as_ptr().wrapping_add((panel * self.task.weights.k + part.start) * width);
         let len = part.len() * width;
-        let ahead = match S::FETCH {
+        let near = |elements| Some(Ahead { first: b.wrapping_add(elements), len, share: 0, shares: 1 });
+        let ahead = match s.fetch() {
             // A tile by itself runs through the panel at the speed of memory.
-            Fetch::Near(steps) if tiles == 1 => b.wrapping_add(steps * width),
+            Fetch::Near(steps) if tiles == 1 => near(steps * width),
+            // Tiles behind the first find it in the second cache.
+            Fetch::Second(bytes) if tile == 0 => near(bytes / size_of::<T>()),
+            Fetch::Second(_) => None,
             // While this part of the panel is used, the next one, which lies behind it, is fetched: a share by each tile.
-            _ => b.wrapping_add(len),
+            _ => Some(Ahead { first: b.wrapping_add(len), len, share: tile, shares: tiles }),
         };
-        let ahead = Ahead { first: ahead, len, share: tile, shares: tiles };
         // SAFETY: the caller's.
         unsafe {
             match rows {
@@ -444,7 +467,7 @@ impl<T: Weight> Block<'_, T> {
         panel: usize,
         row: usize,
         part: Range<usize>,
-        ahead: Ahead<T>,
+        ahead: Option<Ahead<T>>,
         scratch: &mut Scratch,
     ) {
         let Task { x, weights, .. } = self.task;
@@ -460,7 +483,7 @@ impl<T: Weight> Block<'_, T> {
                     acc[0][r] = [s.load(kept.add(r * width)), s.load(kept.add(r * width + S::LANES))];
                 }
             }
-            let operands = Operands { a, a_step: k, b, b_step: 0, k: part.len(), ahead: Some(ahead) };
+            let operands = Operands { a, a_step: k, b, b_step: 0, k: part.len(), ahead };
             operands.multiply::<S, R, 1>(s, &mut acc);
             if part.end == k {
                 self.task.store.tile::<S, R>(s, panel, row, &acc[0]);

@@ -397,7 +397,7 @@ impl Tiles<'_> {
                 for tile in 0..tiles {
                     let first = self.rows.start + rows * tile / tiles;
                     // Tiles behind the first find the panel in the cache.
-                    let ahead = tile == 0;
+                    let ahead = tile == 0 && (rows > 1 || !matches!(s.fetch(), Fetch::Second(_)));
                     match self.rows.start + rows * (tile + 1) / tiles - first {
                         1 => self.tile::<S, FOUR, 1>(s, panel, first, ahead),
                         2 => self.tile::<S, FOUR, 2>(s, panel, first, ahead),
@@ -419,17 +419,24 @@ impl Tiles<'_> {
     #[inline(always)]
     unsafe fn fetch<S: Simd>(&self, s: S, panel: *const u8, done: usize, bytes: usize) {
         for line in 0..bytes.div_ceil(LINE) {
-            let at = match S::FETCH {
-                // Blocks have steps of their own: as many bytes as of weights of 16 bits.
-                Fetch::Near(steps) => done + line * LINE + steps * panel_width::<S>() * size_of::<u16>(),
-                // Of the next panel.
-                Fetch::Streams(streams) => {
-                    let line = done / LINE + line;
-                    self.panel_bytes + self.panel_bytes / streams * (line % streams) + line / streams * LINE
-                }
-            };
+            let here = done + line * LINE;
             // SAFETY: the caller has the features on; the place may lie anywhere.
-            unsafe { s.prefetch(panel.wrapping_add(at)) };
+            unsafe {
+                match s.fetch() {
+                    // Blocks have steps of their own: as many bytes as of weights of 16 bits.
+                    Fetch::Near(steps) => {
+                        let at = here + steps * panel_width::<S>() * size_of::<u16>();
+                        s.prefetch::<false>(panel.wrapping_add(at));
+                    }
+                    Fetch::Second(bytes) => s.prefetch::<true>(panel.wrapping_add(here + bytes)),
+                    // Of the next panel.
+                    Fetch::Streams(streams) => {
+                        let line = here / LINE;
+                        let at = self.panel_bytes / streams * (line % streams) + line / streams * LINE;
+                        s.prefetch::<false>(panel.wrapping_add(self.panel_bytes + at));
+                    }
+                }
+            }
         }
     }
 

@@ -15,13 +15,16 @@ pub trait Kernel {
     unsafe fn run<S: Simd>(self, s: S) -> Self::Output;
 }
 
-/// How weights that are used once are brought into the cache before they are needed, where the processor does not do it well enough by
+/// How weights that are used once are brought into a cache before they are needed, where the processor does not do it well enough by
 /// itself.
-#[derive(Clone, Copy)]
-#[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))] // which is best is a matter of the instructions
+#[derive(Clone, Copy, Debug)]
+#[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))] // which is best is a matter of the machine
 pub enum Fetch {
     /// So many steps of k before they are used.
     Near(usize),
+    /// So many bytes before they are used, into the second cache: the first has no room for them beside the rows. With one row, which
+    /// takes weights as fast as memory gives them, not at all.
+    Second(usize),
     /// A panel before they are used, in so many streams side by side.
     Streams(usize),
 }
@@ -57,10 +60,6 @@ pub trait Simd: Copy + Send + Sync + 'static {
     /// arithmetic.
     const STEPS: usize = 4;
 
-    /// Measured, GB/s of float32 weights from memory on one core: with eight rows 25 in four streams and 40 nearby on a Zen 5 with
-    /// AVX-512; with four rows 27 in four streams and 18 nearby on a Zen 3 with AVX2.
-    const FETCH: Fetch = Fetch::Streams(4);
-
     /// Numbers of a group: 2 of 16 bits, or, where there are instructions for sums of four products, 4 of 8 bits.
     const GROUP: usize = 2;
 
@@ -73,10 +72,17 @@ pub trait Simd: Copy + Send + Sync + 'static {
     /// Runs a kernel with the features turned on.
     unsafe fn run<K: Kernel>(self, kernel: K) -> K::Output;
 
-    unsafe fn splat(self, x: f32) -> Self::V;
-    /// Asks for a place to be brought into the cache; it need not be readable.
+    /// Measured, GB/s of float32 weights from memory on one core: with eight rows 25 in four streams and 40 nearby on a Zen 5 with
+    /// AVX-512; with four rows 27 in four streams and 18 nearby on a Zen 3 with AVX2.
     #[inline(always)]
-    unsafe fn prefetch(self, _: *const u8) {}
+    fn fetch(self) -> Fetch {
+        Fetch::Streams(4)
+    }
+
+    unsafe fn splat(self, x: f32) -> Self::V;
+    /// Asks for a place to be brought into the first cache, or only into the `SECOND`; it need not be readable.
+    #[inline(always)]
+    unsafe fn prefetch<const SECOND: bool>(self, _: *const u8) {}
     unsafe fn load(self, p: *const f32) -> Self::V;
     unsafe fn store(self, p: *mut f32, v: Self::V);
     /// The first `n` elements, then zeros.
