@@ -1,8 +1,9 @@
 //! A pool of threads for short loops.
 //!
-//! A loop is handed out index by index, so that a core which another process takes away delays only the indices it holds. Workers
-//! look for the next loop for some microseconds before they sleep: long enough to bridge the gap between two layers, short
-//! enough not to take a core from somebody else.
+//! Each thread has a share of the indices, the same part of every loop: what it wrote in one loop lies in its caches when it reads it, or
+//! writes there again, in the next. Many threads have one together. A share is handed out index by index, and who is done with it goes on
+//! with those of others, so a core which another process takes away delays only the index it holds. Workers look for the next loop for some microseconds before
+//! they sleep: long enough to bridge the gap between two layers, short enough not to take a core from somebody else.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -14,6 +15,9 @@ const SPINS: usize = 2000;
 
 /// Of these, how many pass before it lets other threads run between two looks: that which it waits for may want its core.
 const PATIENCE: usize = 200;
+
+/// Most shares of a loop: a thread looks at all of them before it leaves, and each look fetches what other cores write.
+const SHARES: usize = 16;
 
 /// Waits a moment, the `i`th time.
 fn pause(i: usize) {
@@ -42,7 +46,14 @@ struct Shared {
     loops: AtomicU64,
     /// Workers inside of the current loop.
     inside: AtomicUsize,
+    /// For each share, that of the asking thread first, how many of its indices are handed out.
+    taken: Box<[Taken]>,
 }
+
+/// A counter with two cache lines for itself: the processor brings the neighbour of a line along.
+#[derive(Default)]
+#[repr(align(128))]
+struct Taken(AtomicUsize);
 
 #[derive(Default)]
 struct State {
@@ -58,7 +69,6 @@ struct State {
 #[derive(Clone, Copy)]
 struct Job {
     task: *const (dyn Fn(usize) + Sync),
-    next: *const AtomicUsize,
     panicked: *const AtomicBool,
     count: usize,
 }
@@ -68,20 +78,24 @@ struct Job {
 unsafe impl Send for Job {}
 
 impl Job {
-    /// Takes indices until none is left.
+    /// Takes indices until none is left, those of share `own` first.
     ///
     /// # Safety
     /// What the job points to must be alive.
-    unsafe fn work(&self) {
+    unsafe fn work(&self, own: usize, taken: &[Taken]) {
         // SAFETY: the caller's.
-        let (task, next, panicked) = unsafe { (&*self.task, &*self.next, &*self.panicked) };
+        let (task, panicked) = unsafe { (&*self.task, &*self.panicked) };
+        let start = |share: usize| self.count * share / taken.len();
         let result = catch_unwind(AssertUnwindSafe(|| {
-            loop {
-                let i = next.fetch_add(1, Ordering::Relaxed);
-                if i >= self.count {
-                    break;
+            for share in (own..taken.len()).chain(0..own) {
+                let (Taken(taken), indices) = (&taken[share], start(share)..start(share + 1));
+                // Looking does not take the counter away from others.
+                while taken.load(Ordering::Relaxed) < indices.len() {
+                    let i = taken.fetch_add(1, Ordering::Relaxed);
+                    if i < indices.len() {
+                        task(indices.start + i);
+                    }
                 }
-                task(i);
             }
         }));
         if result.is_err() {
@@ -99,11 +113,12 @@ impl Pool {
             left: Condvar::new(),
             loops: AtomicU64::new(0),
             inside: AtomicUsize::new(0),
+            taken: (0..threads.clamp(1, SHARES)).map(|_| Taken::default()).collect(),
         });
         let worker = |i: usize| {
-            let shared = shared.clone();
-            // A machine that gives no more threads computes with those it gave.
-            std::thread::Builder::new().name(format!("smelt-{i}")).spawn(move || shared.serve()).ok()
+            let (shared, share) = (shared.clone(), i * shared.taken.len() / threads);
+            // A machine that gives no more threads computes with those it gave; shares without one are taken by others.
+            std::thread::Builder::new().name(format!("smelt-{i}")).spawn(move || shared.serve(share)).ok()
         };
         let workers = (1..threads.max(1)).filter_map(worker).collect();
         Pool { shared, workers, caller: Mutex::new(()) }
@@ -130,15 +145,17 @@ impl Pool {
                 return;
             }
         };
-        let (next, panicked) = (AtomicUsize::new(0), AtomicBool::new(false));
+        let panicked = AtomicBool::new(false);
         // SAFETY: only the lifetime changes. The job is taken back and all workers have left before this function ends, also when
         // the task panics: `work` catches that.
         let task: *const (dyn Fn(usize) + Sync) =
             unsafe { std::mem::transmute::<&(dyn Fn(usize) + Sync), &'static (dyn Fn(usize) + Sync)>(task) };
-        let job = Job { task, next: &next, panicked: &panicked, count };
+        let job = Job { task, panicked: &panicked, count };
+        // Nobody is inside of a loop, and the announcement makes it seen.
+        self.shared.taken.iter().for_each(|Taken(taken)| taken.store(0, Ordering::Relaxed));
         self.shared.announce(|state| state.job = Some(job));
         // SAFETY: everything is on this stack.
-        unsafe { job.work() };
+        unsafe { job.work(0, &self.shared.taken) };
         self.shared.withdraw();
         drop(guard);
         assert!(!panicked.load(Ordering::Relaxed), "a task of a parallel loop panicked");
@@ -148,12 +165,15 @@ impl Pool {
     ///
     /// # Panics
     /// If a call panics.
-    pub fn run_each<T>(&self, items: impl ExactSizeIterator<Item = T> + Send, task: impl Fn(T) + Sync) {
-        let count = items.len();
-        let items = Mutex::new(items);
-        self.run(count, &|_| {
+    pub fn run_each<T: Send>(&self, items: impl Iterator<Item = T>, task: impl Fn(T) + Sync) {
+        if self.workers.is_empty() {
+            items.for_each(task);
+            return;
+        }
+        let items: Vec<Mutex<Option<T>>> = items.map(|item| Mutex::new(Some(item))).collect();
+        self.run(items.len(), &|i| {
             // Taken in a statement of its own, so that the lock is free again while the task runs.
-            let item = lock(&items).next();
+            let item = lock(&items[i]).take();
             item.into_iter().for_each(&task);
         });
     }
@@ -194,8 +214,8 @@ impl Shared {
         }
     }
 
-    /// The life of a worker.
-    fn serve(&self) {
+    /// The life of a worker with share `own`.
+    fn serve(&self, own: usize) {
         let mut seen = 0;
         loop {
             for i in 0..SPINS {
@@ -219,7 +239,7 @@ impl Shared {
             self.inside.fetch_add(1, Ordering::Relaxed);
             drop(state);
             // SAFETY: `withdraw` waits for this worker, which is counted under the lock, before the job's owner goes on.
-            unsafe { job.work() };
+            unsafe { job.work(own, &self.taken) };
             if self.inside.fetch_sub(1, Ordering::Release) == 1 {
                 // Under the lock, so that it cannot fall between the look and the sleep of `withdraw`.
                 if lock(&self.state).awaited {
@@ -253,7 +273,7 @@ mod tests {
 
     #[test]
     fn every_index_is_called_once() {
-        for threads in [1, 2, 3, 7] {
+        for threads in [1, 2, 3, 7, 40] {
             let pool = Pool::new(threads);
             for count in [0, 1, 2, 100, 1000] {
                 let calls: Vec<AtomicUsize> = (0..count).map(|_| AtomicUsize::new(0)).collect();
@@ -263,6 +283,29 @@ mod tests {
                 assert!(calls.iter().all(|c| c.load(Ordering::Relaxed) == 1), "{threads} threads, {count}");
             }
         }
+    }
+
+    #[test]
+    fn every_item_is_given_once() {
+        for threads in [1, 2, 3] {
+            let mut x = vec![0; 100];
+            Pool::new(threads).run_each(x.iter_mut().enumerate(), |(i, x)| *x += i);
+            assert!(x.into_iter().eq(0..100), "{threads} threads");
+        }
+    }
+
+    #[test]
+    fn a_share_is_taken_over_from_a_thread_that_is_held_up() {
+        let pool = Pool::new(2);
+        let done = AtomicUsize::new(0);
+        pool.run(10, &|i| {
+            // Whoever takes the first waits for all others: the other thread computes them.
+            while i == 0 && done.load(Ordering::Acquire) < 9 {
+                std::thread::yield_now();
+            }
+            done.fetch_add(1, Ordering::Release);
+        });
+        assert_eq!(done.into_inner(), 10);
     }
 
     #[test]

@@ -8,7 +8,7 @@ use std::marker::PhantomData;
 use std::ops::Range;
 
 use super::math::{exp2, tanh};
-use super::matmul::Shared;
+use super::matmul::{ROW_BLOCK, Shared};
 use super::simd::{Kernel, MAX_LANES, Simd, Weight, load, store};
 use crate::backend::{AttentionParams, Compute, HeadLayout, KvCache, PAGE_KEYS, Pair, Span};
 use crate::cpu::pool::Pool;
@@ -167,9 +167,14 @@ impl<T: Word> Kernel for Attend<'_, T> {
         let step = (TILE / group).max(1);
         let mut tasks = Vec::new();
         for (span, rows) in spans.iter().map(|span| span.rows.len()).enumerate() {
-            for kv_head in 0..p.kv_heads {
-                for first in (0..rows).step_by(step) {
-                    tasks.push(Task { span, kv_head, queries: first..(first + step).min(rows) });
+            // Rows of a long sequence stay with the thread that has computed them.
+            let parts = rows.div_ceil(ROW_BLOCK).min(pool.threads());
+            for part in 0..parts {
+                let (start, end) = (rows * part / parts, rows * (part + 1) / parts);
+                for kv_head in 0..p.kv_heads {
+                    for first in (start..end).step_by(step) {
+                        tasks.push(Task { span, kv_head, queries: first..(first + step).min(end) });
+                    }
                 }
             }
         }

@@ -18,7 +18,7 @@ use crate::tensor::Tensor;
 const K_BLOCK: usize = 768;
 
 /// Rows that are computed together: their part of `x` stays in the second cache while the panels pass.
-const ROW_BLOCK: usize = 96;
+pub const ROW_BLOCK: usize = 96;
 
 /// Bytes of weights below which it does not pay to hand a task to another thread.
 const TASK_BYTES: usize = 64 << 10;
@@ -118,10 +118,12 @@ impl<T: Weight> Kernel for Product<'_, T> {
     }
 }
 
-/// How a product is shared out: blocks of rows of about equal size, times groups of panels.
+/// How a product is shared out: blocks of rows of about equal size, times groups of panels. So many blocks make a share, which passes the
+/// panels once: rows stay with the thread that has computed them, and a panel in its cache while its blocks use it.
 pub struct Split {
     rows: usize,
     row_blocks: usize,
+    of_share: usize,
     panels: usize,
     group: usize,
 }
@@ -138,13 +140,14 @@ impl Split {
         if rows == 0 || panels == 0 {
             return None;
         }
-        let row_blocks = rows.div_ceil(ROW_BLOCK);
+        let of_share = rows.div_ceil(ROW_BLOCK * threads);
+        let row_blocks = rows.div_ceil(ROW_BLOCK).next_multiple_of(of_share);
         // Tasks large enough to be worth handing out, and enough of them to even out the threads.
         let least = TASK_BYTES.div_ceil(panel_bytes.max(1) * rows.clamp(1, 16)).max(1);
         let wanted = (panels * row_blocks).div_ceil(threads * 16);
         let together = if rows == 1 && panels >= 2 * threads * together { together } else { 1 };
         let group = wanted.max(least).next_multiple_of(together).min(panels);
-        Some(Split { rows, row_blocks, panels, group })
+        Some(Split { rows, row_blocks, of_share, panels, group })
     }
 
     /// Number of tasks.
@@ -154,7 +157,9 @@ impl Split {
 
     /// Rows and panels of a task.
     pub fn task(&self, i: usize) -> (Range<usize>, Range<usize>) {
-        let (block, first) = (i % self.row_blocks, i / self.row_blocks * self.group);
+        let tasks = self.of_share * self.panels.div_ceil(self.group);
+        let (share, i) = (i / tasks, i % tasks);
+        let (block, first) = (share * self.of_share + i % self.of_share, i / self.of_share * self.group);
         let row = |block: usize| self.rows * block / self.row_blocks;
         (row(block)..row(block + 1), first..(first + self.group).min(self.panels))
     }
@@ -493,6 +498,26 @@ impl<T: Weight> Block<'_, T> {
                 s.store(kept.add(r * width), acc[0][r][0]);
                 s.store(kept.add(r * width + S::LANES), acc[0][r][1]);
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tasks_of_a_product_are_all_of_it_and_nothing_twice() {
+        for (rows, panels, threads) in
+            [(1, 7, 1), (1, 72, 2), (8, 1, 4), (97, 5, 2), (300, 24, 2), (300, 3, 7), (1000, 2, 3)]
+        {
+            let split = Split::new(rows, panels, 64 << 10, PANELS_OF_A_ROW, threads).unwrap();
+            let mut times = vec![0; rows * panels];
+            for (rows, some) in (0..split.tasks()).map(|i| split.task(i)) {
+                assert!(rows.len() <= ROW_BLOCK);
+                rows.flat_map(|r| some.clone().map(move |p| r * panels + p)).for_each(|at| times[at] += 1);
+            }
+            assert!(times.iter().all(|times| *times == 1), "{rows} rows, {panels} panels, {threads} threads");
         }
     }
 }
