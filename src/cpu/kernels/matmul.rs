@@ -118,11 +118,12 @@ impl<T: Weight> Kernel for Product<'_, T> {
     }
 }
 
-/// How a product is shared out: blocks of rows of about equal size, times groups of panels. So many blocks make a share, which passes the
-/// panels once: rows stay with the thread that has computed them, and a panel in its cache while its blocks use it.
+/// How a product is shared out: blocks of rows of about equal size, times groups of panels. The tasks of a thread's share come one after
+/// another, since a pool hands them out like that: rows stay in the caches of the thread that has computed them.
 pub struct Split {
     rows: usize,
     row_blocks: usize,
+    /// Blocks of a share. While one group of panels is in the cache, all of them use it.
     of_share: usize,
     panels: usize,
     group: usize,

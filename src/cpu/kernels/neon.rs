@@ -70,9 +70,18 @@ impl<const DOT: bool> Simd for Neon<DOT> {
         unsafe { (vdupq_n_f32(x), vdupq_n_f32(x)) }
     }
     #[inline(always)]
-    unsafe fn prefetch(self, p: *const u8) {
+    unsafe fn prefetch<const SECOND: bool>(self, p: *const u8) {
         // The intrinsic, `_prefetch`, is not stable yet.
-        unsafe { asm!("prfm pldl1keep, [{p}]", p = in(reg) p, options(nostack, preserves_flags, readonly)) }
+        unsafe {
+            match SECOND {
+                true => {
+                    asm!("prfm pldl2keep, [{p}]", p = in(reg) p, options(nostack, preserves_flags, readonly))
+                }
+                false => {
+                    asm!("prfm pldl1keep, [{p}]", p = in(reg) p, options(nostack, preserves_flags, readonly))
+                }
+            }
+        }
     }
     #[inline(always)]
     unsafe fn load(self, p: *const f32) -> Self::V {

@@ -5,6 +5,18 @@ use std::arch::x86_64::*;
 use super::simd::{Fetch, Kernel, Simd, add_widened_products, store_rounded};
 use crate::backend::Pair;
 
+/// See [`Simd::prefetch`].
+#[inline(always)]
+unsafe fn prefetch<const SECOND: bool>(p: *const u8) {
+    // SAFETY: the place may lie anywhere.
+    unsafe {
+        match SECOND {
+            true => _mm_prefetch::<_MM_HINT_T1>(p.cast()),
+            false => _mm_prefetch::<_MM_HINT_T0>(p.cast()),
+        }
+    }
+}
+
 /// AVX2 with fused multiply-add and half-precision conversion; with `VNNI` also with sums of four products of bytes.
 #[derive(Clone, Copy, Debug)]
 pub struct Avx2<const VNNI: bool>(());
@@ -83,7 +95,7 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
     }
     #[inline(always)]
     unsafe fn prefetch<const SECOND: bool>(self, p: *const u8) {
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(p.cast()) }
+        unsafe { prefetch::<SECOND>(p) }
     }
     #[inline(always)]
     unsafe fn load(self, p: *const f32) -> Self::V {
@@ -320,12 +332,7 @@ impl<const VNNI: bool, const BF16: bool> Simd for Avx512<VNNI, BF16> {
     }
     #[inline(always)]
     unsafe fn prefetch<const SECOND: bool>(self, p: *const u8) {
-        unsafe {
-            match SECOND {
-                true => _mm_prefetch::<_MM_HINT_T1>(p.cast()),
-                false => _mm_prefetch::<_MM_HINT_T0>(p.cast()),
-            }
-        }
+        unsafe { prefetch::<SECOND>(p) }
     }
     #[inline(always)]
     unsafe fn load(self, p: *const f32) -> Self::V {
