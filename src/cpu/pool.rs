@@ -5,6 +5,7 @@
 //! with those of others, so a core which another process takes away delays only the index it holds. Workers look for the next loop for some microseconds before
 //! they sleep: long enough to bridge the gap between two layers, short enough not to take a core from somebody else.
 
+use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, TryLockError};
@@ -18,6 +19,13 @@ const PATIENCE: usize = 200;
 
 /// Most shares of a loop: a thread looks at all of them before it leaves, and each look fetches what other cores write.
 const SHARES: usize = 16;
+
+/// Part `i` of a range that is cut into so many of about equal length.
+#[inline(always)]
+pub fn part(range: &Range<usize>, i: usize, parts: usize) -> Range<usize> {
+    let bound = |i| range.start + range.len() * i / parts;
+    bound(i)..bound(i + 1)
+}
 
 /// Waits a moment, the `i`th time.
 fn pause(i: usize) {
@@ -85,10 +93,10 @@ impl Job {
     unsafe fn work(&self, own: usize, taken: &[Taken]) {
         // SAFETY: the caller's.
         let (task, panicked) = unsafe { (&*self.task, &*self.panicked) };
-        let start = |share: usize| self.count * share / taken.len();
         let result = catch_unwind(AssertUnwindSafe(|| {
             for share in (own..taken.len()).chain(0..own) {
-                let (Taken(taken), indices) = (&taken[share], start(share)..start(share + 1));
+                let indices = part(&(0..self.count), share, taken.len());
+                let Taken(taken) = &taken[share];
                 // Looking does not take the counter away from others.
                 while taken.load(Ordering::Relaxed) < indices.len() {
                     let i = taken.fetch_add(1, Ordering::Relaxed);

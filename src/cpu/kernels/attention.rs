@@ -11,7 +11,7 @@ use super::math::{exp2, tanh};
 use super::matmul::{ROW_BLOCK, Shared};
 use super::simd::{Kernel, MAX_LANES, Simd, Weight, load, store};
 use crate::backend::{AttentionParams, Compute, HeadLayout, KvCache, PAGE_KEYS, Pair, Span};
-use crate::cpu::pool::Pool;
+use crate::cpu::pool::{Pool, part};
 use crate::tensor::{Spare, Tensor, at_least};
 
 /// Pages of a block.
@@ -169,11 +169,10 @@ impl<T: Word> Kernel for Attend<'_, T> {
         for (span, rows) in spans.iter().map(|span| span.rows.len()).enumerate() {
             // Rows of a long sequence stay with the thread that has computed them.
             let parts = rows.div_ceil(ROW_BLOCK).min(pool.threads());
-            for part in 0..parts {
-                let (start, end) = (rows * part / parts, rows * (part + 1) / parts);
+            for rows in (0..parts).map(|i| part(&(0..rows), i, parts)) {
                 for kv_head in 0..p.kv_heads {
-                    for first in (start..end).step_by(step) {
-                        tasks.push(Task { span, kv_head, queries: first..(first + step).min(end) });
+                    for first in rows.clone().step_by(step) {
+                        tasks.push(Task { span, kv_head, queries: first..(first + step).min(rows.end) });
                     }
                 }
             }

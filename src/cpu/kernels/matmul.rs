@@ -10,7 +10,7 @@ use std::ops::Range;
 use super::math::activate;
 use super::simd::{Fetch, Kernel, MAX_LANES, MAX_WIDTH, Simd, Weight, load, store};
 use crate::backend::Epilogue;
-use crate::cpu::pool::Pool;
+use crate::cpu::pool::{Pool, part};
 use crate::tensor::Tensor;
 
 /// Most elements of k that are taken at once when there are many rows: the rows of a tile stay in the first cache, and a part of a
@@ -161,8 +161,7 @@ impl Split {
         let tasks = self.of_share * self.panels.div_ceil(self.group);
         let (share, i) = (i / tasks, i % tasks);
         let (block, first) = (share * self.of_share + i % self.of_share, i / self.of_share * self.group);
-        let row = |block: usize| self.rows * block / self.row_blocks;
-        (row(block)..row(block + 1), first..(first + self.group).min(self.panels))
+        (part(&(0..self.rows), block, self.row_blocks), first..(first + self.group).min(self.panels))
     }
 }
 
@@ -396,28 +395,27 @@ impl<T: Weight> Block<'_, T> {
     /// More rows: tiles of about equal height. If there are several, k goes in blocks, and sums are kept aside between them.
     #[inline(always)]
     unsafe fn wide<S: Simd>(&self, s: S) {
-        let (k, rows) = (self.task.weights.k, self.rows.len());
+        let k = self.task.weights.k;
         let mut scratch = Scratch::uninit();
-        let tiles = rows.div_ceil(S::TILE_ROWS);
+        let tiles = self.rows.len().div_ceil(S::TILE_ROWS);
         let k_block = if tiles == 1 { k } else { k.div_ceil(k.div_ceil(K_BLOCK).max(1)) };
         // SAFETY: tiles lie inside of the rows, and the scratch has room for a block of rows.
         unsafe {
             for panel in self.panels.clone() {
                 let mut from = 0;
                 while from < k {
-                    let part = from..(from + k_block).min(k);
+                    let inputs = from..(from + k_block).min(k);
                     for tile in 0..tiles {
-                        let first = self.rows.start + rows * tile / tiles;
-                        let n = self.rows.start + rows * (tile + 1) / tiles - first;
-                        self.tile(s, panel, first, n, part.clone(), tile, tiles, &mut scratch);
+                        let rows = part(&self.rows, tile, tiles);
+                        self.tile(s, panel, rows, inputs.clone(), tile, tiles, &mut scratch);
                     }
-                    from = part.end;
+                    from = inputs.end;
                 }
             }
         }
     }
 
-    /// Tile `tile` of `tiles`: `rows` rows from `row` on, over a part of k. Sums go on from what the scratch holds and are put back
+    /// Tile `tile` of `tiles`, over a part of k. Sums go on from what the scratch holds and are put back
     /// until k is complete.
     #[inline(always)]
     #[allow(clippy::too_many_arguments)]
@@ -425,8 +423,7 @@ impl<T: Weight> Block<'_, T> {
         &self,
         s: S,
         panel: usize,
-        row: usize,
-        rows: usize,
+        rows: Range<usize>,
         part: Range<usize>,
         tile: usize,
         tiles: usize,
@@ -448,20 +445,20 @@ impl<T: Weight> Block<'_, T> {
         };
         // SAFETY: the caller's.
         unsafe {
-            match rows {
-                1 => self.tile_of::<S, 1>(s, panel, row, part, ahead, scratch),
-                2 => self.tile_of::<S, 2>(s, panel, row, part, ahead, scratch),
-                3 => self.tile_of::<S, 3>(s, panel, row, part, ahead, scratch),
-                4 => self.tile_of::<S, 4>(s, panel, row, part, ahead, scratch),
-                5 => self.tile_of::<S, 5>(s, panel, row, part, ahead, scratch),
-                6 => self.tile_of::<S, 6>(s, panel, row, part, ahead, scratch),
-                7 if S::TILE_ROWS > 6 => self.tile_of::<S, 7>(s, panel, row, part, ahead, scratch),
-                8 if S::TILE_ROWS > 6 => self.tile_of::<S, 8>(s, panel, row, part, ahead, scratch),
-                9 if S::TILE_ROWS > 6 => self.tile_of::<S, 9>(s, panel, row, part, ahead, scratch),
-                10 if S::TILE_ROWS > 6 => self.tile_of::<S, 10>(s, panel, row, part, ahead, scratch),
-                11 if S::TILE_ROWS > 6 => self.tile_of::<S, 11>(s, panel, row, part, ahead, scratch),
-                _ if S::TILE_ROWS > 6 => self.tile_of::<S, 12>(s, panel, row, part, ahead, scratch),
-                _ => unreachable!("a tile of {rows} rows"),
+            match rows.len() {
+                1 => self.tile_of::<S, 1>(s, panel, rows.start, part, ahead, scratch),
+                2 => self.tile_of::<S, 2>(s, panel, rows.start, part, ahead, scratch),
+                3 => self.tile_of::<S, 3>(s, panel, rows.start, part, ahead, scratch),
+                4 => self.tile_of::<S, 4>(s, panel, rows.start, part, ahead, scratch),
+                5 => self.tile_of::<S, 5>(s, panel, rows.start, part, ahead, scratch),
+                6 => self.tile_of::<S, 6>(s, panel, rows.start, part, ahead, scratch),
+                7 if S::TILE_ROWS > 6 => self.tile_of::<S, 7>(s, panel, rows.start, part, ahead, scratch),
+                8 if S::TILE_ROWS > 6 => self.tile_of::<S, 8>(s, panel, rows.start, part, ahead, scratch),
+                9 if S::TILE_ROWS > 6 => self.tile_of::<S, 9>(s, panel, rows.start, part, ahead, scratch),
+                10 if S::TILE_ROWS > 6 => self.tile_of::<S, 10>(s, panel, rows.start, part, ahead, scratch),
+                11 if S::TILE_ROWS > 6 => self.tile_of::<S, 11>(s, panel, rows.start, part, ahead, scratch),
+                _ if S::TILE_ROWS > 6 => self.tile_of::<S, 12>(s, panel, rows.start, part, ahead, scratch),
+                n => unreachable!("a tile of {n} rows"),
             }
         }
     }

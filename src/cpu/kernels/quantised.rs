@@ -20,7 +20,7 @@ use super::rows::rows_of_task;
 use super::simd::{Fetch, Kernel, MAX_LANES, MAX_WIDTH, Simd, load};
 use crate::backend::Epilogue;
 use crate::backend::quantise::{block_inputs, quantise, scale};
-use crate::cpu::pool::Pool;
+use crate::cpu::pool::{Pool, part};
 use crate::tensor::{Tensor, at_least};
 
 /// Bits of a weight.
@@ -395,10 +395,10 @@ impl Tiles<'_> {
         unsafe {
             while panel < self.panel_range.end {
                 for tile in 0..tiles {
-                    let first = self.rows.start + rows * tile / tiles;
+                    let Range { start: first, end } = part(&self.rows, tile, tiles);
                     // Tiles behind the first find the panel in the cache.
                     let ahead = tile == 0 && (rows > 1 || !matches!(s.fetch(), Fetch::Second(_)));
-                    match self.rows.start + rows * (tile + 1) / tiles - first {
+                    match end - first {
                         1 => self.tile::<S, FOUR, 1>(s, panel, first, ahead),
                         2 => self.tile::<S, FOUR, 2>(s, panel, first, ahead),
                         3 => self.tile::<S, FOUR, 3>(s, panel, first, ahead),
