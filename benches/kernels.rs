@@ -77,26 +77,29 @@ mod linear {
     }
 }
 
-/// Attention of 12 heads of 64 columns; items are floating-point operations.
+/// Attention of 12 heads of 64 columns; items are floating-point operations, or, where keys and values are kept for it, numbers.
 mod attention {
     use super::*;
 
-    fn attend(bencher: Bencher<'_, '_>, lengths: &[usize], past: usize, reach: Reach, threads: usize) {
-        const HEADS: usize = 12;
-        const DIM: usize = 64;
-        let cpu = Cpu::new(Some(threads));
-        let rows = lengths.iter().sum();
-        let x = tensor(rows, 3 * HEADS * DIM);
-        let (mut spans, mut caches, mut start) = (Vec::new(), Vec::new(), 0);
-        for len in lengths {
-            let mut cache = KvCache::new(Compute::F32, HEADS, DIM, DIM);
-            let one = tensor(1, HEADS * DIM);
-            (0..past).for_each(|_| cache.push(one.data(), one.data()));
-            caches.push(cache);
-            spans.push(Span { rows: start..start + len, past });
-            start += len;
-        }
-        cpu.append_kv(&x, HEADS * DIM, 2 * HEADS * DIM, &spans, &mut caches.iter_mut().collect::<Vec<_>>());
+    const HEADS: usize = 12;
+    const DIM: usize = 64;
+
+    fn cpu(threads: usize, compute: Compute) -> Cpu {
+        Cpu::new(Some(threads)).with_compute(compute)
+    }
+
+    fn cache(compute: Compute) -> KvCache {
+        KvCache::new(compute, HEADS, DIM, DIM)
+    }
+
+    fn attend(bencher: Bencher<'_, '_>, len: usize, past: usize, reach: Reach, cpu: Cpu) {
+        let compute = smelt::backend::Backend::compute(&cpu);
+        let x = tensor(len, 3 * HEADS * DIM);
+        let mut cache = cache(compute);
+        let one = tensor(1, HEADS * DIM);
+        (0..past).for_each(|_| cache.push(one.data(), one.data()));
+        let spans = [Span { rows: 0..len, past }];
+        cpu.append_kv(&x, HEADS * DIM, 2 * HEADS * DIM, &spans, &mut [&mut cache]);
         let params = AttentionParams {
             heads: HEADS,
             kv_heads: HEADS,
@@ -109,28 +112,58 @@ mod attention {
             sinks: None,
             distances: None,
         };
-        let caches: Vec<&KvCache> = caches.iter().collect();
-        let scores: usize =
-            lengths.iter().map(|n| (0..*n).map(|i| reach.of(past + i, past + n).len()).sum::<usize>()).sum();
-        let mut out = Tensor::zeros(rows, HEADS * DIM);
+        let scores: usize = (0..len).map(|i| reach.of(past + i, past + len).len()).sum();
+        let mut out = Tensor::zeros(len, HEADS * DIM);
         bencher
             .counter(ItemsCount::new(4 * scores * HEADS * DIM))
-            .bench_local(|| cpu.attention(black_box(&x), 0, &spans, &caches, &params, &mut out));
+            .bench_local(|| cpu.attention(black_box(&x), 0, &spans, &[&cache], &params, &mut out));
+    }
+
+    fn append(bencher: Bencher<'_, '_>, len: usize, compute: Compute) {
+        let cpu = cpu(1, compute);
+        let x = tensor(len, 3 * HEADS * DIM);
+        let spans = [Span { rows: 0..len, past: 0 }];
+        let mut memory = Vec::new();
+        bencher.counter(ItemsCount::new(2 * len * HEADS * DIM)).bench_local(|| {
+            let mut cache = cache(compute).in_memory(std::mem::take(&mut memory));
+            cpu.append_kv(black_box(&x), HEADS * DIM, 2 * HEADS * DIM, &spans, &mut [&mut cache]);
+            memory = cache.into_pages();
+        });
+    }
+
+    #[divan::bench(args = [1, 8, 128])]
+    fn append_f32(bencher: Bencher<'_, '_>, len: usize) {
+        append(bencher, len, Compute::F32);
+    }
+
+    #[divan::bench(args = [1, 8, 128])]
+    fn append_bf16(bencher: Bencher<'_, '_>, len: usize) {
+        append(bencher, len, Compute::Bf16);
     }
 
     #[divan::bench(args = [8, 32, 128, 512], consts = THREADS)]
     fn encoder<const T: usize>(bencher: Bencher<'_, '_>, len: usize) {
-        attend(bencher, &[len], 0, Reach::ALL, T);
+        attend(bencher, len, 0, Reach::ALL, cpu(T, Compute::F32));
+    }
+
+    #[divan::bench(args = [8, 128])]
+    fn encoder_bf16(bencher: Bencher<'_, '_>, len: usize) {
+        attend(bencher, len, 0, Reach::ALL, cpu(1, Compute::Bf16));
     }
 
     #[divan::bench(args = [128, 512, 1024], consts = THREADS)]
     fn prompt<const T: usize>(bencher: Bencher<'_, '_>, len: usize) {
-        attend(bencher, &[len], 0, Reach::CAUSAL, T);
+        attend(bencher, len, 0, Reach::CAUSAL, cpu(T, Compute::F32));
+    }
+
+    #[divan::bench(args = [16, 128])]
+    fn token_bf16(bencher: Bencher<'_, '_>, past: usize) {
+        attend(bencher, 1, past, Reach::CAUSAL, cpu(1, Compute::Bf16));
     }
 
     #[divan::bench(args = [16, 128, 1000], consts = THREADS)]
     fn token<const T: usize>(bencher: Bencher<'_, '_>, past: usize) {
-        attend(bencher, &[1], past, Reach::CAUSAL, T);
+        attend(bencher, 1, past, Reach::CAUSAL, cpu(T, Compute::F32));
     }
 }
 

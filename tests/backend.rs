@@ -411,7 +411,9 @@ fn width(case: &Case) -> usize {
 }
 
 fn empty(case: &Case, compute: Compute, n: usize) -> Vec<KvCache> {
-    (0..n).map(|_| KvCache::new(compute, case.kv_heads, case.k_dim, case.v_dim)).collect()
+    // In memory that held something else.
+    let cache = || KvCache::new(compute, case.kv_heads, case.k_dim, case.v_dim);
+    (0..n).map(|_| cache().in_memory(vec![f32::NAN; 100_000])).collect()
 }
 
 fn spans(lengths: &[usize]) -> Vec<Span> {

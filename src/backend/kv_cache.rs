@@ -9,10 +9,11 @@ pub const PAGE_KEYS: usize = 16;
 /// They lie in pages of [`PAGE_KEYS`] positions, so growing never moves what is inside a page. A page holds,
 /// for each key-value head in turn, the keys as `[k_dim][PAGE_KEYS]` (the same feature of all keys side by
 /// side, the order in which scores are computed) and then the values as `[PAGE_KEYS][v_dim]`. Places beyond the
-/// last position hold zeros.
+/// last position hold what the memory held before.
 ///
 /// With [`Compute::Bf16`] they are kept in bfloat16, as [`Pair`]s of numbers that are added up one after the other: keys as
-/// `[k_dim / 2][PAGE_KEYS]` pairs of features, the last one filled up with a zero, values as `[PAGE_KEYS / 2][v_dim]` pairs of positions.
+/// `[k_dim / 2][PAGE_KEYS]` pairs of features, values as `[PAGE_KEYS / 2][v_dim]` pairs of positions, the last of either filled up with a
+/// zero.
 #[derive(Clone, Debug)]
 pub struct KvCache {
     layout: HeadLayout,
@@ -62,17 +63,28 @@ impl HeadLayout {
         let (keys, values) = head.split_at_mut(self.key_words());
         let column = keys[lane..].iter_mut().step_by(PAGE_KEYS);
         match self.compute {
-            Compute::F32 => {
-                column.zip(key).for_each(|(to, from)| *to = *from);
-                values[lane * self.v_dim..][..self.v_dim].copy_from_slice(value);
-            }
+            Compute::F32 => column.zip(key).for_each(|(to, from)| *to = *from),
+            Compute::Bf16 => column.zip(key.chunks(2)).for_each(|(to, from)| {
+                *to = Pair::new(from[0], from.get(1).copied().unwrap_or(0.0)).as_word();
+            }),
+        }
+        self.put_value(values, lane, value);
+    }
+
+    /// Writes the value of position `lane` of a page.
+    #[inline(always)]
+    pub fn put_value(&self, values: &mut [f32], lane: usize, value: &[f32]) {
+        match self.compute {
+            Compute::F32 => values[lane * self.v_dim..][..self.v_dim].copy_from_slice(value),
             Compute::Bf16 => {
-                column.zip(key.chunks(2)).for_each(|(to, from)| {
-                    *to = Pair::new(from[0], from.get(1).copied().unwrap_or(0.0)).as_word();
-                });
                 let values = &mut values[lane / 2 * self.v_dim..][..self.v_dim];
                 values.iter_mut().zip(value).for_each(|(to, from)| {
-                    *to = Pair::of_word(*to).with(lane % 2, *from).as_word();
+                    let pair = if lane.is_multiple_of(2) {
+                        Pair::new(*from, 0.0)
+                    } else {
+                        Pair::of_word(*to).with(1, *from)
+                    };
+                    *to = pair.as_word();
                 });
             }
         }
@@ -142,19 +154,14 @@ impl KvCache {
 
     /// Adds `n` positions of unspecified contents, and gives all pages to write them into.
     pub fn grow(&mut self, n: usize) -> &mut [f32] {
-        let (before, len, page_len) = (self.elements(0), self.elements(n), self.page_len());
+        let (before, len) = (self.elements(0), self.elements(n));
         self.len += n;
         if len > self.pages.capacity() {
             // Not twice as much, as by itself: nobody counts on that.
             let more = if before == 0 { 0 } else { len / 8 };
             self.pages.reserve_exact(len + more - self.pages.len());
         }
-        let pages = at_least(&mut self.pages, len);
-        // Memory that was used before holds anything; of new pages only the last may stay incomplete.
-        if len > before && !self.len.is_multiple_of(PAGE_KEYS) {
-            pages[len - page_len..].fill(0.0);
-        }
-        pages
+        at_least(&mut self.pages, len)
     }
 
     /// All pages.
@@ -244,12 +251,16 @@ mod tests {
                 }
             }
             assert_eq!(cache.bytes(), 3 * (4 * heads * cache.layout().words()) as u64);
-            // Memory that held something else: beyond the last position there are zeros.
+            // In memory that held something else: nothing but the position is written, pairs are filled up with zeros.
             let mut short = KvCache::new(compute, heads, k_dim, v_dim).in_memory(vec![f32::NAN; 1000]);
             short.push(&[3.0; 6], &[3.0; 10]);
-            let held = short.pages().iter().filter(|x| **x != 0.0).count();
-            assert!(short.pages().iter().all(|x| !x.is_nan()), "{compute:?}");
-            assert_eq!(held, if compute == Compute::F32 { 16 } else { 14 }, "{compute:?}");
+            let written: Vec<f32> = short.pages().iter().copied().filter(|x| !x.is_nan()).collect();
+            assert_eq!(written.len(), if compute == Compute::F32 { 16 } else { 14 }, "{compute:?}");
+            let numbers = written.iter().flat_map(|word| match compute {
+                Compute::F32 => vec![*word],
+                Compute::Bf16 => Pair::of_word(*word).numbers().to_vec(),
+            });
+            assert_eq!(numbers.filter(|x| *x != 0.0).collect::<Vec<_>>(), [3.0; 16], "{compute:?}");
         }
     }
 }

@@ -250,7 +250,25 @@ impl Backend for Cpu {
         self.engine.pool.run_each(pages.into_iter(), |(start, page, from, rows, (heads, layout))| {
             let lanes = from.saturating_sub(start)..PAGE_KEYS.min(from + rows.len() - start);
             let first_row = rows.start + (start + lanes.start - from);
-            self.engine.run(FillPage { page, heads, layout, lanes, x, first_row, k_start, v_start });
+            macro_rules! fill {
+                ($Word:ty) => {
+                    FillPage {
+                        page,
+                        heads,
+                        layout,
+                        lanes,
+                        x,
+                        first_row,
+                        k_start,
+                        v_start,
+                        kept: PhantomData::<$Word>,
+                    }
+                };
+            }
+            match layout.compute {
+                Compute::F32 => self.engine.run(fill!(f32)),
+                Compute::Bf16 => self.engine.run_products(fill!(Pair)),
+            }
         });
     }
 

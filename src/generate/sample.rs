@@ -169,15 +169,30 @@ impl Sampler {
 
 /// The index of the largest element, the first of equals; 0 without elements.
 pub fn argmax(x: &[f32]) -> u32 {
-    // The largest of each lane first: the compiler makes vectors of that.
+    // The first block that has the largest, then its place in there.
+    const BLOCK: usize = 256;
+    let (mut largest, mut block) = (f32::NEG_INFINITY, 0);
+    for (i, part) in x.chunks(BLOCK).enumerate() {
+        let of_part = largest_of(part);
+        if of_part > largest {
+            (largest, block) = (of_part, i);
+        }
+    }
+    let part = x.chunks(BLOCK).nth(block).unwrap_or(x);
+    let place = part.iter().position(|x| *x == largest).unwrap_or(0);
+    (block * BLOCK + place) as u32
+}
+
+/// The largest element, among others than those that are not numbers.
+fn largest_of(x: &[f32]) -> f32 {
+    // Of each lane first: the compiler makes vectors of that.
     let mut largest = [f32::NEG_INFINITY; 16];
     for part in x.chunks(largest.len()) {
         for (largest, x) in largest.iter_mut().zip(part) {
             *largest = if x > largest { *x } else { *largest };
         }
     }
-    let largest = largest.into_iter().fold(f32::NEG_INFINITY, f32::max);
-    x.iter().position(|x| *x == largest).unwrap_or(0) as u32
+    largest.into_iter().fold(f32::NEG_INFINITY, f32::max)
 }
 
 #[cfg(test)]
@@ -253,9 +268,10 @@ mod tests {
 
     #[test]
     fn the_first_of_the_largest_is_chosen() {
-        let ones: Vec<f32> = (0..40).map(|i| if [18, 19, 35].contains(&i) { 1.0 } else { -1.0 }).collect();
+        let ones: Vec<f32> =
+            (0..1000).map(|i| if [300, 301, 700].contains(&i) { 1.0 } else { -1.0 }).collect();
         let cases =
-            [(&[][..], 0), (&[-0.0, 0.0], 0), (&[f32::NEG_INFINITY; 3], 0), (&[-2.0, -1.0], 1), (&ones, 18)];
+            [(&[][..], 0), (&[-0.0, 0.0], 0), (&[f32::NEG_INFINITY; 3], 0), (&[-2.0, -1.0], 1), (&ones, 300)];
         for (x, expected) in cases {
             assert_eq!(argmax(x), expected, "{x:?}");
         }

@@ -68,21 +68,25 @@ impl Tensor {
     }
 
     /// Number of rows.
+    #[inline]
     pub fn rows(&self) -> usize {
         self.rows
     }
 
     /// Number of columns.
+    #[inline]
     pub fn cols(&self) -> usize {
         self.cols
     }
 
     /// All elements, row by row.
+    #[inline]
     pub fn data(&self) -> &[f32] {
         &self.data[..self.rows * self.cols]
     }
 
     /// All elements, row by row, to be written.
+    #[inline]
     pub fn data_mut(&mut self) -> &mut [f32] {
         &mut self.data[..self.rows * self.cols]
     }
@@ -91,6 +95,7 @@ impl Tensor {
     ///
     /// # Panics
     /// If there is none.
+    #[inline]
     pub fn row(&self, i: usize) -> &[f32] {
         &self.data()[i * self.cols..(i + 1) * self.cols]
     }

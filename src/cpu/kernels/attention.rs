@@ -5,6 +5,7 @@
 
 use std::f32::consts::LOG2_E;
 use std::marker::PhantomData;
+use std::mem::MaybeUninit;
 use std::ops::Range;
 
 use super::math::{exp2, tanh};
@@ -79,33 +80,119 @@ impl Word for Pair {
     }
 }
 
-/// Keys and values on their way into a page.
-pub struct FillPage<'a> {
+/// The number of each element of a vector.
+const LANE_NUMBERS: [f32; MAX_LANES] =
+    [0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0, 10.0, 11.0, 12.0, 13.0, 14.0, 15.0];
+
+/// Keys and values on their way into a page, as [`HeadLayout`] says.
+pub struct FillPage<'a, T> {
     pub page: &'a mut [f32],
     pub heads: usize,
     pub layout: HeadLayout,
-    /// Which places of the page are filled, with the rows of `x` from `first_row` on.
+    /// Which places of the page are filled, with the rows of `x` from `first_row` on. No later one holds anything.
     pub lanes: Range<usize>,
     pub x: &'a Tensor,
     pub first_row: usize,
     pub k_start: usize,
     pub v_start: usize,
+    pub kept: PhantomData<T>,
 }
 
-impl Kernel for FillPage<'_> {
+impl<T: Word> Kernel for FillPage<'_, T> {
     type Output = ();
 
     /// # Safety
-    /// None beyond the features, with which the compiler makes vectors of the loops.
+    /// None beyond the features.
     #[inline(always)]
-    unsafe fn run<S: Simd>(self, _: S) {
-        let FillPage { page, heads, layout, lanes, x, first_row, k_start, v_start } = self;
-        // Head by head: the keys of one stay in the first cache while columns are filled.
-        for (h, head) in page.chunks_mut(layout.words().max(1)).take(heads).enumerate() {
-            for (lane, row) in lanes.clone().zip(first_row..) {
-                let key = &x.row(row)[k_start + h * layout.k_dim..][..layout.k_dim];
-                let value = &x.row(row)[v_start + h * layout.v_dim..][..layout.v_dim];
-                layout.put(head, lane, key, value);
+    unsafe fn run<S: Simd>(mut self, s: S) {
+        let (page, layout, lanes) = (std::mem::take(&mut self.page), self.layout, self.lanes.clone());
+        for (h, head) in page.chunks_mut(layout.words().max(1)).take(self.heads).enumerate() {
+            // SAFETY: the caller has the features on.
+            unsafe {
+                let (keys, values) = head.split_at_mut(layout.key_words());
+                let mut first = lanes.start;
+                while first < lanes.end {
+                    let some = first..lanes.end.min(first + S::LANES);
+                    self.fill_keys(s, h, &some, keys);
+                    first = some.end;
+                }
+                self.fill_values(h, values);
+            }
+        }
+    }
+}
+
+impl<T: Word> FillPage<'_, T> {
+    /// The row of `x` for a place of the page.
+    #[inline(always)]
+    fn row(&self, lane: usize) -> &[f32] {
+        self.x.row(self.first_row + lane - self.lanes.start)
+    }
+
+    /// Up to `LANES` keys of a head.
+    ///
+    /// # Safety
+    /// Only inside of a kernel.
+    #[inline(always)]
+    unsafe fn fill_keys<S: Simd>(&self, s: S, h: usize, lanes: &Range<usize>, keys: &mut [f32]) {
+        let k_dim = self.layout.k_dim;
+        // Words of two vectors of numbers of each key.
+        let step = 2 * S::LANES / T::NUMBERS;
+        let mut words = MaybeUninit::<[f32; 2 * MAX_LANES * MAX_LANES]>::uninit();
+        let words = words.as_mut_ptr().cast::<f32>();
+        for (part, columns) in keys.chunks_mut(step * PAGE_KEYS).enumerate() {
+            let start = part * 2 * S::LANES;
+            // SAFETY: parts of vectors are as long as said, and there is room for `LANES` rows of `step` words, each of which is written
+            // before it is read.
+            unsafe {
+                for (i, lane) in lanes.clone().enumerate() {
+                    let key = &self.row(lane)[self.k_start + h * k_dim + start..]
+                        [..(2 * S::LANES).min(k_dim - start)];
+                    let (first, second) = key.split_at(key.len().min(S::LANES));
+                    let first = load(s, first.as_ptr(), first.len());
+                    let second = load(s, second.as_ptr(), second.len());
+                    T::store(s, words.add(i * step).cast(), [first, second]);
+                }
+                if lanes.len() == 1 {
+                    for (i, column) in columns.chunks_mut(PAGE_KEYS).enumerate() {
+                        column[lanes.start] = *words.add(i);
+                    }
+                    continue;
+                }
+                // Whole vectors are written, with zeros behind the last key.
+                for i in (lanes.len() * step..S::LANES * step).step_by(S::LANES) {
+                    s.store(words.add(i), s.splat(0.0));
+                }
+                for i in (0..step).step_by(S::LANES) {
+                    s.transpose(words.add(i), step);
+                }
+                for (i, column) in columns.chunks_mut(PAGE_KEYS).enumerate() {
+                    let from = words.add(i % S::LANES * step + i / S::LANES * S::LANES);
+                    let to = &mut column[lanes.start..];
+                    store(s, to.as_mut_ptr(), to.len().min(S::LANES), s.load(from));
+                }
+            }
+        }
+    }
+
+    /// The values of a head.
+    #[inline(always)]
+    fn fill_values(&self, h: usize, values: &mut [f32]) {
+        let v_dim = self.layout.v_dim;
+        let start = self.v_start + h * v_dim;
+        let mut lane = self.lanes.start;
+        while lane < self.lanes.end {
+            let value = &self.row(lane)[start..][..v_dim];
+            if self.layout.compute == Compute::Bf16 && lane.is_multiple_of(2) && lane + 1 < self.lanes.end {
+                let next = &self.row(lane + 1)[start..][..v_dim];
+                let to = &mut values[lane / 2 * v_dim..][..v_dim];
+                for i in 0..v_dim {
+                    to[i] = Pair::new(value[i], next[i]).as_word();
+                }
+                lane += 2;
+            } else {
+                self.layout.put_value(values, lane, value);
+                lane += 1;
             }
         }
     }
@@ -306,9 +393,11 @@ impl<T: Word> Kernel for Tile<'_, T> {
                 }
                 // A row that sees no key has no weights: it gives zeros.
                 let (factor, total) = if total == 0.0 { (0.0, 1.0) } else { (factor, total) };
+                let (factor, total) = (s.splat(factor), s.splat(total));
                 let to = self.out.at(row.row, row.head * p.v_dim);
-                for (d, value) in values[r * p.v_dim..][..p.v_dim].iter().enumerate() {
-                    *to.add(d) = value * factor / total;
+                for (i, value) in values[r * p.v_dim..][..p.v_dim].chunks(S::LANES).enumerate() {
+                    let y = s.div(s.mul(load(s, value.as_ptr(), value.len()), factor), total);
+                    store(s, to.add(i * S::LANES), value.len(), y);
                 }
             }
         }
@@ -337,6 +426,7 @@ impl<T: Word> Tile<'_, T> {
                 n,
                 k,
                 runs: 1,
+                last: k,
                 a: View { first: q.first.cast_const(), step: q.step },
                 b: View { first: b.cast::<T>(), step: PAGE_KEYS },
                 b_run: 0,
@@ -409,13 +499,19 @@ impl<T: Word> Tile<'_, T> {
                     scores[j] += distances.at(row.head, self.span.rows.start, row.position, start + j);
                 }
             }
-            if seen != (0..some) {
-                scores[..seen.start].fill(f32::NEG_INFINITY);
-                scores[seen.end..].fill(f32::NEG_INFINITY);
-            }
-            let mut largest = s.splat(f32::NEG_INFINITY);
-            for chunk in scores.chunks_exact(S::LANES) {
-                largest = s.max(largest, s.load(chunk.as_ptr()));
+            let none = s.splat(f32::NEG_INFINITY);
+            let mut largest = none;
+            for (i, chunk) in scores.chunks_exact_mut(S::LANES).enumerate() {
+                let mut y = s.load(chunk.as_ptr());
+                let at = i * S::LANES;
+                if at < seen.start || at + S::LANES > seen.end {
+                    // In a register: a vector that is put together in memory is not there yet when it is read.
+                    let lanes = s.load(LANE_NUMBERS.as_ptr());
+                    let (start, end) = (seen.start as f32 - at as f32, seen.end as f32 - at as f32);
+                    y = s.if_less(lanes, s.splat(start), none, s.if_less(lanes, s.splat(end), y, none));
+                    s.store(chunk.as_mut_ptr(), y);
+                }
+                largest = s.max(largest, y);
             }
             let largest = s.reduce_max(largest);
             let largest = if row.largest > largest { row.largest } else { largest };
@@ -468,6 +564,8 @@ impl<T: Word> Tile<'_, T> {
         let v = self.params.v_dim;
         let stored =
             self.cache.pages()[self.cache.values_at(pages.start, self.kv_head)..].as_ptr().cast::<T>();
+        // Places behind the last key hold anything.
+        let last = PAGE_KEYS.min(self.cache.len() - (pages.end - 1) * PAGE_KEYS).div_ceil(T::NUMBERS);
         let mut d = 0;
         while d < v {
             let vectors = (v - d) / S::LANES;
@@ -478,6 +576,7 @@ impl<T: Word> Tile<'_, T> {
                     n,
                     k: PAGE_KEYS / T::NUMBERS,
                     runs: pages.len(),
+                    last,
                     a: View { first: weights.as_ptr().cast::<T>(), step: BLOCK_KEYS },
                     b: View { first: stored.add(d), step: v },
                     b_run: self.cache.page_len(),
@@ -520,12 +619,13 @@ struct View<P> {
     step: usize,
 }
 
-/// `c = a b`, or `c += a b`: `[n, runs * k]` times `[runs * k, N vectors]`, the last vector with `width` elements.
+/// `c = a b`, or `c += a b`: `[n, (runs - 1) * k + last]` times as many rows of `N` vectors, the last vector with `width` elements.
 struct Product<T> {
     n: usize,
-    /// Rows of b that follow each other, and how many such runs there are, `b_run` elements apart.
+    /// Rows of b that follow each other, and how many such runs there are, `b_run` elements apart; the last is shorter.
     k: usize,
     runs: usize,
+    last: usize,
     a: View<*const T>,
     b: View<*const T>,
     b_run: usize,
@@ -548,6 +648,10 @@ impl<T: Word> Product<T> {
             while S::TILE_ROWS >= 12 && N <= 2 && row + 12 <= self.n {
                 self.tile::<S, N, 12>(s, row);
                 row += 12;
+            }
+            while S::TILE_ROWS >= 12 && N <= 2 && row + 8 <= self.n {
+                self.tile::<S, N, 8>(s, row);
+                row += 8;
             }
             while row + 6 <= self.n {
                 self.tile::<S, N, 6>(s, row);
@@ -581,7 +685,8 @@ impl<T: Word> Product<T> {
             for run in 0..self.runs {
                 let a = a.add(run * self.k);
                 let b = self.b.first.add(run * self.b_run);
-                for i in 0..self.k {
+                let k = if run + 1 == self.runs { self.last } else { self.k };
+                for i in 0..k {
                     let b = b.add(i * self.b.step);
                     // All are loaded below but the first: vectors have no default.
                     let mut w = [T::load_part(s, b, self.width); N];

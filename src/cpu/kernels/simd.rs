@@ -176,6 +176,17 @@ pub trait Simd: Copy + Send + Sync + 'static {
         pairs
     }
 
+    /// Swaps rows and columns of `LANES` rows of as many words of 32 bits, `step` words apart.
+    #[inline(always)]
+    unsafe fn transpose(self, words: *mut f32, step: usize) {
+        for i in 0..Self::LANES {
+            for j in 0..i {
+                // SAFETY: words that are the caller's promise.
+                unsafe { words.add(i * step + j).swap(words.add(j * step + i)) };
+            }
+        }
+    }
+
     /// The sum of all elements, in a fixed order: halves onto each other.
     #[inline(always)]
     unsafe fn reduce_sum(self, v: Self::V) -> f32 {
