@@ -312,6 +312,15 @@ struct Row {
     largest: f32,
 }
 
+impl Row {
+    /// Which keys of some pages it sees.
+    #[inline(always)]
+    fn seen(&self, pages: &Range<usize>) -> Range<usize> {
+        let (start, end) = (pages.start * PAGE_KEYS, pages.end * PAGE_KEYS);
+        self.first.clamp(start, end) - start..self.end.clamp(start, end) - start
+    }
+}
+
 impl<T: Word> Kernel for Tile<'_, T> {
     type Output = ();
 
@@ -371,10 +380,15 @@ impl<T: Word> Kernel for Tile<'_, T> {
             // SAFETY: pages exist up to the cache's length; scratch rows are `n`.
             unsafe {
                 self.scores(s, pages.clone(), n, q, scores);
+                // Of all rows first the largest, then the weights: what a row waits for, others do in the meantime.
                 for (r, row) in rows.iter_mut().enumerate() {
                     let scores = &mut scores[r * BLOCK_KEYS..][..BLOCK_KEYS];
                     let sums = &mut sums[r * S::LANES..][..S::LANES];
-                    self.softmax(s, &pages, row, scores, sums, &mut values[r * p.v_dim..][..p.v_dim]);
+                    self.limit(s, &pages, row, scores, sums, &mut values[r * p.v_dim..][..p.v_dim]);
+                }
+                for (r, row) in rows.iter().enumerate() {
+                    let scores = &mut scores[r * BLOCK_KEYS..][..BLOCK_KEYS];
+                    self.weigh(s, &pages, row, scores, &mut sums[r * S::LANES..][..S::LANES]);
                 }
                 self.add_values(s, pages, n, scores, values);
             }
@@ -459,10 +473,10 @@ impl<T: Word> Tile<'_, T> {
         }
     }
 
-    /// Scores of one row for the keys of some pages to weights: capped, biased, masked, and relative to the largest so far. What was
-    /// summed relative to an earlier one is scaled down. Weights are written over the scores, as words from the row's start.
+    /// The scores of one row for the keys of some pages: capped, biased, masked, and the largest so far found. What was summed relative
+    /// to an earlier one is scaled down.
     #[inline(always)]
-    unsafe fn softmax<S: Simd>(
+    unsafe fn limit<S: Simd>(
         &self,
         s: S,
         pages: &Range<usize>,
@@ -472,16 +486,12 @@ impl<T: Word> Tile<'_, T> {
         values: &mut [f32],
     ) {
         let p = self.params;
-        let (start, end) = (pages.start * PAGE_KEYS, pages.end * PAGE_KEYS);
-        let seen = row.first.clamp(start, end) - start..row.end.clamp(start, end) - start;
+        let (start, seen) = (pages.start * PAGE_KEYS, row.seen(pages));
         if seen.is_empty() {
-            scores.fill(0.0);
             return;
         }
-        let some = seen.end.next_multiple_of(S::LANES);
-        let all = scores;
-        let scores = &mut all[..some];
-        // SAFETY: a multiple of `LANES` scores, in a row of whole pairs of vectors; `LANES` sums.
+        let scores = &mut scores[..seen.end.next_multiple_of(S::LANES)];
+        // SAFETY: a multiple of `LANES` scores; `LANES` sums.
         unsafe {
             if let Some(cap) = p.softcap {
                 for chunk in scores.chunks_exact_mut(S::LANES) {
@@ -515,20 +525,42 @@ impl<T: Word> Tile<'_, T> {
             }
             let largest = s.reduce_max(largest);
             let largest = if row.largest > largest { row.largest } else { largest };
-            let mut sum = s.load(sums.as_ptr());
             if row.largest != largest && row.largest != f32::NEG_INFINITY {
                 let mut factor = [0.0f32; MAX_LANES];
                 s.store(factor.as_mut_ptr(), exp2(s, s.splat((row.largest - largest) * LOG2_E)));
-                sum = s.mul(sum, s.splat(factor[0]));
+                let sum = s.mul(s.load(sums.as_ptr()), s.splat(factor[0]));
+                s.store(sums.as_mut_ptr(), sum);
                 for value in values {
                     *value *= factor[0];
                 }
             }
             row.largest = largest;
+        }
+    }
+
+    /// Scores of one row for the keys of some pages to weights, relative to the largest so far, which are added to the sums. They are
+    /// written over the scores, as words from the row's start.
+    #[inline(always)]
+    unsafe fn weigh<S: Simd>(
+        &self,
+        s: S,
+        pages: &Range<usize>,
+        row: &Row,
+        scores: &mut [f32],
+        sums: &mut [f32],
+    ) {
+        let seen = row.seen(pages);
+        if seen.is_empty() {
+            scores.fill(0.0);
+            return;
+        }
+        let some = seen.end.next_multiple_of(S::LANES);
+        // SAFETY: a row of whole pairs of vectors; `LANES` sums. Words are not larger than the numbers that have been read.
+        unsafe {
+            let mut sum = s.load(sums.as_ptr());
             // The difference first: the product of a large score would be off by more than the exponent of its weight.
-            let (largest, log2_e) = (s.splat(largest), s.splat(LOG2_E));
-            // Words are not larger than the numbers that have been read.
-            let from = all.as_mut_ptr();
+            let (largest, log2_e) = (s.splat(row.largest), s.splat(LOG2_E));
+            let from = scores.as_mut_ptr();
             let to = from.cast::<T>();
             let mut at = 0;
             while at < some {
@@ -543,7 +575,7 @@ impl<T: Word> Tile<'_, T> {
                 T::store(s, to.add(at / T::NUMBERS), [first, second]);
                 at += 2 * S::LANES;
             }
-            while at < end - start {
+            while at < pages.len() * PAGE_KEYS {
                 T::store(s, to.add(at / T::NUMBERS), [s.splat(0.0); 2]);
                 at += 2 * S::LANES;
             }
