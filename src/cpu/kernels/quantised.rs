@@ -247,11 +247,18 @@ impl Kernel for QuantiseRow<'_> {
         // A block's sum of products with weights of 8 bits stays below 2^31.
         let largest = ((1u32 << (32 / S::GROUP - 1)) - 1) as f32;
         let numbers = numbers.as_mut_ptr().cast::<u8>();
-        let runs = row.chunks(of_run * bits.block()).zip(scales.iter_mut().zip(offsets.chunks_mut(of_run)));
-        for (run, (values, (scale, offsets))) in runs.enumerate() {
+        let runs = || row.chunks(of_run * bits.block());
+        // What all runs have first: what one waits for, others do in the meantime.
+        for (values, furthest) in runs().zip(scales.iter_mut()) {
+            // SAFETY: vectors inside of the run.
+            *furthest = unsafe { max_abs(s, values, S::PAIRED && bits == Bits::Eight) };
+        }
+        for (run, (values, (scale, offsets))) in
+            runs().zip(scales.iter_mut().zip(offsets.chunks_mut(of_run))).enumerate()
+        {
             // SAFETY: vectors inside of the run, numbers of its blocks.
             unsafe {
-                let furthest = max_abs(s, values, S::PAIRED && bits == Bits::Eight);
+                let furthest = *scale;
                 let factor = if furthest > 0.0 { largest / furthest } else { 0.0 };
                 if !furthest.is_finite() || !factor.is_finite() {
                     // What cannot be rounded must not come out as if it could; the smallest numbers count as 0.
