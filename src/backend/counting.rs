@@ -15,8 +15,10 @@ pub struct Work {
     pub flops: u64,
     /// Bytes of weights, keys and values that were read: each linear map once per product, each cache once per query head group.
     pub bytes: u64,
-    /// Time in the backend: the rest of a pass is the interpreter's.
+    /// Time in the backend: the rest of a pass is the interpreter's, and what the clock takes, which is read twice for each operation.
     pub time: Duration,
+    /// Operations that were timed.
+    pub operations: u64,
 }
 
 /// A backend that counts the work of another one, each time after it was done: what is cold until then belongs to the work.
@@ -31,6 +33,7 @@ struct Counts {
     flops: AtomicU64,
     bytes: AtomicU64,
     nanoseconds: AtomicU64,
+    operations: AtomicU64,
 }
 
 impl Counts {
@@ -43,6 +46,7 @@ impl Counts {
         let start = Instant::now();
         call();
         self.nanoseconds.fetch_add(start.elapsed().as_nanos() as u64, Ordering::Relaxed);
+        self.operations.fetch_add(1, Ordering::Relaxed);
     }
 }
 
@@ -59,6 +63,7 @@ impl Counting {
             flops: take(&self.counts.flops),
             bytes: take(&self.counts.bytes),
             time: Duration::from_nanos(take(&self.counts.nanoseconds)),
+            operations: take(&self.counts.operations),
         }
     }
 }
@@ -206,7 +211,7 @@ mod tests {
         let linear = backend.linear(&[part], WeightType::F32);
         linear.apply(&Tensor::zeros(2, 5), &Epilogue::default(), &mut Tensor::zeros(2, 3));
         let work = backend.take();
-        assert_eq!((work.flops, work.bytes), (2 * 2 * 3 * 5, 15 * 4));
+        assert_eq!((work.flops, work.bytes, work.operations), (2 * 2 * 3 * 5, 15 * 4, 1));
         assert!(work.time > Duration::ZERO);
         assert_eq!(backend.take(), Work::default());
     }

@@ -138,6 +138,8 @@ impl Network {
             }
             for (name, id) in &self.plan.outputs {
                 if let Some(value) = run.computed[id.0].clone().filter(|_| ids.contains(id)) {
+                    // What leaves takes no memory along that the next pass has a use for.
+                    let value = if value.is_in_larger_memory() { Arc::new((*value).clone()) } else { value };
                     outputs.push(Output { name: name.clone(), rows: self.rows(*id), value });
                 }
             }

@@ -62,6 +62,11 @@ impl Tensor {
         Tensor { rows, cols, data }
     }
 
+    /// Whether the memory would hold another matrix of this size. A clone takes as much as it needs.
+    pub(crate) fn is_in_larger_memory(&self) -> bool {
+        self.data.capacity() >= 2 * self.data().len()
+    }
+
     /// The memory, with elements in it that are the matrix's or of no meaning.
     fn into_memory(self) -> Vec<f32> {
         self.data
