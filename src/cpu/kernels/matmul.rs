@@ -9,7 +9,7 @@ use std::ops::Range;
 
 use super::math::activate;
 use super::simd::{Fetch, Kernel, MAX_LANES, MAX_WIDTH, Simd, Weight, load, store};
-use crate::backend::Epilogue;
+use crate::backend::{Activation, Epilogue};
 use crate::cpu::pool::{Pool, part};
 use crate::tensor::Tensor;
 
@@ -190,32 +190,72 @@ impl<'a> Store<'a> {
     /// Only inside of a kernel; rows and panel must lie inside of the matrix, and nobody else may write there.
     #[inline(always)]
     pub unsafe fn tile<S: Simd, const R: usize>(&self, s: S, panel: usize, row: usize, acc: &[[S::V; 2]; R]) {
-        let Store { epilogue, cols, out } = self;
+        let mut sums = MaybeUninit::<[[f32; MAX_WIDTH]; R]>::uninit();
+        let sums = sums.as_mut_ptr().cast::<f32>();
+        // SAFETY: a row has room for two vectors; the rest is the caller's.
+        unsafe {
+            for (r, [first, second]) in acc.iter().enumerate() {
+                s.store(sums.add(r * MAX_WIDTH), *first);
+                s.store(sums.add(r * MAX_WIDTH + S::LANES), *second);
+            }
+            s.run(StoreRows { store: self, panel, row, rows: R, sums });
+        }
+    }
+}
+
+/// A tile on its way: code of its own, once for tiles of all heights and weights of all types.
+struct StoreRows<'a> {
+    store: &'a Store<'a>,
+    panel: usize,
+    row: usize,
+    rows: usize,
+    /// Two vectors for each row, [`MAX_WIDTH`] elements apart.
+    sums: *const f32,
+}
+
+impl Kernel for StoreRows<'_> {
+    type Output = ();
+
+    /// # Safety
+    /// As [`Store::tile`]; there are `rows` rows of sums.
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self, s: S) {
+        let StoreRows { store: Store { epilogue, cols, out }, panel, row, rows, sums } = self;
         for half in 0..2 {
             let col = panel * panel_width::<S>() + half * S::LANES;
             let n = cols.saturating_sub(col).min(S::LANES);
             if n == 0 {
                 return;
             }
-            // SAFETY: `n` elements from `col` on lie inside of each row of each matrix.
+            // SAFETY: `n` elements from `col` on lie inside of each row of each matrix, and a vector in each row of sums.
             unsafe {
                 let bias = match epilogue.bias {
                     Some(bias) => load(s, bias.as_ptr().add(col), n),
                     None => s.splat(0.0),
                 };
-                for r in 0..R {
-                    let mut y = s.add(acc[r][half], bias);
-                    if let Some(act) = epilogue.act {
-                        y = activate(s, act, y);
-                    }
-                    if let Some(mul) = epilogue.mul {
-                        y = s.mul(y, load(s, mul.data().as_ptr().add((row + r) * cols + col), n));
-                    }
-                    let to = out.at(row + r, col);
-                    if epilogue.accumulate {
-                        y = s.add(y, load(s, to, n));
-                    }
-                    store(s, to, n, y);
+                // A loop for each activation: to choose it for each vector takes as long as some of them.
+                macro_rules! each {
+                    ($y:ident => $act:expr) => {
+                        for r in 0..rows {
+                            let $y = s.add(s.load(sums.add(r * MAX_WIDTH + half * S::LANES)), bias);
+                            let mut y = $act;
+                            if let Some(mul) = epilogue.mul {
+                                y = s.mul(y, load(s, mul.data().as_ptr().add((row + r) * cols + col), n));
+                            }
+                            let to = out.at(row + r, col);
+                            if epilogue.accumulate {
+                                y = s.add(y, load(s, to, n));
+                            }
+                            store(s, to, n, y);
+                        }
+                    };
+                }
+                match epilogue.act {
+                    None => each!(y => y),
+                    Some(Activation::Gelu) => each!(y => activate(s, Activation::Gelu, y)),
+                    Some(Activation::GeluTanh) => each!(y => activate(s, Activation::GeluTanh, y)),
+                    Some(Activation::Silu) => each!(y => activate(s, Activation::Silu, y)),
+                    Some(act) => each!(y => activate(s, act, y)),
                 }
             }
         }
