@@ -198,12 +198,14 @@ impl<'a> Store<'a> {
                 s.store(sums.add(r * MAX_WIDTH), *first);
                 s.store(sums.add(r * MAX_WIDTH + S::LANES), *second);
             }
-            s.run(StoreRows { store: self, panel, row, rows: R, sums });
+            let rows = StoreRows { store: self, panel, row, rows: R, sums };
+            if R == 1 { rows.run(s) } else { s.run(rows) }
         }
     }
 }
 
-/// A tile on its way: code of its own, once for tiles of all heights and weights of all types.
+/// A tile on its way. For all but single rows, which have many short tiles, this is code of its own, once for all heights and types of
+/// weights.
 struct StoreRows<'a> {
     store: &'a Store<'a>,
     panel: usize,
