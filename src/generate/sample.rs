@@ -183,7 +183,7 @@ pub fn argmax(x: &[f32]) -> u32 {
     (block * BLOCK + place) as u32
 }
 
-/// The largest element, among others than those that are not numbers.
+/// The largest number; below all if there is none.
 fn largest_of(x: &[f32]) -> f32 {
     // Of each lane first: the compiler makes vectors of that.
     let mut largest = [f32::NEG_INFINITY; 16];

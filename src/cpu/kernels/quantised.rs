@@ -248,7 +248,7 @@ impl Kernel for QuantiseRow<'_> {
         let largest = ((1u32 << (32 / S::GROUP - 1)) - 1) as f32;
         let numbers = numbers.as_mut_ptr().cast::<u8>();
         let runs = || row.chunks(of_run * bits.block());
-        // What all runs have first: what one waits for, others do in the meantime.
+        // The largest number of each run first, in the place of its scale: what one waits for, others do in the meantime.
         for (values, furthest) in runs().zip(scales.iter_mut()) {
             // SAFETY: vectors inside of the run.
             *furthest = unsafe { max_abs(s, values, S::PAIRED && bits == Bits::Eight) };
