@@ -93,7 +93,7 @@ mod attention {
     }
 
     fn attend(bencher: Bencher<'_, '_>, len: usize, past: usize, reach: Reach, cpu: Cpu) {
-        let compute = smelt::backend::Backend::compute(&cpu);
+        let compute = cpu.compute();
         let x = tensor(len, 3 * HEADS * DIM);
         let mut cache = cache(compute);
         let one = tensor(1, HEADS * DIM);

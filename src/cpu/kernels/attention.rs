@@ -80,6 +80,21 @@ impl Word for Pair {
     }
 }
 
+/// Stores up to two vectors of numbers, each times a factor, as words: whole pairs of vectors, with zeros behind the last number.
+///
+/// # Safety
+/// Only inside of a kernel; there must be room for the words.
+#[inline(always)]
+unsafe fn store_words<S: Simd, T: Word>(s: S, numbers: &[f32], factor: f32, to: *mut T) {
+    let (first, second) = numbers.split_at(numbers.len().min(S::LANES));
+    // SAFETY: the caller's; parts of vectors are as long as said.
+    unsafe {
+        let first = s.mul(load(s, first.as_ptr(), first.len()), s.splat(factor));
+        let second = s.mul(load(s, second.as_ptr(), second.len()), s.splat(factor));
+        T::store(s, to, [first, second]);
+    }
+}
+
 /// The number of each element of a vector.
 const LANE_NUMBERS: [f32; MAX_LANES] =
     [0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0, 10.0, 11.0, 12.0, 13.0, 14.0, 15.0];
@@ -142,16 +157,13 @@ impl<T: Word> FillPage<'_, T> {
         let words = words.as_mut_ptr().cast::<f32>();
         for (part, columns) in keys.chunks_mut(step * PAGE_KEYS).enumerate() {
             let start = part * 2 * S::LANES;
-            // SAFETY: parts of vectors are as long as said, and there is room for `LANES` rows of `step` words, each of which is written
+            // SAFETY: there is room for `LANES` rows of `step` words, whole pairs of vectors, each of which is written
             // before it is read.
             unsafe {
                 for (i, lane) in lanes.clone().enumerate() {
                     let key = &self.row(lane)[self.k_start + h * k_dim + start..]
                         [..(2 * S::LANES).min(k_dim - start)];
-                    let (first, second) = key.split_at(key.len().min(S::LANES));
-                    let first = load(s, first.as_ptr(), first.len());
-                    let second = load(s, second.as_ptr(), second.len());
-                    T::store(s, words.add(i * step).cast(), [first, second]);
+                    store_words::<S, T>(s, key, 1.0, words.add(i * step).cast());
                 }
                 if lanes.len() == 1 {
                     for (i, column) in columns.chunks_mut(PAGE_KEYS).enumerate() {
@@ -183,7 +195,7 @@ impl<T: Word> FillPage<'_, T> {
         let mut lane = self.lanes.start;
         while lane < self.lanes.end {
             let value = &self.row(lane)[start..][..v_dim];
-            if self.layout.compute == Compute::Bf16 && lane.is_multiple_of(2) && lane + 1 < self.lanes.end {
+            if T::COMPUTE == Compute::Bf16 && lane.is_multiple_of(2) && lane + 1 < self.lanes.end {
                 let next = &self.row(lane + 1)[start..][..v_dim];
                 let to = &mut values[lane / 2 * v_dim..][..v_dim];
                 for i in 0..v_dim {
@@ -360,12 +372,10 @@ impl<T: Word> Kernel for Tile<'_, T> {
         for (r, row) in rows.iter().enumerate() {
             let from = &self.x.row(row.row)[self.q_start + row.head * p.k_dim..][..p.k_dim];
             for (i, from) in from.chunks(2 * S::LANES).enumerate() {
-                let (first, second) = from.split_at(from.len().min(S::LANES));
-                // SAFETY: parts of vectors are as long as said, and there is room for `n` rows of whole ones.
+                // SAFETY: there is room for `n` rows of whole pairs of vectors.
                 unsafe {
-                    let first = s.mul(load(s, first.as_ptr(), first.len()), s.splat(p.scale));
-                    let second = s.mul(load(s, second.as_ptr(), second.len()), s.splat(p.scale));
-                    T::store(s, q.first.add(r * q.step + i * 2 * S::LANES / T::NUMBERS), [first, second]);
+                    let to = q.first.add(r * q.step + i * 2 * S::LANES / T::NUMBERS);
+                    store_words::<S, T>(s, from, p.scale, to);
                 }
             }
         }

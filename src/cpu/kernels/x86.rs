@@ -218,23 +218,23 @@ impl<const VNNI: bool> Simd for Avx2<VNNI> {
     #[inline(always)]
     unsafe fn transpose(self, words: *mut f32, step: usize) {
         unsafe {
-            let row = |i: usize| _mm256_loadu_ps(words.add(i * step));
+            let at = |row: usize| words.add(row * step);
             // Pairs of rows, then runs of four words, then halves.
             let mut pairs = [_mm256_setzero_ps(); 8];
-            for i in 0..4 {
-                pairs[2 * i] = _mm256_unpacklo_ps(row(2 * i), row(2 * i + 1));
-                pairs[2 * i + 1] = _mm256_unpackhi_ps(row(2 * i), row(2 * i + 1));
+            for i in [0, 2, 4, 6] {
+                let (first, second) = (_mm256_loadu_ps(at(i)), _mm256_loadu_ps(at(i + 1)));
+                pairs[i] = _mm256_unpacklo_ps(first, second);
+                pairs[i + 1] = _mm256_unpackhi_ps(first, second);
             }
             let mut fours = [_mm256_setzero_ps(); 8];
             for i in [0, 1, 4, 5] {
                 let (first, second) = (pairs[i], pairs[i + 2]);
-                let at = i / 4 * 4 + i % 2 * 2;
-                fours[at] = _mm256_shuffle_ps::<0b01_00_01_00>(first, second);
-                fours[at + 1] = _mm256_shuffle_ps::<0b11_10_11_10>(first, second);
+                let four = i / 4 * 4 + i % 2 * 2;
+                fours[four] = _mm256_shuffle_ps::<0b01_00_01_00>(first, second);
+                fours[four + 1] = _mm256_shuffle_ps::<0b11_10_11_10>(first, second);
             }
             for i in 0..4 {
                 let (first, second) = (fours[i], fours[i + 4]);
-                let at = |column: usize| words.add(column * step);
                 _mm256_storeu_ps(at(i), _mm256_permute2f128_ps::<0x20>(first, second));
                 _mm256_storeu_ps(at(i + 4), _mm256_permute2f128_ps::<0x31>(first, second));
             }
@@ -518,13 +518,14 @@ impl<const VNNI: bool, const BF16: bool> Simd for Avx512<VNNI, BF16> {
     #[inline(always)]
     unsafe fn transpose(self, words: *mut f32, step: usize) {
         unsafe {
-            let row = |i: usize| _mm512_loadu_ps(words.add(i * step));
+            let at = |row: usize| words.add(row * step);
             // Pairs of rows, then runs of four words: of rows 4g to 4g + 3, words 4c + i for c from 0 to 3, at `fours[4 * g + i]`.
             let mut fours = [_mm512_setzero_ps(); 16];
             for g in 0..4 {
-                let rows = [row(4 * g), row(4 * g + 1), row(4 * g + 2), row(4 * g + 3)];
-                let low = [_mm512_unpacklo_ps(rows[0], rows[1]), _mm512_unpacklo_ps(rows[2], rows[3])];
-                let high = [_mm512_unpackhi_ps(rows[0], rows[1]), _mm512_unpackhi_ps(rows[2], rows[3])];
+                let (a, b) = (_mm512_loadu_ps(at(4 * g)), _mm512_loadu_ps(at(4 * g + 1)));
+                let (c, d) = (_mm512_loadu_ps(at(4 * g + 2)), _mm512_loadu_ps(at(4 * g + 3)));
+                let low = [_mm512_unpacklo_ps(a, b), _mm512_unpacklo_ps(c, d)];
+                let high = [_mm512_unpackhi_ps(a, b), _mm512_unpackhi_ps(c, d)];
                 fours[4 * g] = _mm512_shuffle_ps::<0b01_00_01_00>(low[0], low[1]);
                 fours[4 * g + 1] = _mm512_shuffle_ps::<0b11_10_11_10>(low[0], low[1]);
                 fours[4 * g + 2] = _mm512_shuffle_ps::<0b01_00_01_00>(high[0], high[1]);
@@ -540,7 +541,6 @@ impl<const VNNI: bool, const BF16: bool> Simd for Avx512<VNNI, BF16> {
                     _mm512_shuffle_f32x4::<0b11_01_11_01>(a, b),
                     _mm512_shuffle_f32x4::<0b11_01_11_01>(c, d),
                 ];
-                let at = |column: usize| words.add(column * step);
                 _mm512_storeu_ps(at(i), _mm512_shuffle_f32x4::<0b10_00_10_00>(even[0], even[1]));
                 _mm512_storeu_ps(at(i + 4), _mm512_shuffle_f32x4::<0b10_00_10_00>(odd[0], odd[1]));
                 _mm512_storeu_ps(at(i + 8), _mm512_shuffle_f32x4::<0b11_01_11_01>(even[0], even[1]));
