@@ -475,13 +475,16 @@ impl<T: Weight> Block<'_, T> {
         let b =
             self.task.weights.data.as_ptr().wrapping_add((panel * self.task.weights.k + part.start) * width);
         let len = part.len() * width;
-        let near = |elements| Some(Ahead { first: b.wrapping_add(elements), len, share: 0, shares: 1 });
+        let near = |elements| Ahead { first: b.wrapping_add(elements), len, share: 0, shares: 1 };
         let ahead = match s.fetch() {
             // A tile by itself runs through the panel at the speed of memory.
-            Fetch::Near(steps) if tiles == 1 => near(steps * width),
-            // Tiles behind the first find it in the second cache.
-            Fetch::Second(bytes) if tile == 0 => near(bytes / size_of::<T>()),
-            Fetch::Second(_) => None,
+            Fetch::Near(steps) if tiles == 1 => Some(near(steps * width)),
+            // Where a step takes two lines, each of the first two tiles fetches one, of the part behind this: the first alone
+            // would want them faster than memory has them for several threads. The others find them in the second cache.
+            Fetch::Second(_) if tiles > 1 && width * size_of::<T>() > LINE => {
+                (tile < 2).then(|| Ahead { first: b.wrapping_add(len), len, share: tile, shares: 2 })
+            }
+            Fetch::Second(bytes) => (tile == 0).then(|| near(bytes / size_of::<T>())),
             // While this part of the panel is used, the next one, which lies behind it, is fetched: a share by each tile.
             _ => Some(Ahead { first: b.wrapping_add(len), len, share: tile, shares: tiles }),
         };
