@@ -24,8 +24,8 @@ use crate::error::count;
 use crate::tensor::{Array, Spare, Tensor};
 pub use dispatch::SimdLevel;
 use dispatch::{ProductSimds, Simds, with_product_simd, with_simd};
-use kernels::attention::{Attend, FillPage, Scratch};
-use kernels::matmul::panel_width;
+use kernels::attention::{Attend, FillPage, Places, Scratch};
+use kernels::matmul::{ROW_BLOCK, panel_width};
 use kernels::quantised::QuantisedRows;
 use kernels::rows::{Activate, Normalise, each_rows_mut, rotate};
 use kernels::scan::ScanHeads;
@@ -238,37 +238,30 @@ impl Backend for Cpu {
         caches: &mut [&mut KvCache],
     ) {
         assert_eq!(spans.len(), caches.len(), "a cache per sequence");
-        // Pages are filled by whoever is free.
-        let mut pages = Vec::new();
-        for (span, cache) in spans.iter().zip(caches) {
-            let sizes = (cache.kv_heads(), cache.layout());
-            let (from, page_len) = (cache.len(), cache.page_len());
-            let first = from / PAGE_KEYS;
-            let new = cache.grow(span.rows.len()).chunks_mut(page_len.max(1)).enumerate().skip(first);
-            pages.extend(new.map(|(page, data)| (page * PAGE_KEYS, data, from, span.rows.clone(), sizes)));
+        // As attention divides them, so that threads read what they have written: the heads of few rows, else sequences or rows.
+        let mut parts = Vec::new();
+        for (Span { rows, .. }, cache) in spans.iter().zip(caches) {
+            let (layout, from, page_len) = (cache.layout(), cache.len(), cache.page_len());
+            let groups = if rows.len() > ROW_BLOCK { 1 } else { self.threads().div_ceil(spans.len()) };
+            let heads_of_part = cache.kv_heads().div_ceil(groups);
+            let part_len = (heads_of_part * layout.words()).max(1);
+            let pages = cache.grow(rows.len()).chunks_mut(page_len.max(1)).enumerate().skip(from / PAGE_KEYS);
+            let first_part = parts.len();
+            for (page, heads) in pages {
+                let start = page * PAGE_KEYS;
+                let lanes = from.saturating_sub(start)..PAGE_KEYS.min(from + rows.len() - start);
+                let first_row = rows.start + (start + lanes.start - from);
+                parts.extend(heads.chunks_mut(part_len).enumerate().map(|(i, heads)| {
+                    let head = i * heads_of_part;
+                    let (k_start, v_start) = (k_start + head * layout.k_dim, v_start + head * layout.v_dim);
+                    Places { heads, layout, lanes: lanes.clone(), x, first_row, k_start, v_start }
+                }));
+            }
+            parts[first_part..].sort_by_key(|part| part.k_start);
         }
-        self.engine.pool.run_each(pages.into_iter(), |(start, page, from, rows, (heads, layout))| {
-            let lanes = from.saturating_sub(start)..PAGE_KEYS.min(from + rows.len() - start);
-            let first_row = rows.start + (start + lanes.start - from);
-            macro_rules! fill {
-                ($Word:ty) => {
-                    FillPage {
-                        page,
-                        heads,
-                        layout,
-                        lanes,
-                        x,
-                        first_row,
-                        k_start,
-                        v_start,
-                        kept: PhantomData::<$Word>,
-                    }
-                };
-            }
-            match layout.compute {
-                Compute::F32 => self.engine.run(fill!(f32)),
-                Compute::Bf16 => self.engine.run_products(fill!(Pair)),
-            }
+        self.engine.pool.run_each(parts.into_iter(), |places| match places.layout.compute {
+            Compute::F32 => self.engine.run(FillPage { places, kept: PhantomData::<f32> }),
+            Compute::Bf16 => self.engine.run_products(FillPage { places, kept: PhantomData::<Pair> }),
         });
     }
 

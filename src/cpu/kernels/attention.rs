@@ -99,10 +99,10 @@ unsafe fn store_words<S: Simd, T: Word>(s: S, numbers: &[f32], factor: f32, to: 
 const LANE_NUMBERS: [f32; MAX_LANES] =
     [0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0, 10.0, 11.0, 12.0, 13.0, 14.0, 15.0];
 
-/// Keys and values on their way into a page, as [`HeadLayout`] says.
-pub struct FillPage<'a, T> {
-    pub page: &'a mut [f32],
-    pub heads: usize,
+/// Places of some heads in a page, and what gets there.
+pub struct Places<'a> {
+    /// The heads' part of the page.
+    pub heads: &'a mut [f32],
     pub layout: HeadLayout,
     /// Which places of the page are filled, with the rows of `x` from `first_row` on. No later one holds anything.
     pub lanes: Range<usize>,
@@ -110,6 +110,11 @@ pub struct FillPage<'a, T> {
     pub first_row: usize,
     pub k_start: usize,
     pub v_start: usize,
+}
+
+/// Keys and values on their way into a page, as [`HeadLayout`] says.
+pub struct FillPage<'a, T> {
+    pub places: Places<'a>,
     pub kept: PhantomData<T>,
 }
 
@@ -119,25 +124,26 @@ impl<T: Word> Kernel for FillPage<'_, T> {
     /// # Safety
     /// None beyond the features.
     #[inline(always)]
-    unsafe fn run<S: Simd>(mut self, s: S) {
-        let (page, layout, lanes) = (std::mem::take(&mut self.page), self.layout, self.lanes.clone());
-        for (h, head) in page.chunks_mut(layout.words().max(1)).take(self.heads).enumerate() {
+    unsafe fn run<S: Simd>(self, s: S) {
+        let FillPage { mut places, .. } = self;
+        let (heads, lanes) = (std::mem::take(&mut places.heads), places.lanes.clone());
+        for (h, head) in heads.chunks_mut(places.layout.words().max(1)).enumerate() {
             // SAFETY: the caller has the features on.
             unsafe {
-                let (keys, values) = head.split_at_mut(layout.key_words());
+                let (keys, values) = head.split_at_mut(places.layout.key_words());
                 let mut first = lanes.start;
                 while first < lanes.end {
                     let some = first..lanes.end.min(first + S::LANES);
-                    self.fill_keys(s, h, &some, keys);
+                    places.fill_keys::<S, T>(s, h, &some, keys);
                     first = some.end;
                 }
-                self.fill_values(h, values);
+                places.fill_values::<T>(h, values);
             }
         }
     }
 }
 
-impl<T: Word> FillPage<'_, T> {
+impl Places<'_> {
     /// The row of `x` for a place of the page.
     #[inline(always)]
     fn row(&self, lane: usize) -> &[f32] {
@@ -149,7 +155,7 @@ impl<T: Word> FillPage<'_, T> {
     /// # Safety
     /// Only inside of a kernel.
     #[inline(always)]
-    unsafe fn fill_keys<S: Simd>(&self, s: S, h: usize, lanes: &Range<usize>, keys: &mut [f32]) {
+    unsafe fn fill_keys<S: Simd, T: Word>(&self, s: S, h: usize, lanes: &Range<usize>, keys: &mut [f32]) {
         let k_dim = self.layout.k_dim;
         // Words of two vectors of numbers of each key.
         let step = 2 * S::LANES / T::NUMBERS;
@@ -189,7 +195,7 @@ impl<T: Word> FillPage<'_, T> {
 
     /// The values of a head.
     #[inline(always)]
-    fn fill_values(&self, h: usize, values: &mut [f32]) {
+    fn fill_values<T: Word>(&self, h: usize, values: &mut [f32]) {
         let v_dim = self.layout.v_dim;
         let start = self.v_start + h * v_dim;
         let mut lane = self.lanes.start;
