@@ -9,7 +9,17 @@ use crate::tensor::Tensor;
 
 /// Blocks one after another: the output of each is the input of the next.
 #[derive(Debug)]
-pub struct Sequence(pub Vec<Box<dyn Block>>);
+pub struct Sequence(Vec<Box<dyn Block>>);
+
+impl Sequence {
+    /// The blocks as one: a single block is that already.
+    pub fn of(blocks: Vec<Box<dyn Block>>) -> Box<dyn Block> {
+        match <[Box<dyn Block>; 1]>::try_from(blocks) {
+            Ok([only]) => only,
+            Err(blocks) => Box::new(Sequence(blocks)),
+        }
+    }
+}
 
 impl Block for Sequence {
     fn is_row_wise(&self) -> bool {
@@ -59,7 +69,7 @@ fn add_itself(run: &mut Run<'_>, x: Option<&Tensor>, sum: &mut Tensor) -> Result
 
 /// `x + body(x)`.
 #[derive(Debug)]
-pub struct Residual(pub Sequence);
+pub struct Residual(pub Box<dyn Block>);
 
 impl Block for Residual {
     fn is_row_wise(&self) -> bool {
@@ -80,7 +90,7 @@ impl Block for Residual {
 
 /// The sum of all branches, each of which gets the same input.
 #[derive(Debug)]
-pub struct Sum(pub Vec<Sequence>);
+pub struct Sum(pub Vec<Box<dyn Block>>);
 
 impl Block for Sum {
     fn is_row_wise(&self) -> bool {
@@ -109,7 +119,7 @@ impl Block for Sum {
 
 /// The product of all branches, each of which gets the same input; a branch of one column counts for all columns.
 #[derive(Debug)]
-pub struct Product(pub Vec<Sequence>);
+pub struct Product(pub Vec<Box<dyn Block>>);
 
 impl Block for Product {
     fn is_row_wise(&self) -> bool {
@@ -135,7 +145,7 @@ impl Block for Product {
 #[derive(Debug)]
 pub struct Repeat {
     /// The bodies.
-    pub layers: Vec<Sequence>,
+    pub layers: Vec<Box<dyn Block>>,
     /// The value whose hidden states the inputs of the layers are; none for a loop inside of another.
     pub value: Option<ValueId>,
     /// The layers as modules; empty for a loop without a path.

@@ -121,7 +121,7 @@ impl<'s, 'b> Expander<'s, 'b> {
             self.failed.insert(name.to_owned());
             return None;
         };
-        self.values[id.0] = Some(PlannedValue { name: name.to_owned(), body: Box::new(body), shape });
+        self.values[id.0] = Some(PlannedValue { name: name.to_owned(), body, shape });
         self.builder.values.insert(name.to_owned(), (id, shape));
         Some((id, shape))
     }
@@ -133,7 +133,7 @@ impl<'s, 'b> Expander<'s, 'b> {
         input: Option<Shape>,
         value: Option<ValueId>,
         at: &Address,
-    ) -> Option<(Sequence, Shape)> {
+    ) -> Built {
         let mut blocks = Vec::new();
         let mut shape = input;
         let mut failed = false;
@@ -170,7 +170,7 @@ impl<'s, 'b> Expander<'s, 'b> {
             return None;
         }
         match shape {
-            Some(shape) => Some((Sequence(blocks), shape)),
+            Some(shape) => Some((Sequence::of(blocks), shape)),
             None => {
                 self.builder.problem(at, "a sequence without blocks");
                 None
@@ -360,7 +360,7 @@ impl<'s, 'b> Expander<'s, 'b> {
         body: &'s [Item],
         input: Option<Shape>,
         at: &Address,
-    ) -> Option<(Sequence, Shape)> {
+    ) -> Built {
         if let Some((path, at)) = path {
             match self.builder.evaluate(path, at)? {
                 Tree::Text(path) => self.builder.path = self.builder.join(&path),
