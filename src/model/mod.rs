@@ -84,10 +84,10 @@ impl Network {
     pub fn forward(&self, batch: &Batch, wanted: &[&str], hidden_states: bool) -> Result<Vec<Output>> {
         let ids = self.ids_of(wanted)?;
         let batch = &*self.checked(batch)?;
-        let groups = match self.is_separable(batch, &ids) {
-            true => batch.groups(self.backend.rows_at_once()),
-            false => Vec::new(),
-        };
+        let at_once = self.backend.rows_at_once();
+        let is_large = batch.input.ids.len() + batch.decoder.ids.len() > at_once;
+        let groups =
+            if is_large && self.is_separable(batch, &ids) { batch.groups(at_once) } else { Vec::new() };
         if groups.len() < 2 {
             self.check_memory(batch, 0)?;
             return self.forward_at_once(batch, &ids, hidden_states);

@@ -270,7 +270,7 @@ impl<T: Word> Kernel for Attend<'_, T> {
         }
         let group = p.heads / p.kv_heads;
         let step = (TILE / group).max(1);
-        let mut tasks = Vec::new();
+        let mut tasks = Vec::with_capacity(x.rows().div_ceil(step) * p.kv_heads);
         for (span, rows) in spans.iter().map(|span| span.rows.len()).enumerate() {
             // Rows of a long sequence stay with the thread that has computed them.
             let parts = rows.div_ceil(ROW_BLOCK).min(pool.threads());
