@@ -479,8 +479,8 @@ impl<T: Weight> Block<'_, T> {
         let ahead = match s.fetch() {
             // A tile by itself runs through the panel at the speed of memory.
             Fetch::Near(steps) if tiles == 1 => Some(near(steps * width)),
-            // Where a step takes two lines, each of the first two tiles fetches one, of the part behind this: the first alone
-            // would want them faster than memory has them for several threads. The others find them in the second cache.
+            // Where a step takes two lines, each of the first two tiles fetches one, of the part behind this: the first by itself
+            // would want them faster than memory has them for several threads. Other tiles find them in the second cache.
             Fetch::Second(_) if tiles > 1 && width * size_of::<T>() > LINE => {
                 (tile < 2).then(|| Ahead { first: b.wrapping_add(len), len, share: tile, shares: 2 })
             }

@@ -22,8 +22,8 @@ pub trait Kernel {
 pub enum Fetch {
     /// So many steps of k before they are used.
     Near(usize),
-    /// So many bytes before they are used, into the second cache: the first has no room for them beside the rows. With one row, which
-    /// takes weights as fast as memory gives them, not at all.
+    /// So many bytes before they are used, into the second cache: the first has no room for them beside the rows. Where several tiles
+    /// use a part of a panel, the next part, by two of them. With one row, which takes weights as fast as memory gives them, not at all.
     Second(usize),
     /// A panel before they are used, in so many streams side by side.
     Streams(usize),
