@@ -17,15 +17,15 @@ use std::marker::PhantomData;
 use std::sync::Arc;
 
 use crate::backend::{
-    Activation, AttentionParams, Backend, Compute, HeadScan, KvCache, Linear, LinearWeights, Norm, PAGE_KEYS,
-    Pair, Rotation, Scan, Span, WeightType,
+    Activation, AttentionParams, Backend, Compute, HeadScan, KvCache, Linear, LinearWeights, Norm, Pair,
+    Rotation, Scan, Span, WeightType,
 };
 use crate::error::count;
 use crate::tensor::{Array, Spare, Tensor};
 pub use dispatch::SimdLevel;
 use dispatch::{ProductSimds, Simds, with_product_simd, with_simd};
 use kernels::attention::{Attend, FillPage, Places, Scratch};
-use kernels::matmul::{ROW_BLOCK, panel_width};
+use kernels::matmul::panel_width;
 use kernels::quantised::QuantisedRows;
 use kernels::rows::{Activate, Normalise, each_rows_mut, rotate};
 use kernels::scan::ScanHeads;
@@ -238,27 +238,7 @@ impl Backend for Cpu {
         caches: &mut [&mut KvCache],
     ) {
         assert_eq!(spans.len(), caches.len(), "a cache per sequence");
-        // As attention divides them, so that threads read what they have written: the heads of few rows, else sequences or rows.
-        let mut parts = Vec::new();
-        for (Span { rows, .. }, cache) in spans.iter().zip(caches) {
-            let (layout, from, page_len) = (cache.layout(), cache.len(), cache.page_len());
-            let groups = if rows.len() > ROW_BLOCK { 1 } else { self.threads().div_ceil(spans.len()) };
-            let heads_of_part = cache.kv_heads().div_ceil(groups);
-            let part_len = (heads_of_part * layout.words()).max(1);
-            let pages = cache.grow(rows.len()).chunks_mut(page_len.max(1)).enumerate().skip(from / PAGE_KEYS);
-            let first_part = parts.len();
-            for (page, heads) in pages {
-                let start = page * PAGE_KEYS;
-                let lanes = from.saturating_sub(start)..PAGE_KEYS.min(from + rows.len() - start);
-                let first_row = rows.start + (start + lanes.start - from);
-                parts.extend(heads.chunks_mut(part_len).enumerate().map(|(i, heads)| {
-                    let head = i * heads_of_part;
-                    let (k_start, v_start) = (k_start + head * layout.k_dim, v_start + head * layout.v_dim);
-                    Places { heads, layout, lanes: lanes.clone(), x, first_row, k_start, v_start }
-                }));
-            }
-            parts[first_part..].sort_by_key(|part| part.k_start);
-        }
+        let parts = Places::divided(x, k_start, v_start, spans, caches, self.threads());
         self.engine.pool.run_each(parts.into_iter(), |places| match places.layout.compute {
             Compute::F32 => self.engine.run(FillPage { places, kept: PhantomData::<f32> }),
             Compute::Bf16 => self.engine.run_products(FillPage { places, kept: PhantomData::<Pair> }),

@@ -85,13 +85,12 @@ impl Network {
         let ids = self.ids_of(wanted)?;
         let batch = &*self.checked(batch)?;
         let at_once = self.backend.rows_at_once();
-        let is_large = batch.input.ids.len() + batch.decoder.ids.len() > at_once;
-        let groups =
-            if is_large && self.is_separable(batch, &ids) { batch.groups(at_once) } else { Vec::new() };
-        if groups.len() < 2 {
+        let tokens = batch.input.ids.len() + batch.decoder.ids.len();
+        if tokens <= at_once || batch.len() < 2 || !self.is_separable(batch, &ids) {
             self.check_memory(batch, 0)?;
             return self.forward_at_once(batch, &ids, hidden_states);
         }
+        let groups = batch.groups(at_once);
         let bytes = |id: &ValueId| match self.plan.values[id.0].shape {
             Shape::Matrix { rows, cols } => 4 * (batch.rows(rows) as u64).saturating_mul(cols as u64),
             _ => 0,

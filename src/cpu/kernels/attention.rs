@@ -102,14 +102,14 @@ const LANE_NUMBERS: [f32; MAX_LANES] =
 /// Places of some heads in a page, and what gets there.
 pub struct Places<'a> {
     /// The heads' part of the page.
-    pub heads: &'a mut [f32],
+    heads: &'a mut [f32],
     pub layout: HeadLayout,
     /// Which places of the page are filled, with the rows of `x` from `first_row` on. No later one holds anything.
-    pub lanes: Range<usize>,
-    pub x: &'a Tensor,
-    pub first_row: usize,
-    pub k_start: usize,
-    pub v_start: usize,
+    lanes: Range<usize>,
+    x: &'a Tensor,
+    first_row: usize,
+    k_start: usize,
+    v_start: usize,
 }
 
 /// Keys and values on their way into a page, as [`HeadLayout`] says.
@@ -143,7 +143,40 @@ impl<T: Word> Kernel for FillPage<'_, T> {
     }
 }
 
-impl Places<'_> {
+impl<'a> Places<'a> {
+    /// The places of all new keys and values, divided as [`Attend`] divides its tasks, so that threads read what they have written: the
+    /// heads of few rows, else sequences or rows.
+    pub fn divided(
+        x: &'a Tensor,
+        k_start: usize,
+        v_start: usize,
+        spans: &[Span],
+        caches: &'a mut [&mut KvCache],
+        threads: usize,
+    ) -> Vec<Places<'a>> {
+        let mut all = Vec::new();
+        for (Span { rows, .. }, cache) in spans.iter().zip(caches) {
+            let (layout, from, page_len) = (cache.layout(), cache.len(), cache.page_len());
+            let groups = if rows.len() > ROW_BLOCK { 1 } else { threads.div_ceil(spans.len()) };
+            let heads_of_part = cache.kv_heads().div_ceil(groups);
+            let part_len = (heads_of_part * layout.words()).max(1);
+            let pages = cache.grow(rows.len()).chunks_mut(page_len.max(1)).enumerate().skip(from / PAGE_KEYS);
+            let first_of_span = all.len();
+            for (page, heads) in pages {
+                let start = page * PAGE_KEYS;
+                let lanes = from.saturating_sub(start)..PAGE_KEYS.min(from + rows.len() - start);
+                let first_row = rows.start + (start + lanes.start - from);
+                all.extend(heads.chunks_mut(part_len).enumerate().map(|(i, heads)| {
+                    let head = i * heads_of_part;
+                    let (k_start, v_start) = (k_start + head * layout.k_dim, v_start + head * layout.v_dim);
+                    Places { heads, layout, lanes: lanes.clone(), x, first_row, k_start, v_start }
+                }));
+            }
+            all[first_of_span..].sort_by_key(|places| places.k_start);
+        }
+        all
+    }
+
     /// The row of `x` for a place of the page.
     #[inline(always)]
     fn row(&self, lane: usize) -> &[f32] {

@@ -475,18 +475,18 @@ impl<T: Weight> Block<'_, T> {
         let b =
             self.task.weights.data.as_ptr().wrapping_add((panel * self.task.weights.k + part.start) * width);
         let len = part.len() * width;
-        let near = |elements| Ahead { first: b.wrapping_add(elements), len, share: 0, shares: 1 };
+        let behind = |elements, share, shares| Ahead { first: b.wrapping_add(elements), len, share, shares };
         let ahead = match s.fetch() {
             // A tile by itself runs through the panel at the speed of memory.
-            Fetch::Near(steps) if tiles == 1 => Some(near(steps * width)),
+            Fetch::Near(steps) if tiles == 1 => Some(behind(steps * width, 0, 1)),
             // Where a step takes two lines, each of the first two tiles fetches one, of the part behind this: the first by itself
             // would want them faster than memory has them for several threads. Other tiles find them in the second cache.
             Fetch::Second(_) if tiles > 1 && width * size_of::<T>() > LINE => {
-                (tile < 2).then(|| Ahead { first: b.wrapping_add(len), len, share: tile, shares: 2 })
+                (tile < 2).then(|| behind(len, tile, 2))
             }
-            Fetch::Second(bytes) => (tile == 0).then(|| near(bytes / size_of::<T>())),
+            Fetch::Second(bytes) => (tile == 0).then(|| behind(bytes / size_of::<T>(), 0, 1)),
             // While this part of the panel is used, the next one, which lies behind it, is fetched: a share by each tile.
-            _ => Some(Ahead { first: b.wrapping_add(len), len, share: tile, shares: tiles }),
+            _ => Some(behind(len, tile, tiles)),
         };
         // SAFETY: the caller's.
         unsafe {
