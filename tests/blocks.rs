@@ -446,6 +446,20 @@ fn every_block_agrees_with_the_reference_on_a_ragged_batch() {
 }
 
 #[test]
+fn attention_to_the_own_tokens_as_memory_is_attention_to_itself() {
+    let attention = |rest: &str| {
+        let steps =
+            format!("[{{attention: {{q: q, k: k, v: v, o: o, heads: 4, kv_heads: 2, clamp: 0.1{rest}}}}}]");
+        let case = Case { block: "attention", steps: Box::leak(steps.into_boxed_str()), tensors: QKV };
+        let dir = tempfile::tempdir().unwrap();
+        write(&case, dir.path());
+        let network = network(&case, dir.path(), Arc::new(Reference));
+        network.forward(&Batch::of([&LONG[..], &[1, 2, 3]]), &["result"], false).unwrap().remove(0).value
+    };
+    assert_eq!(attention(", memory: tokens"), attention(""));
+}
+
+#[test]
 fn what_remembers_gives_the_same_bits_in_any_batch_and_token_by_token() {
     let ids: [&[u32]; 3] = [&[1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11], &[3], &[9, 3, 3, 7, 12]];
     let bits = |row: &[f32]| row.iter().map(|x| x.to_bits()).collect::<Vec<_>>();

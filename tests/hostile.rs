@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use smelt::backend::{Span, WeightType};
-use smelt::model::{Batch, LoadOptions, Network};
+use smelt::model::{Batch, LoadOptions, Network, Session};
 use smelt::nn::Tokens;
 use smelt::plan::{Config, Plan, Target, builtin, inspect};
 use smelt::spec::Source;
@@ -26,6 +26,8 @@ const ROTARY: Fixture = ("causal", "mlp_bias", "embedding_multiplier");
 const LEARNED: Fixture = ("causal", "scale_attn_by_inverse_layer_idx", "multi_query");
 /// A decoder whose experts' gates are clamped.
 const CLAMPED: Fixture = ("causal", "swiglu_limit", "");
+/// A decoder whose queries, keys and values are clamped.
+const CLIPPED: Fixture = ("causal", "attn_config", "");
 /// An encoder-decoder of sounds.
 const HEARING: Fixture = ("conditional-generation", "num_mel_bins", "");
 /// An encoder-decoder.
@@ -151,6 +153,8 @@ fn absurd_configs_are_refused() {
         (ROTARY, "/rope_parameters", json!("yes"), Config, "expected a map"),
         (ROTARY, "/rope_parameters", json!({"rope_theta": -1.0}), Config, "expected a positive `rope_theta`"),
         (CLAMPED, "/sliding_window", json!(0), Config, positive),
+        (CLAMPED, "/swiglu_limit", json!(-7), Config, "wrong value of `clamp`: expected a number from 0 on"),
+        (CLIPPED, "/attn_config/clip_qkv", json!(-1.5), Config, "wrong value of `clamp`"),
         (PAIRED, "/relative_attention_num_buckets", json!(4_294_967_296u64), Config, "at most 1048576"),
         (PAIRED, "/dense_act_fn", json!([1]), Config, "wrong value of `act`"),
         (PAIRED, "/dense_act_fn", json!("gated-"), Config, "wrong value of `act`"),
@@ -415,6 +419,26 @@ fn steps_that_cannot_be_are_refused() {
     let model = Model::open(fixture(PAIRED)).unwrap();
     assert!(model.generate(&[], &GenerateOptions::default()).unwrap().is_empty());
     refused("an encoder that comes late", Input, "the decoder has read", || session.encode(&[&[1, 2]]));
+}
+
+#[test]
+fn tokens_that_are_refused_leave_a_session_as_it_was() {
+    let paired = network(PAIRED);
+    let step = |session: &mut Session<'_>, id: u32| session.step(&[&[id]], "logits");
+    let mut session = paired.session(1);
+    refused("an id that the encoder lacks", ErrorKind::Input, "`token_ids` out of range", || {
+        session.encode(&[&[1, 999_999]])
+    });
+    session.encode(&[&[1, 2]]).unwrap();
+    refused("an id that the decoder lacks", ErrorKind::Input, "`decoder_token_ids` out of range", || {
+        step(&mut session, 999_999)
+    });
+    step(&mut session, 0).unwrap();
+    refused("an id that the decoder lacks", ErrorKind::Input, "out of range", || step(&mut session, 999_999));
+    let mut other = paired.session(1);
+    other.encode(&[&[1, 2]]).unwrap();
+    step(&mut other, 0).unwrap();
+    assert_eq!(step(&mut session, 5).unwrap(), step(&mut other, 5).unwrap());
 }
 
 #[test]

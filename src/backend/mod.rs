@@ -54,21 +54,21 @@ pub trait Backend: Send + Sync + fmt::Debug {
     /// Bytes that [`linears`](Self::linears) will keep for a map of `inputs` to `outputs`.
     fn linear_bytes(&self, inputs: usize, outputs: usize, kept: WeightType) -> u64;
 
-    /// Row `i` of `out` becomes row `ids[i]` of `table` (`[vocab, cols]`), or is increased by it if
-    /// `accumulate`.
+    /// Row `i` of `out`, `[ids, cols]`, becomes row `ids[i]` of `table`, `[vocab, cols]`, or is increased by it if
+    /// `accumulate`. Panics for ids that the table has no row for.
     fn embedding(&self, table: &Array, ids: &[u32], accumulate: bool, out: &mut Tensor);
 
-    /// `out = (x - mean(x)) / sqrt(var(x) + eps) * weight + bias`, over each run of `width` columns; the
+    /// `out = (x - mean(x)) / sqrt(var(x) + eps) * weight + bias`, all `[rows, cols]`, over each run of `width` columns; the
     /// variance is biased. `weight` and `bias` have `width` elements, or one for every column.
     fn layer_norm(&self, x: &Tensor, norm: &Norm<'_>, out: &mut Tensor);
 
-    /// `out = x / sqrt(mean(x²) + eps) * weight`, over each run of `width` columns.
+    /// `out = x / sqrt(mean(x²) + eps) * weight`, as [`layer_norm`](Self::layer_norm).
     fn rms_norm(&self, x: &Tensor, norm: &Norm<'_>, out: &mut Tensor);
 
     /// `x = act(x)`.
     fn activate(&self, act: Activation, x: &mut Tensor);
 
-    /// `x = x + y`.
+    /// `x = x + y`, of the same shape.
     fn add(&self, x: &mut Tensor, y: &Tensor);
 
     /// `x = x * factor`.
@@ -117,11 +117,12 @@ pub trait Backend: Send + Sync + fmt::Debug {
         out: &mut Tensor,
     );
 
-    /// Runs a selective state space over the rows of each span; `states[i]`, `[inner, state]`, is that of `spans[i]`.
+    /// Runs a selective state space over the rows of each span; `states[i]`, `[inner, state]`, is that of `spans[i]`: zeros before
+    /// its first row. `out` is `[rows, inner]`.
     fn scan(&self, scan: &Scan<'_>, spans: &[Span], states: &mut [&mut [f32]], out: &mut Tensor);
 
     /// Runs a selective state space of heads over the rows of each span; `states[i]`, `[heads, head_dim, state]`, is that of
-    /// `spans[i]`. `out` is `[rows, heads * head_dim]`.
+    /// `spans[i]`, zeros before its first row. `out` is `[rows, heads * head_dim]`.
     fn scan_heads(&self, scan: &HeadScan<'_>, spans: &[Span], states: &mut [&mut [f32]], out: &mut Tensor);
 }
 

@@ -2,7 +2,7 @@
 
 #![forbid(unsafe_code)]
 
-use memmap2::{Advice, MmapMut};
+use memmap2::MmapMut;
 
 /// Bytes of the large pages of x86-64, and of AArch64 with small pages of 4 KiB.
 const LARGE_PAGE: usize = 2 << 20;
@@ -26,7 +26,7 @@ impl Memory {
         // A wish: without it everything is right, if slower. What is left at the end stays in small pages, because a large one would
         // be taken as a whole.
         #[cfg(target_os = "linux")]
-        let _ = map.advise_range(Advice::HugePage, 0, large);
+        let _ = map.advise_range(memmap2::Advice::HugePage, 0, large);
         Memory(map)
     }
 

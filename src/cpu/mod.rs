@@ -184,6 +184,7 @@ impl Backend for Cpu {
 
     fn embedding(&self, table: &Array, ids: &[u32], accumulate: bool, out: &mut Tensor) {
         let cols = out.cols();
+        assert_eq!((ids.len(), table.shape().last()), (out.rows(), Some(&cols)), "shapes of an embedding");
         each_rows_mut(&self.engine.pool, out, |first, rows| {
             let mut row = vec![0.0; if accumulate { cols } else { 0 }];
             for (out, id) in rows.chunks_mut(cols.max(1)).zip(&ids[first..]) {
@@ -211,6 +212,7 @@ impl Backend for Cpu {
 
     fn add(&self, x: &mut Tensor, y: &Tensor) {
         let cols = x.cols();
+        assert_eq!((x.rows(), cols), (y.rows(), y.cols()), "shapes of a sum");
         each_rows_mut(&self.engine.pool, x, |first, x| {
             x.iter_mut().zip(&y.data()[first * cols..]).for_each(|(x, y)| *x += y)
         });

@@ -13,7 +13,7 @@ use std::sync::Arc;
 
 use crate::backend::{Backend, Span, WeightType};
 use crate::error::{Error, ErrorKind, Result};
-use crate::nn::{Inputs, Parameters, Rows, Run, SequenceState, Shape, Stream, Tokens, ValueId};
+use crate::nn::{IdsUse, Inputs, Parameters, Rows, Run, SequenceState, Shape, Stream, Tokens, ValueId};
 use crate::plan::{Memory, Plan};
 use crate::tensor::{Array, Buffers, Spare, Tensor};
 pub use load::LoadOptions;
@@ -65,7 +65,8 @@ impl Network {
 
     /// Number of token ids: rows of the embedding of tokens.
     pub fn vocab(&self) -> Option<usize> {
-        self.plan.declared.vocab
+        let ids = self.plan.declared.ids.iter().filter(|ids| !ids.types);
+        ids.last().map(|ids| ids.below)
     }
 
     /// What it needs.
@@ -266,7 +267,7 @@ impl Network {
         }
     }
 
-    /// Checks the lengths of the sequences of a stream.
+    /// Checks the sequences of a stream: their lengths and their ids.
     fn check_tokens(&self, tokens: &Tokens, stream: Stream) -> Result<()> {
         if tokens.spans.is_empty() {
             return Err(Error::new(ErrorKind::Input, "expected at least one sequence, found none"));
@@ -295,6 +296,15 @@ impl Network {
                 && len > limit
             {
                 let message = format!("expected at most {limit} tokens in a sequence ({why}), found {len}");
+                return Err(Error::new(ErrorKind::Input, message));
+            }
+        }
+        for IdsUse { types, name, below, .. } in
+            self.plan.declared.ids.iter().filter(|ids| ids.stream == stream)
+        {
+            let mut ids = if *types { &tokens.type_ids } else { &tokens.ids }.iter();
+            if let Some(found) = ids.find(|id| **id as usize >= *below) {
+                let message = format!("`{name}` out of range: expected below {below}, found {found}");
                 return Err(Error::new(ErrorKind::Input, message));
             }
         }

@@ -17,12 +17,14 @@ pub struct Session<'n> {
     /// What an encoder reads; set once, and forgotten when it has read it.
     encoder: Option<Inputs>,
     encoded: bool,
+    /// Whether a step failed after it had begun: some layers may have taken its tokens in, others not.
+    broken: bool,
 }
 
 impl<'n> Session<'n> {
     pub(super) fn new(network: &'n Network, sequences: usize) -> Self {
         let states = network.new_states(sequences);
-        Session { network, states, lengths: vec![0; sequences], encoder: None, encoded: false }
+        Session { network, states, lengths: vec![0; sequences], encoder: None, encoded: false, broken: false }
     }
 
     /// Gives the encoder of an encoder-decoder its tokens, one list per sequence, before the first step.
@@ -88,7 +90,7 @@ impl<'n> Session<'n> {
     /// # Errors
     /// `Input` when there is no such output, when it has no row for each of these tokens, when the model cannot be given tokens one by
     /// one, when its encoder has read nothing, or when the tokens do not fit the model; `Limit` when they need too much memory;
-    /// `Checkpoint` when a result is not a number.
+    /// `Checkpoint` when a result is not a number. After an error of the model itself the session takes no more tokens.
     pub fn step(&mut self, tokens: &[&[u32]], wanted: &str) -> Result<Tensor> {
         let network = self.network;
         if tokens.len() != self.states.len() {
@@ -112,6 +114,10 @@ impl<'n> Session<'n> {
                 Error::new(ErrorKind::Input, "the encoder has read nothing").help("call `encode` first")
             );
         }
+        if self.broken {
+            let message = "an earlier step failed on its way";
+            return Err(Error::new(ErrorKind::Input, message).help("begin another session"));
+        }
         let mut new = Tokens::default();
         for (ids, past) in tokens.iter().zip(&self.lengths) {
             new.push(ids, *past);
@@ -125,6 +131,7 @@ impl<'n> Session<'n> {
             _ => Inputs { input: new, ..Inputs::default() },
         };
         let row_wise = network.plan.values[id.0].body.is_row_wise();
+        self.broken = true;
         let out = network.pass(&inputs, &mut self.states, |run| {
             if row_wise {
                 run.only_rows = Some((id, last.clone()));
@@ -140,6 +147,7 @@ impl<'n> Session<'n> {
             }
             Ok(out)
         })?;
+        self.broken = false;
         for (length, ids) in self.lengths.iter_mut().zip(tokens) {
             *length += ids.len();
         }

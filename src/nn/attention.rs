@@ -1,7 +1,7 @@
 use super::builder::{
     BiasId, Builder, CacheId, CacheUse, LinearId, RopeId, Rows, Shape, Stream, ValueId, VectorId,
 };
-use super::fields::{FieldType, Path, Projection, Reference, fields, read_choice};
+use super::fields::{FieldType, NonNegative, Path, Projection, Reference, fields, read_choice};
 use super::head_norm::{HeadNorm, PlannedHeadNorm};
 use super::rope::RopeFields;
 use super::run::Run;
@@ -32,7 +32,7 @@ fields! {
         /// The order inside of a group of `qkv`.
         qkv_order: Order = "qkv",
         /// Queries, keys and values are clamped to this magnitude.
-        clamp: Option<f64>,
+        clamp: Option<NonNegative>,
         /// Norm of the queries, before they are rotated.
         q_norm: Option<HeadNorm>,
         /// Norm of the keys, before they are rotated.
@@ -266,7 +266,7 @@ impl Plan for Attention {
             rope,
             bias,
             sinks,
-            clamp: self.clamp.map(|limit| limit as f32),
+            clamp: self.clamp.map(|limit| limit.0 as f32),
             q_norm,
             k_norm,
             heads,
@@ -336,9 +336,7 @@ impl Planned {
         match &self.source {
             Source::Own { qkv } => {
                 let mut qkv = run.linear(*qkv, x, None, None); // [tokens, q_cols + 2 kv_cols]
-                if let Some(limit) = self.clamp {
-                    qkv.data_mut().iter_mut().for_each(|x| *x = x.clamp(-limit, limit));
-                }
+                self.limit(&mut qkv);
                 if let Some(norm) = &self.q_norm {
                     norm.apply(run, &mut qkv, 0);
                 }
@@ -381,6 +379,7 @@ impl Planned {
                     }
                     let memory = run.value(*value)?;
                     let mut kv = run.linear(*kv, &memory, None, None); // [memory tokens, 2 kv_cols]
+                    self.limit(&mut kv);
                     if let Some(norm) = &self.k_norm {
                         norm.apply(run, &mut kv, 0);
                     }
@@ -392,6 +391,7 @@ impl Planned {
                     run.buffers.give(kv);
                 }
                 let mut q = run.linear(*q, x, None, None); // [tokens, q_cols]
+                self.limit(&mut q);
                 if let Some(norm) = &self.q_norm {
                     norm.apply(run, &mut q, 0);
                 }
@@ -414,6 +414,13 @@ impl Planned {
 }
 
 impl Planned {
+    /// Clamps queries, keys and values.
+    fn limit(&self, x: &mut Tensor) {
+        if let Some(limit) = self.clamp {
+            x.data_mut().iter_mut().for_each(|x| *x = x.clamp(-limit, limit));
+        }
+    }
+
     /// A cache that this pass alone needs.
     fn short_lived_cache(&self, run: &mut Run<'_>, tokens: usize) -> KvCache {
         let dim = self.head_dim;

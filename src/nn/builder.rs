@@ -174,6 +174,19 @@ impl std::fmt::Debug for BiasUse {
     }
 }
 
+/// Numbers of tokens that are looked up in a table.
+#[derive(Clone, Copy, Debug)]
+pub struct IdsUse {
+    /// Whose tokens they are numbers of.
+    pub stream: Stream,
+    /// Whether they are token type ids.
+    pub types: bool,
+    /// What the language calls them.
+    pub name: &'static str,
+    /// The table has rows for the numbers below this one.
+    pub below: usize,
+}
+
 /// The size of a key-value cache.
 #[derive(Clone, Copy, Debug)]
 pub struct CacheUse {
@@ -225,8 +238,8 @@ pub struct Declared {
     pub recurrent: Vec<usize>,
     /// Streams that are read.
     pub streams: std::collections::BTreeSet<Stream>,
-    /// Rows of the embedding of token ids.
-    pub vocab: Option<usize>,
+    /// What is looked up in tables.
+    pub ids: Vec<IdsUse>,
     /// Columns of the widest matrix inside of a layer.
     pub widest_in_layers: usize,
     /// Columns of the widest matrix, logits included.

@@ -1,4 +1,4 @@
-use super::builder::{Builder, Rows, Shape, Stream, TableId};
+use super::builder::{Builder, IdsUse, Rows, Shape, Stream, TableId};
 use super::fields::{FieldType, Index, Path, fields, read_choice};
 use super::run::{Run, Tokens};
 use super::trace::Site;
@@ -65,7 +65,6 @@ impl FieldType for Input {
 struct Planned {
     table: TableId,
     of: Input,
-    rows: usize,
     offset: usize,
     skip: Option<usize>,
     width: usize,
@@ -92,12 +91,16 @@ impl Plan for Embedding {
             );
             return None;
         }
-        if of.ids == Ids::Tokens {
-            b.declared.vocab = Some(rows - offset);
-        }
-        if of.ids == Ids::Positions {
-            let limit = rows - offset;
-            b.declared.limits.push((of.stream, limit, format!("`{}` has {rows} rows", self.at.name)));
+        let below = rows - offset;
+        match of.ids {
+            Ids::Positions => {
+                b.declared.limits.push((of.stream, below, format!("`{}` has {rows} rows", self.at.name)));
+            }
+            ids => {
+                let name = INPUTS.iter().find(|(_, input)| *input == of).map_or("", |(name, _)| name);
+                let types = ids == Ids::Types;
+                b.declared.ids.push(IdsUse { stream: of.stream, types, name, below });
+            }
         }
         let skip = self.skip.map(|id| id.0);
         if skip.is_some() && (of.ids != Ids::Positions || offset == 0) {
@@ -106,14 +109,13 @@ impl Plan for Embedding {
         }
         b.declared.streams.insert(of.stream);
         let shape = Shape::Matrix { rows: Rows::Tokens(of.stream), cols: width };
-        Some((Box::new(Planned { table, of, rows, offset, skip, width, factor: self.factor as f32 }), shape))
+        Some((Box::new(Planned { table, of, offset, skip, width, factor: self.factor as f32 }), shape))
     }
 }
 
 impl Planned {
     /// The rows of positions that are counted without the tokens of id `skip`.
-    fn counted(&self, tokens: &Tokens, skip: usize) -> Result<Vec<u32>> {
-        let mut rows = Vec::with_capacity(tokens.ids.len());
+    fn count(&self, tokens: &Tokens, skip: usize, rows: &mut Vec<u32>) -> Result<()> {
         for span in &tokens.spans {
             if span.past > 0 {
                 let message = "positions that leave tokens out cannot go on from earlier ones";
@@ -126,34 +128,20 @@ impl Planned {
                 counted += usize::from(!is_skipped);
             }
         }
-        Ok(rows)
+        Ok(())
     }
 
     fn look_up(&self, run: &mut Run<'_>, accumulate: bool, out: &mut Tensor) -> Result<()> {
         let tokens = run.tokens(self.of.stream);
-        let numbers: Vec<usize> = match self.of.ids {
-            Ids::Tokens => tokens.ids.iter().map(|id| *id as usize).collect(),
-            Ids::Types if tokens.type_ids.is_empty() => vec![0; tokens.ids.len()],
-            Ids::Types => tokens.type_ids.iter().map(|id| *id as usize).collect(),
-            Ids::Positions => tokens.positions().collect(),
-        };
-        if let Some(skip) = self.skip {
-            let ids = self.counted(tokens, skip)?;
-            self.rows_of(run, &ids, accumulate, out);
-            return Ok(());
-        }
-        let mut ids = Vec::with_capacity(numbers.len());
-        for number in numbers {
-            let id = number + self.offset;
-            if id >= self.rows {
-                let what = INPUTS.iter().find(|(_, input)| *input == self.of).map_or("", |(name, _)| name);
-                let message = format!(
-                    "`{what}` out of range: expected below {}, found {number}",
-                    self.rows - self.offset
-                );
-                return Err(Error::new(ErrorKind::Input, message));
-            }
-            ids.push(id as u32);
+        // Numbers without a row have been refused before the pass.
+        let row = |number: usize| (number + self.offset) as u32;
+        let mut ids = Vec::with_capacity(tokens.ids.len());
+        match (self.of.ids, self.skip) {
+            (Ids::Tokens, _) => ids.extend(tokens.ids.iter().map(|id| row(*id as usize))),
+            (Ids::Types, _) if tokens.type_ids.is_empty() => ids.resize(tokens.ids.len(), row(0)),
+            (Ids::Types, _) => ids.extend(tokens.type_ids.iter().map(|id| row(*id as usize))),
+            (Ids::Positions, Some(skip)) => self.count(tokens, skip, &mut ids)?,
+            (Ids::Positions, None) => ids.extend(tokens.positions().map(row)),
         }
         self.rows_of(run, &ids, accumulate, out);
         Ok(())

@@ -261,18 +261,18 @@ impl FieldType for f64 {
     }
 }
 
-/// What is added below a root: a number from 0 on.
+/// A number from 0 on.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Epsilon(pub f64);
+pub struct NonNegative(pub f64);
 
-impl FieldType for Epsilon {
+impl FieldType for NonNegative {
     fn kind() -> String {
         "a number from 0 on".into()
     }
     fn read(builder: &mut Builder<'_>, value: &Tree, at: &Address) -> Option<Self> {
         match value {
-            Tree::Int(n @ 0..) => Some(Epsilon(*n as f64)),
-            Tree::Float(x) if x.is_finite() && *x >= 0.0 => Some(Epsilon(*x)),
+            Tree::Int(n @ 0..) => Some(NonNegative(*n as f64)),
+            Tree::Float(x) if x.is_finite() && *x >= 0.0 => Some(NonNegative(*x)),
             _ => builder.mismatch::<Self>(value, at),
         }
     }

@@ -1,7 +1,7 @@
 //! Norms of the queries or keys of an attention block.
 
 use super::builder::{Builder, VectorId};
-use super::fields::{Epsilon, FieldType, Path, fields, nested, read_choice};
+use super::fields::{FieldType, NonNegative, Path, fields, nested, read_choice};
 use super::run::Run;
 use super::trace::Site;
 use crate::backend::Norm;
@@ -18,7 +18,7 @@ fields! {
         /// What is normed together, and what has weights of its own.
         over: Over = "head",
         /// Added to the mean square or the variance inside of the root.
-        eps: Epsilon = "1e-6",
+        eps: NonNegative = "1e-6",
         /// Whether there is a bias.
         bias: bool = "false",
         /// Added to each stored weight.

@@ -1,5 +1,5 @@
 use super::builder::{Builder, CacheId, CacheUse, LinearId, RopeId, Rows, Shape, Stream, VectorId};
-use super::fields::{Epsilon, Path, Projection, fields};
+use super::fields::{NonNegative, Path, Projection, fields};
 use super::rope::RopeFields;
 use super::run::Run;
 use super::trace::Site;
@@ -48,7 +48,7 @@ fields! {
         /// Factor of the scores; `1 / sqrt(nope_dim + rope_dim)` by default.
         scale: Option<f64>,
         /// Added to the mean inside of the root of both norms.
-        eps: Epsilon = "1e-6",
+        eps: NonNegative = "1e-6",
     }
 }
 

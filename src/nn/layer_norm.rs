@@ -1,5 +1,5 @@
 use super::builder::{Builder, Shape, VectorId};
-use super::fields::{Epsilon, Path, fields};
+use super::fields::{NonNegative, Path, fields};
 use super::run::Run;
 use super::trace::Site;
 use super::{Block, Built, Plan};
@@ -16,7 +16,7 @@ fields! {
         /// Path of the module that owns `weight` and `bias`.
         at: Path,
         /// Added to the variance inside of the root.
-        eps: Epsilon = "1e-5",
+        eps: NonNegative = "1e-5",
         /// Whether there is a bias.
         bias: bool = "true",
     }

@@ -50,7 +50,7 @@ mod state_space;
 mod trace;
 
 pub use builder::{
-    BiasUse, Builder, CacheUse, Declared, LinearId, LinearUse, PartUse, RoundId, Rows, Shape, Stream,
+    BiasUse, Builder, CacheUse, Declared, IdsUse, LinearId, LinearUse, PartUse, RoundId, Rows, Shape, Stream,
     TensorId, TensorUse, ValueId, VectorUse,
 };
 pub use fields::{FieldDef, FieldShape, FieldType, Fields, Given};

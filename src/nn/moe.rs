@@ -1,5 +1,5 @@
 use super::builder::{Builder, LinearId, Shape, VectorId};
-use super::fields::{Bias, FieldType, Path, Projection, fields, read_choice};
+use super::fields::{Bias, FieldType, NonNegative, Path, Projection, fields, read_choice};
 use super::run::Run;
 use super::{Block, Built, Plan};
 use crate::backend::Activation;
@@ -48,7 +48,7 @@ fields! {
         /// How many groups take part.
         chosen_groups: usize = "1",
         /// The gate is clamped from above, and the other factor from both sides, to this magnitude.
-        clamp: Option<f64>,
+        clamp: Option<NonNegative>,
         /// Added to the other factor.
         up_offset: f64 = "0",
     }
@@ -162,7 +162,7 @@ impl Plan for Moe {
             groups,
             chosen_groups: self.chosen_groups,
             act: self.act,
-            clamp: self.clamp.map(|limit| limit as f32),
+            clamp: self.clamp.map(|limit| limit.0 as f32),
             up_offset: self.up_offset as f32,
         };
         Some((Box::new(block), Shape::Matrix { rows, cols }))

@@ -1,6 +1,6 @@
 use super::builder::{Builder, LinearId, Rows, Shape, StateId, VectorId};
 use super::causal_conv::{CausalConv, MAX_KERNEL};
-use super::fields::{Epsilon, FieldType, Path, Projection, fields, nested};
+use super::fields::{FieldType, NonNegative, Path, Projection, fields, nested};
 use super::run::Run;
 use super::state_space::softplus;
 use super::trace::Site;
@@ -59,7 +59,7 @@ fields! {
         /// Path of the module that owns `weight`.
         at: Path,
         /// Added to the mean inside of the root.
-        eps: Epsilon = "1e-6",
+        eps: NonNegative = "1e-6",
         /// Into how many parts the columns are cut, each normed by itself; as many as the block has groups by default.
         groups: Option<usize>,
         /// Whether the normed columns are multiplied with the gate, and not the columns that are normed.

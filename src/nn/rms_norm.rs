@@ -1,5 +1,5 @@
 use super::builder::{Builder, Shape, VectorId};
-use super::fields::{Epsilon, Path, fields};
+use super::fields::{NonNegative, Path, fields};
 use super::run::Run;
 use super::trace::Site;
 use super::{Block, Built, Plan};
@@ -16,7 +16,7 @@ fields! {
         /// Path of the module that owns `weight`.
         at: Path,
         /// Added to the mean inside of the root.
-        eps: Epsilon = "1e-6",
+        eps: NonNegative = "1e-6",
         /// Added to each stored weight.
         offset: f64 = "0",
     }

@@ -1,5 +1,5 @@
 use super::builder::{Builder, Rows, Shape, ValueId, VectorId};
-use super::fields::{Epsilon, Path, Reference, fields};
+use super::fields::{NonNegative, Path, Reference, fields};
 use super::run::Run;
 use super::{Block, Built, Plan};
 use crate::error::Result;
@@ -26,7 +26,7 @@ fields! {
     /// `[rows, cols] -> [rows, cols]`.
     pub struct Normalise("normalise") {
         /// The length is taken for at least this.
-        eps: Epsilon = "0",
+        eps: NonNegative = "0",
     }
 }
 

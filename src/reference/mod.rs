@@ -110,6 +110,7 @@ impl Backend for Reference {
 
     fn embedding(&self, table: &Array, ids: &[u32], accumulate: bool, out: &mut Tensor) {
         let cols = out.cols();
+        assert_eq!((ids.len(), table.shape().last()), (out.rows(), Some(&cols)), "shapes of an embedding");
         let mut row = vec![0.0; cols];
         for (i, id) in ids.iter().enumerate() {
             table.read_f32(*id as usize * cols, &mut row);
@@ -139,6 +140,7 @@ impl Backend for Reference {
     }
 
     fn add(&self, x: &mut Tensor, y: &Tensor) {
+        assert_eq!((x.rows(), x.cols()), (y.rows(), y.cols()), "shapes of a sum");
         x.data_mut().iter_mut().zip(y.data()).for_each(|(x, y)| *x += y);
     }
 

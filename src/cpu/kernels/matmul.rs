@@ -445,13 +445,17 @@ impl<T: Weight> Block<'_, T> {
         unsafe {
             for panel in self.panels.clone() {
                 let mut from = 0;
-                while from < k {
+                // Without inputs there is one part as well, in which only what follows the product happens.
+                loop {
                     let inputs = from..(from + k_block).min(k);
                     for tile in 0..tiles {
                         let rows = part(&self.rows, tile, tiles);
                         self.tile(s, panel, rows, inputs.clone(), tile, tiles, &mut scratch);
                     }
                     from = inputs.end;
+                    if from == k {
+                        break;
+                    }
                 }
             }
         }

@@ -44,6 +44,23 @@ unsafe fn add_dot(mut sum: int32x4_t, w: int16x8_t, x: int16x8_t) -> int32x4_t {
     sum
 }
 
+/// Numbers of float16 in float32.
+#[inline(always)]
+unsafe fn widened(narrow: uint16x4_t) -> float32x4_t {
+    // The intrinsic, `vcvt_f32_f16`, is newer than the oldest compiler that this crate takes.
+    let wide;
+    // SAFETY: registers only.
+    unsafe {
+        asm!(
+            "fcvtl {wide:v}.4s, {narrow:v}.4h",
+            wide = lateout(vreg) wide,
+            narrow = in(vreg) narrow,
+            options(pure, nomem, nostack, preserves_flags)
+        );
+    }
+    wide
+}
+
 /// The operation on both registers.
 macro_rules! both {
     ($f:ident, $($v:ident),*) => {
@@ -112,10 +129,7 @@ impl<const DOT: bool> Simd for Neon<DOT> {
     }
     #[inline(always)]
     unsafe fn load_f16(self, p: *const u16) -> Self::V {
-        unsafe {
-            let widened = |p| vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(p)));
-            (widened(p), widened(p.add(4)))
-        }
+        unsafe { (widened(vld1_u16(p)), widened(vld1_u16(p.add(4)))) }
     }
     #[inline(always)]
     unsafe fn load_bf16(self, p: *const u16) -> Self::V {

@@ -166,14 +166,13 @@ pub trait Simd: Copy + Send + Sync + 'static {
     /// The same where products are [`Simd::PAIRED`], with a sum of 16 bits for each half of a group. Exact as long as nothing exceeds
     /// these.
     #[inline(always)]
-    unsafe fn add_paired_products(self, sum: Self::I, w: Self::W, x: Self::W) -> Self::I {
-        // SAFETY: the caller's.
-        unsafe { self.add_products(sum, w, x) }
+    unsafe fn add_paired_products(self, _: Self::I, _: Self::W, _: Self::W) -> Self::I {
+        unreachable!("{} has no paired products", std::any::type_name::<Self>())
     }
-    /// `sum` and both of these sums of each group. Nothing calls it where products are not paired.
+    /// `sum` and both of these sums of each group.
     #[inline(always)]
-    unsafe fn add_pairs(self, _: Self::I, pairs: Self::I) -> Self::I {
-        pairs
+    unsafe fn add_pairs(self, _: Self::I, _: Self::I) -> Self::I {
+        unreachable!("{} has no paired products", std::any::type_name::<Self>())
     }
 
     /// Swaps rows and columns of `LANES` rows of as many words of 32 bits, `step` words apart.
