@@ -293,7 +293,7 @@ fn weights_that_are_not_numbers_are_reported() {
     let experts = "model.layers.0.mlp.experts.gate_up_proj_bias";
     for (name, tensor) in [(ENCODER, "classifier.weight"), (CLAMPED, experts)] {
         let dir = copy(name);
-        spoil(&dir.path().join("model.safetensors"), tensor);
+        spoil(&dir.path().join("model.safetensors"), tensor, f32::NAN);
         let model = Model::open(dir.path()).unwrap();
         refused(tensor, ErrorKind::Checkpoint, "`logits` is not a number", || {
             model.network().forward(&Batch::of([&[1, 2, 3, 4][..]]), &["logits"], false)
@@ -301,8 +301,22 @@ fn weights_that_are_not_numbers_are_reported() {
     }
 }
 
-/// Makes every other element of a tensor not a number.
-fn spoil(path: &Path, tensor: &str) {
+#[test]
+fn weights_too_large_for_their_type_are_refused() {
+    let open = |weight: f32, dtype: WeightType| {
+        let dir = copy(ENCODER);
+        spoil(&dir.path().join("model.safetensors"), "classifier.weight", weight);
+        Model::open_with(dir.path(), &OpenOptions { dtype: Some(dtype), ..OpenOptions::default() })
+            .map(|_| ())
+    };
+    let part = "`classifier.weight` has 70000, which is too large for float16";
+    refused("too large", ErrorKind::Checkpoint, part, || open(7e4, WeightType::F16));
+    open(7e4, WeightType::Bf16).unwrap();
+    open(65_519.0, WeightType::F16).unwrap();
+}
+
+/// Gives every other element of a tensor this value.
+fn spoil(path: &Path, tensor: &str, value: f32) {
     let mut tensors: Vec<(String, Vec<usize>, BundleData)> = read_bundle(path)
         .unwrap()
         .into_iter()
@@ -311,7 +325,7 @@ fn spoil(path: &Path, tensor: &str) {
     let (.., BundleData::F32(data)) = tensors.iter_mut().find(|(name, ..)| name == tensor).unwrap() else {
         unreachable!("all are float32")
     };
-    data.iter_mut().step_by(2).for_each(|x| *x = f32::NAN);
+    data.iter_mut().step_by(2).for_each(|x| *x = value);
     write_bundle(path, &tensors).unwrap();
 }
 

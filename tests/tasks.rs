@@ -606,11 +606,17 @@ fn what_generation_config_says_of_tokens_is_obeyed() {
         ("penalty_alpha", serde_json::json!(0.6), "unsupported `penalty_alpha`: `0.6`"),
         ("bad_words_ids", serde_json::json!([1]), "expected lists of token ids, found `1`"),
         ("min_length", serde_json::json!(-1), "expected a number from 0 on, found `-1`"),
-        ("repetition_penalty", serde_json::json!("2"), "`repetition_penalty`: expected a number"),
+        ("repetition_penalty", serde_json::json!("2"), "`repetition_penalty`: expected a positive number"),
+        ("repetition_penalty", serde_json::json!(0), "expected a positive number, found `0`"),
         ("forced_eos_token_id", serde_json::json!("2"), "expected a token id"),
     ] {
         let error = generate(cases[0]["fixture"].as_str().unwrap(), &serde_json::json!({ key: value }));
         let error = error.unwrap_err().to_string();
         assert!(error.contains(part) && error.contains("generation_config.json"), "{error}");
     }
+    // So is what leaves nothing to be chosen.
+    let every: Vec<u32> = (0..1000).collect();
+    let settings = serde_json::json!({ "suppress_tokens": every });
+    let error = generate(cases[0]["fixture"].as_str().unwrap(), &settings).unwrap_err().to_string();
+    assert!(error.contains("no token may come next"), "{error}");
 }

@@ -80,12 +80,17 @@ impl Sampler {
     /// The next token. `history` are the tokens so far, for the repetition penalty.
     ///
     /// # Errors
-    /// `Checkpoint` when a logit is not a number, or infinitely large.
+    /// `Checkpoint` when a logit is not a number, or infinitely large; `Config` when all are infinitely small: no token may come next.
     pub fn pick(&mut self, logits: &[f32], history: &[u32]) -> Result<u32> {
         // Looked at to the end: the compiler makes vectors of that.
         if logits.iter().fold(false, |found, x| found | x.is_nan() | (*x == f32::INFINITY)) {
             let message = "the model's logits are not numbers";
             return Err(Error::new(ErrorKind::Checkpoint, message).help("is the checkpoint damaged?"));
+        }
+        if !logits.iter().any(|x| x.is_finite()) {
+            let message = "no token may come next";
+            return Err(Error::new(ErrorKind::Config, message)
+                .help("what `generation_config.json` says of tokens rules all of them out"));
         }
         let scores = self.penalised(logits, history);
         if self.options.temperature == 0.0 {

@@ -5,7 +5,7 @@ use crate::backend::{Backend, LinearPart, LinearWeights, WeightType};
 use crate::error::{Error, ErrorKind, Result};
 use crate::nn::{BiasUse, BoundLinear, LinearUse, Parameters, PartUse, TensorId, VectorUse};
 use crate::plan::{Memory, Plan, linear_type};
-use crate::tensor::{Array, Spare};
+use crate::tensor::{Array, DType, Spare};
 use crate::weights::Checkpoint;
 
 /// How a model is loaded.
@@ -22,7 +22,7 @@ impl Network {
     ///
     /// # Errors
     /// `Limit` when the weights need too much memory, before any is taken; `Checkpoint` when two stored copies of a tensor
-    /// differ.
+    /// differ, or a weight is too large for the type that it is to be kept in.
     pub fn load(
         plan: Plan,
         checkpoint: &Checkpoint,
@@ -77,6 +77,10 @@ impl Network {
                 outputs: part.order.as_deref(),
             });
             let kept = linear_type(linear.parts.iter().map(|part| kept(part.weight.0)));
+            if kept == WeightType::F16 {
+                let stored = linear.parts.iter().map(|part| part.weight.0);
+                stored.zip(matrices).try_for_each(|(i, matrix)| fit_f16(&plan.tensors.stored[i], matrix))?;
+            }
             weights.push(LinearWeights { parts: parts.collect(), kept });
         }
         let bound = backend.linears(&weights).into_iter().zip(biases).zip(&weights);
@@ -107,6 +111,26 @@ fn bias(linear: &LinearUse, arrays: &[Array]) -> Option<Vec<f32>> {
         }
         whole
     })
+}
+
+/// An error if a number becomes infinite in float16.
+fn fit_f16(name: &str, weights: &Array) -> Result<()> {
+    /// Is rounded to the number after the largest one.
+    const TOO_LARGE: f32 = 65_520.0;
+    if weights.dtype() == DType::F16 {
+        return Ok(());
+    }
+    let mut some = vec![0.0; weights.len().min(1 << 16)];
+    for start in (0..weights.len()).step_by(some.len().max(1)) {
+        let some = &mut some[..(weights.len() - start).min(1 << 16)];
+        weights.read_f32(start, some);
+        if let Some(x) = some.iter().find(|x| x.is_finite() && x.abs() >= TOO_LARGE) {
+            let message = format!("`{name}` has {x}, which is too large for float16");
+            return Err(Error::new(ErrorKind::Checkpoint, message).help("keep weights in another type"));
+        }
+    }
+    weights.release_storage();
+    Ok(())
 }
 
 fn same(a: &Array, b: &Array) -> bool {

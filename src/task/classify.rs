@@ -1,5 +1,8 @@
+use std::collections::HashMap;
+
 use super::model::{Model, Text};
 use crate::error::Result;
+use crate::plan::Config;
 use crate::spec::Tree;
 
 /// A label with its score.
@@ -130,12 +133,15 @@ impl Model {
     }
 
     fn label(&self, id: usize) -> String {
-        match self.config.find(&format!("id2label.{id}")) {
-            Some((Tree::Text(label), _)) => label.clone(),
-            Some((label, _)) => label.to_string(),
-            None => format!("LABEL_{id}"),
-        }
+        self.labels.get(&id.to_string()).cloned().unwrap_or_else(|| format!("LABEL_{id}"))
     }
+}
+
+/// The names that a config has for classes, by their numbers as it writes them.
+pub(super) fn labels_of(config: &Config) -> HashMap<String, String> {
+    let entries = config.find("id2label").map(|(tree, _)| tree.entries()).unwrap_or_default();
+    let text = |label: &Tree| label.as_text().map_or_else(|| label.to_string(), str::to_owned);
+    entries.iter().map(|(id, label)| (id.clone(), text(label))).collect()
 }
 
 /// `exp(x) / Σ exp(x)`, in place.

@@ -55,7 +55,8 @@ impl Model {
         for (encoding, text) in encodings.iter().zip(texts) {
             if !encoding.ids.contains(&mask) {
                 let name = tokenizer.token(mask).unwrap_or_default();
-                return Err(Error::new(ErrorKind::Input, format!("no `{name}` in the text `{}`", text.text)));
+                let place = if encoding.truncated > 0 { "what is left of the text" } else { "the text" };
+                return Err(Error::new(ErrorKind::Input, format!("no `{name}` in {place} `{}`", text.text)));
             }
         }
         let mut all = Vec::with_capacity(texts.len());

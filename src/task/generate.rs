@@ -5,8 +5,8 @@ use super::model::{Model, Text};
 use crate::error::{Error, ErrorKind, Result};
 use crate::generate::{Constraints, Sampler, SamplingOptions, StopStrings};
 use crate::model::Session;
-use crate::nn::Stream as Tokens;
-use crate::tokenizer::Stream;
+use crate::nn::Stream;
+use crate::tokenizer;
 
 /// How text is generated.
 #[derive(Clone, Debug, PartialEq)]
@@ -173,7 +173,7 @@ struct Sequence<'m> {
     history: Vec<u32>,
     tokens: Vec<u32>,
     sampler: Sampler,
-    stream: Stream<'m>,
+    stream: tokenizer::Stream<'m>,
     stop: StopStrings,
     pieces: VecDeque<String>,
     finish: Option<FinishReason>,
@@ -184,7 +184,7 @@ impl<'m> Generator<'m> {
     fn new(model: &'m Model, texts: &[Text<'_>], options: &GenerateOptions) -> Result<Self> {
         model.expect_task(&["causal_lm", "seq2seq_lm"])?;
         let mut encodings = model.encode(texts, None)?;
-        let window = model.network.plan().token_limit(Tokens::Input);
+        let window = model.network.plan().token_limit(Stream::Input);
         if let (Some(window), false) = (window, model.network.plan().has_decoder()) {
             // What has to be cut anyway leaves room for what comes, up to half of the window.
             let most = window + 1 - options.max_tokens.min(window / 2);
@@ -233,7 +233,7 @@ impl<'m> Generator<'m> {
                     history: prompt,
                     tokens: Vec::new(),
                     sampler: Sampler::new(&options.sampling, options.before + i)?,
-                    stream: Stream::new(tokenizer),
+                    stream: tokenizer::Stream::new(tokenizer),
                     stop: StopStrings::new(&options.stop),
                     pieces: VecDeque::new(),
                     finish: (options.max_tokens == 0).then_some(FinishReason::Length),
@@ -242,7 +242,7 @@ impl<'m> Generator<'m> {
             })
             .collect::<Result<_>>()?;
         let running = if options.max_tokens == 0 { Vec::new() } else { (0..sequences.len()).collect() };
-        let stream = if plan.has_decoder() { Tokens::Decoder } else { Tokens::Input };
+        let stream = if plan.has_decoder() { Stream::Decoder } else { Stream::Input };
         Ok(Generator {
             session,
             sequences,

@@ -52,14 +52,16 @@ impl<'c> GenerationConfig<'c> {
 
     /// What logits of tokens that occurred already are divided by.
     pub fn repetition_penalty(&self) -> Result<f32> {
-        match self.get("repetition_penalty") {
-            None => Ok(1.0),
-            Some(Tree::Float(penalty)) => Ok(*penalty as f32),
-            Some(Tree::Int(penalty)) => Ok(*penalty as f32),
-            Some(other) => {
-                Err(self.wrong(&format!("`repetition_penalty`: expected a number, found `{other}`")))
-            }
+        let Some(value) = self.get("repetition_penalty") else { return Ok(1.0) };
+        let penalty = match value {
+            Tree::Float(penalty) => *penalty as f32,
+            Tree::Int(penalty) => *penalty as f32,
+            _ => 0.0,
+        };
+        if penalty > 0.0 && penalty.is_finite() {
+            return Ok(penalty);
         }
+        Err(self.wrong(&format!("`repetition_penalty`: expected a positive number, found `{value}`")))
     }
 
     /// An error if a setting has another value than the one that is implemented.

@@ -1,6 +1,8 @@
+use std::collections::HashMap;
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
 
+use super::classify::labels_of;
 use super::sentence::Pipeline;
 use super::tokenizer;
 use crate::backend::{Backend, Compute, WeightType};
@@ -23,6 +25,8 @@ pub struct Model {
     pub(super) repository: Repository,
     pub(super) config: Config,
     pub(super) generation: Option<Config>,
+    /// Names of classes by their numbers.
+    pub(super) labels: HashMap<String, String>,
     pub(super) network: Network,
     pub(super) tokenizer: Option<Tokenizer>,
     /// Whether the network sees which text of a pair a token is of.
@@ -162,6 +166,7 @@ impl Model {
             BackendKind::Cpu => Arc::new(options.cpu()),
             BackendKind::Reference => Arc::new(Reference),
         };
+        let generation = self::config(&repository, "generation_config.json")?;
         let planned = Planned::new(&repository, &config, options)?;
         // A large vocabulary takes as long to read as the weights of a small model.
         let read = || tokenizer::open(&repository, &config);
@@ -178,10 +183,10 @@ impl Model {
         });
         let network = network?;
         let (tokenizer, type_ids) = tokenizer?.unzip();
-        let generation = self::config(&repository, "generation_config.json")?;
         let type_ids = type_ids.unwrap_or_default();
         Ok(Model {
             repository,
+            labels: labels_of(&config),
             config,
             generation,
             network,

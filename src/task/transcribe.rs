@@ -225,10 +225,11 @@ impl Rules {
         let hears_language = language.is_none() && undefined && !languages.is_empty();
         let given = prompt.get(1).copied().flatten();
         let named = given.and_then(|id| languages.iter().find(|(_, other)| *other == id));
-        let max_length = ["max_new_tokens", "max_length"].into_iter().find_map(|key| file.get(key));
-        let max_length = match max_length {
-            Some(Tree::Int(n)) => {
-                Some(usize::try_from(*n).map_err(|_| file.wrong("`max_length` is negative"))?)
+        let keys = ["max_new_tokens", "max_length"].into_iter();
+        let max_length = match keys.filter_map(|key| Some((key, file.get(key)?))).next() {
+            Some((key, Tree::Int(n))) => {
+                let negative = |_| file.wrong(&format!("`{key}`: expected a number from 0 on, found `{n}`"));
+                Some(usize::try_from(*n).map_err(negative)?)
             }
             _ => None,
         };
