@@ -614,3 +614,24 @@ fn products_by_openblas_agree() {
         }
     }
 }
+
+#[cfg(feature = "openblas")]
+#[test]
+fn a_model_by_openblas_agrees() {
+    use smelt::{BackendKind, Model, OpenOptions};
+    let classify = |backend: BackendKind, dtype: Option<WeightType>| {
+        let options = OpenOptions { backend, dtype, ..OpenOptions::default() };
+        let model = Model::open_with("examples/models/language-id", &options)?;
+        let weights = model.network().memory().weights;
+        Ok::<_, smelt::Error>((model.classify(&["Where is the station?".into()])?.remove(0).labels, weights))
+    };
+    let (expected, _) = classify(BackendKind::Reference, None).unwrap();
+    let (found, weights) = classify(BackendKind::OpenBlas, None).unwrap();
+    for (found, expected) in found.iter().zip(&expected) {
+        assert_eq!(found.label, expected.label);
+        assert!((found.score - expected.score).abs() < 1e-4, "{found:?} {expected:?}");
+    }
+    let (_, packed) = classify(BackendKind::Cpu, Some(WeightType::F32)).unwrap();
+    assert!(weights.abs_diff(packed) < packed / 10, "{weights} bytes, {packed} packed");
+    assert!(classify(BackendKind::OpenBlas, Some(WeightType::Q8)).is_err());
+}

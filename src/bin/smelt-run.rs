@@ -112,6 +112,11 @@ struct Arguments {
     #[arg(long)]
     reference: bool,
 
+    /// Multiply matrices with the system's OpenBLAS, in float32
+    #[cfg(feature = "openblas")]
+    #[arg(long, conflicts_with = "reference")]
+    openblas: bool,
+
     #[command(flatten, next_help_heading = "Generation")]
     generation: GenerationArguments,
 
@@ -247,7 +252,12 @@ fn run(arguments: &Arguments) -> std::result::Result<(), Failure> {
         memory_limit: arguments.memory_limit,
         // The embedded model tells a language by the beginning of a text.
         truncate: arguments.truncate || arguments.model.is_none(),
-        backend: if arguments.reference { BackendKind::Reference } else { BackendKind::Cpu },
+        backend: match arguments.reference {
+            true => BackendKind::Reference,
+            #[cfg(feature = "openblas")]
+            false if arguments.openblas => BackendKind::OpenBlas,
+            false => BackendKind::Cpu,
+        },
     };
     // Not taken apart at the end, because the system takes all memory back at once.
     let model = ManuallyDrop::new(Model::from_repository(repository(arguments)?, &options)?);

@@ -124,7 +124,7 @@ impl Cpu {
         self.engine.pool.threads()
     }
 
-    /// Matrix products by OpenBLAS, in float32. Its sums run in an order that depends on the batch and on its own threads, so what
+    /// Matrix products by OpenBLAS, with weights kept in float32, without rounding them first. Its sums run in an order that depends on the batch and on its own threads, so what
     /// this crate promises of equal bits does not hold.
     #[cfg(feature = "openblas")]
     pub fn with_openblas(mut self) -> Cpu {
@@ -176,6 +176,10 @@ impl Backend for Cpu {
     }
 
     fn linear_bytes(&self, inputs: usize, outputs: usize, kept: WeightType) -> u64 {
+        #[cfg(feature = "openblas")]
+        if self.openblas {
+            return (4 * inputs as u64).saturating_mul(outputs as u64);
+        }
         let width = self.engine.panel_width();
         // Sizes come from a file: only what does not overflow can be packed.
         let fits = (inputs as u64).checked_mul(outputs as u64 + width as u64).is_some_and(|n| n < 1 << 60);

@@ -44,6 +44,9 @@ pub enum BackendKind {
     Cpu,
     /// The plain one.
     Reference,
+    /// The fast one with matrix products by the system's OpenBLAS ([`Cpu::with_openblas`]).
+    #[cfg(feature = "openblas")]
+    OpenBlas,
 }
 
 /// How a model is opened.
@@ -165,6 +168,14 @@ impl Model {
         let backend: Arc<dyn Backend> = match options.backend {
             BackendKind::Cpu => Arc::new(options.cpu()),
             BackendKind::Reference => Arc::new(Reference),
+            #[cfg(feature = "openblas")]
+            BackendKind::OpenBlas => {
+                if options.kept().is_some_and(|kept| kept != WeightType::F32) {
+                    return Err(Error::new(ErrorKind::Input, "OpenBLAS multiplies in float32")
+                        .help("leave `dtype` and `compute` out, or OpenBLAS"));
+                }
+                Arc::new(options.cpu().with_openblas())
+            }
         };
         let generation = self::config(&repository, "generation_config.json")?;
         let planned = Planned::new(&repository, &config, options)?;
