@@ -67,7 +67,8 @@ impl Packed {
 
     fn panels<T: Weight + FromBytes + Immutable>(&self, k: usize) -> Panels<'_, T> {
         // Places begin at a line of the cache, so numbers are aligned.
-        let data = <[T]>::ref_from_bytes(self.weights()).unwrap_or_default();
+        let data = <[T]>::ref_from_bytes(self.weights())
+            .unwrap_or_else(|_| unreachable!("panels of whole, aligned numbers"));
         Panels { data, k, n: self.outputs }
     }
 }

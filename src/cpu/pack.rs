@@ -187,8 +187,8 @@ impl Task<'_> {
 
 /// Bytes as the numbers that they are to be.
 fn typed<T: FromBytes + IntoBytes + Immutable>(bytes: &mut [u8]) -> &mut [T] {
-    // Panels begin at a line of the cache and consist of whole numbers.
-    <[T]>::mut_from_bytes(bytes).unwrap_or_default()
+    // Panels begin at a line of the cache and consist of whole numbers: of others nothing would be written.
+    <[T]>::mut_from_bytes(bytes).unwrap_or_else(|_| unreachable!("panels of whole, aligned numbers"))
 }
 
 /// Outputs of one part in a group of panels.

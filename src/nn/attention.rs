@@ -115,8 +115,8 @@ struct Planned {
     stream: Stream,
     source: Source,
     o: LinearId,
-    cache: CacheId,
-    kept: bool,
+    /// Of the keys and values that outlive a pass.
+    cache: Option<CacheId>,
     rope: Option<RopeId>,
     bias: Option<BiasId>,
     sinks: Option<VectorId>,
@@ -262,7 +262,6 @@ impl Plan for Attention {
             source,
             o,
             cache,
-            kept,
             rope,
             bias,
             sinks,
@@ -348,11 +347,12 @@ impl Planned {
                     run.rotate(rope, self.stream, &mut qkv, 0, self.heads + self.kv_heads, self.head_dim);
                 }
                 let mut own: Vec<KvCache> = Vec::new();
-                let mut caches = if self.kept {
-                    Run::caches(run.states, self.cache, spans.len())
-                } else {
-                    own = spans.iter().map(|span| self.short_lived_cache(run, span.rows.len())).collect();
-                    own.iter_mut().collect()
+                let mut caches = match self.cache {
+                    Some(cache) => Run::caches(run.states, cache, spans.len()),
+                    None => {
+                        own = spans.iter().map(|span| self.short_lived_cache(run, span.rows.len())).collect();
+                        own.iter_mut().collect()
+                    }
                 };
                 run.backend.append_kv(&qkv, q_cols, q_cols + kv_cols, spans, &mut caches);
                 let caches: Vec<&KvCache> = caches.into_iter().map(|c| &*c).collect();
@@ -365,11 +365,11 @@ impl Planned {
             Source::Memory { q, kv, value, rows } => {
                 let memory_spans = run.spans(*rows);
                 let mut own: Vec<KvCache> = Vec::new();
-                if !self.kept {
+                if self.cache.is_none() {
                     own = memory_spans.iter().map(|s| self.short_lived_cache(run, s.rows.len())).collect();
                 }
                 let mut states = run.states.iter().take(spans.len());
-                if !self.kept || states.any(|state| state.caches[self.cache.0].is_empty()) {
+                if self.cache.is_none_or(|cache| states.any(|state| state.caches[cache.0].is_empty())) {
                     let (items, sequences) = (memory_spans.len(), spans.len());
                     if items != sequences {
                         let message = format!(
@@ -383,9 +383,9 @@ impl Planned {
                     if let Some(norm) = &self.k_norm {
                         norm.apply(run, &mut kv, 0);
                     }
-                    let mut caches = match self.kept {
-                        true => Run::caches(run.states, self.cache, spans.len()),
-                        false => own.iter_mut().collect(),
+                    let mut caches = match self.cache {
+                        Some(cache) => Run::caches(run.states, cache, spans.len()),
+                        None => own.iter_mut().collect(),
                     };
                     run.backend.append_kv(&kv, 0, kv_cols, &memory_spans, &mut caches);
                     run.buffers.give(kv);
@@ -395,12 +395,12 @@ impl Planned {
                 if let Some(norm) = &self.q_norm {
                     norm.apply(run, &mut q, 0);
                 }
-                let caches: Vec<&KvCache> = match self.kept {
-                    true => {
-                        let kept = Run::caches(run.states, self.cache, spans.len());
+                let caches: Vec<&KvCache> = match self.cache {
+                    Some(cache) => {
+                        let kept = Run::caches(run.states, cache, spans.len());
                         kept.into_iter().map(|cache| &*cache).collect()
                     }
-                    false => own.iter().collect(),
+                    None => own.iter().collect(),
                 };
                 run.backend.attention(&q, 0, spans, &caches, &params, &mut out);
                 run.buffers.give(q);
@@ -411,9 +411,7 @@ impl Planned {
         }
         Ok(out)
     }
-}
 
-impl Planned {
     /// Clamps queries, keys and values.
     fn limit(&self, x: &mut Tensor) {
         if let Some(limit) = self.clamp {

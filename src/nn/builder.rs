@@ -91,7 +91,7 @@ ids!(
     TableId,
     /// A position bias of [`Declared::biases`].
     BiasId,
-    /// A key-value cache of [`Declared::caches`].
+    /// A key-value cache of [`Declared::caches`], of those that are kept.
     CacheId,
     /// A recurrent state of [`Declared::recurrent`].
     StateId,
@@ -681,10 +681,11 @@ impl<'a> Builder<'a> {
         BiasId(self.declared.biases.len() - 1)
     }
 
-    /// Declares a key-value cache.
-    pub fn cache(&mut self, cache: CacheUse) -> CacheId {
+    /// Declares a key-value cache; none comes back if it does not outlive a pass.
+    pub fn cache(&mut self, cache: CacheUse) -> Option<CacheId> {
+        let kept = self.declared.caches.iter().filter(|cache| cache.kept).count();
         self.declared.caches.push(cache);
-        CacheId(self.declared.caches.len() - 1)
+        cache.kept.then_some(CacheId(kept))
     }
 
     /// Declares a round of a loop whose path is written at `at`.

@@ -128,7 +128,7 @@ impl Plan for LatentAttention {
         let rope = self.rope.plan(b, rotated, stream, at)?;
         let rope = b.rope(rope);
         let rows = Rows::Tokens(stream);
-        let cache = b.cache(CacheUse { kv_heads: heads, k_dim, v_dim, rows, kept: true });
+        let cache = b.cache(CacheUse { kv_heads: heads, k_dim, v_dim, rows, kept: true })?;
         b.note_width(heads * (2 * k_dim + v_dim));
         let block = Planned {
             stream,

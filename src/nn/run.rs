@@ -217,7 +217,7 @@ impl Inputs {
 /// What a sequence leaves behind for its next tokens.
 #[derive(Clone, Debug)]
 pub struct SequenceState {
-    /// One per declared cache.
+    /// One per declared cache that is kept.
     pub caches: Vec<KvCache>,
     /// One per declared recurrent state, once the first tokens come.
     pub recurrent: Vec<Vec<f32>>,
@@ -227,7 +227,8 @@ impl SequenceState {
     /// The state of a sequence without tokens, for a backend whose attention multiplies in `compute`.
     pub fn new(declared: &Declared, compute: Compute) -> Self {
         let cache = |c: &CacheUse| KvCache::new(compute, c.kv_heads, c.k_dim, c.v_dim);
-        SequenceState { caches: declared.caches.iter().map(cache).collect(), recurrent: Vec::new() }
+        let kept = declared.caches.iter().filter(|cache| cache.kept);
+        SequenceState { caches: kept.map(cache).collect(), recurrent: Vec::new() }
     }
 
     /// Takes the memory of the recurrent states if that has not happened. Whether there is enough is known only when the tokens

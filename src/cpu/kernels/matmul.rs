@@ -1,7 +1,7 @@
 //! The matrix product: `out[m, n] = epilogue(x[m, k] W[n, k]ᵀ)`, of numbers or of pairs of them.
 //!
-//! Weights lie in panels of two vectors' width: `[n / width][k][width]`. A tile of up to `TILE_ROWS` rows and one panel (with few
-//! rows, several panels) stays in registers while k runs. Every element has one accumulator that takes its products in the order
+//! Weights lie in panels of two vectors' width: `[n / width][k][width]`. A tile of up to `TILE_ROWS` rows and one panel (of one
+//! row and several panels) stays in registers while k runs. Every element has one accumulator that takes its products in the order
 //! of k, whatever the tile, so its bits do not depend on which rows are computed together.
 
 use std::mem::MaybeUninit;
@@ -397,7 +397,7 @@ impl<T: Weight> Kernel for Block<'_, T> {
         // SAFETY: panels and rows lie inside of the matrices.
         unsafe {
             match self.rows.len() {
-                1 if panels_of_a_row(s, size_of::<T>()) > 1 => self.narrow::<S, 1, PANELS_OF_A_ROW>(s),
+                1 if panels_of_a_row(s, size_of::<T>()) > 1 => self.narrow::<S, PANELS_OF_A_ROW>(s),
                 _ => self.wide(s),
             }
         }
@@ -408,9 +408,9 @@ impl<T: Weight> Kernel for Block<'_, T> {
 type Scratch = MaybeUninit<[f32; ROW_BLOCK * MAX_WIDTH]>;
 
 impl<T: Weight> Block<'_, T> {
-    /// `R` rows, `P` panels at once.
+    /// One row, `P` panels at once.
     #[inline(always)]
-    unsafe fn narrow<S: Simd, const R: usize, const P: usize>(&self, s: S) {
+    unsafe fn narrow<S: Simd, const P: usize>(&self, s: S) {
         let Task { x, weights, .. } = self.task;
         let (k, width) = (weights.k, panel_width::<S>());
         let mut panel = self.panels.start;
@@ -419,17 +419,17 @@ impl<T: Weight> Block<'_, T> {
             let a = x.as_ptr().add(self.rows.start * k);
             while panel + P <= self.panels.end {
                 let b = weights.data.as_ptr().add(panel * k * width);
-                let mut acc = [[[s.splat(0.0); 2]; R]; P];
+                let mut acc = [[[s.splat(0.0); 2]; 1]; P];
                 let operands = Operands { a, a_step: k, b, b_step: k * width, k, ahead: None };
-                operands.multiply::<S, R, P>(s, &mut acc);
+                operands.multiply::<S, 1, P>(s, &mut acc);
                 for p in 0..P {
-                    self.task.store.tile::<S, R>(s, panel + p, self.rows.start, &acc[p]);
+                    self.task.store.tile::<S, 1>(s, panel + p, self.rows.start, &acc[p]);
                 }
                 panel += P;
             }
             if P > 1 && panel < self.panels.end {
                 let rest = Block { task: self.task, panels: panel..self.panels.end, rows: self.rows.clone() };
-                rest.narrow::<S, R, 1>(s);
+                rest.narrow::<S, 1>(s);
             }
         }
     }

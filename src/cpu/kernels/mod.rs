@@ -3,13 +3,13 @@
 //!
 //! Read `simd.rs` first: a kernel is written once over its trait. `matmul.rs` and `attention.rs` are where the time goes.
 
-#![allow(unsafe_op_in_unsafe_fn)]
 // An index names a row or a vector of a tile, in several arrays at once.
 #![allow(clippy::needless_range_loop)]
 
 pub mod attention;
 #[cfg(feature = "openblas")]
 pub mod blas;
+pub mod fill;
 pub mod math;
 pub mod matmul;
 #[cfg(target_arch = "aarch64")]
