@@ -65,8 +65,7 @@ impl Network {
 
     /// Number of token ids: rows of the embedding of tokens.
     pub fn vocab(&self) -> Option<usize> {
-        let ids = self.plan.declared.ids.iter().filter(|ids| !ids.types);
-        ids.last().map(|ids| ids.below)
+        self.plan.declared.ids.iter().rfind(|ids| !ids.types).map(|ids| ids.below)
     }
 
     /// What it needs.
