@@ -460,6 +460,39 @@ fn attention_to_the_own_tokens_as_memory_is_attention_to_itself() {
 }
 
 #[test]
+fn a_branch_that_is_left_out_is_none_and_one_column_counts_for_all() {
+    let tensors: &[(&str, &[usize])] = &[("l.weight", &[1, 20]), ("l.bias", &[1])];
+    let result = |steps: &'static str| {
+        let case = Case { block: "product", steps, tensors };
+        let dir = tempfile::tempdir().unwrap();
+        write(&case, dir.path());
+        let network = network(&case, dir.path(), Arc::new(Reference));
+        network.forward(&Batch::of([&LONG[..], &[1, 2, 3]]), &["result"], false).unwrap().remove(0).value
+    };
+    for (steps, same) in [
+        (
+            "[{product: [{scale: 2}, {scale: 3, when: false}, {linear: {at: l, out: 1}}]}]",
+            "[{product: [{scale: 2}, {linear: {at: l, out: 1}}]}]",
+        ),
+        (
+            "[{product: [{linear: {at: l, out: 1}}, {scale: 2}]}]",
+            "[{product: [{scale: 2}, {linear: {at: l, out: 1}}]}]",
+        ),
+        (
+            "[{sum: [[{from: tokens, when: false}, {scale: 2}], {scale: 3, when: false}, {linear: {at: l, out: 1},
+                     when: false}]}, {linear: {at: l, out: 1}}]",
+            "[{scale: 2}, {linear: {at: l, out: 1}}]",
+        ),
+        (
+            "[{scale: 2}, {product: [[{scale: 9, when: false}, {from: tokens}], {linear: {at: l, out: 1}}]}]",
+            "[{product: [[{scale: 2}, {linear: {at: l, out: 1}}], []]}]",
+        ),
+    ] {
+        assert!(result(steps) == result(same), "{steps}");
+    }
+}
+
+#[test]
 fn what_remembers_gives_the_same_bits_in_any_batch_and_token_by_token() {
     let ids: [&[u32]; 3] = [&[1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11], &[3], &[9, 3, 3, 7, 12]];
     let bits = |row: &[f32]| row.iter().map(|x| x.to_bits()).collect::<Vec<_>>();

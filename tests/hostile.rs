@@ -260,6 +260,7 @@ fn hostile_descriptions_are_refused() {
         }
         text + "  v0: {embedding: {at: e, of: token_ids, rows: 203, width: 40}}\n"
     };
+    let branches = |branch: &str| repeats(2, &format!("- product: [[], {}]", branch.repeat(2000)));
     let cases: &[(&str, String, &str)] = &[
         ("alias bomb", bomb, "aliases repeat too much"),
         ("values in a row", values(2000, 0), "more than 128 steps that wait for each other"),
@@ -272,6 +273,8 @@ fn hostile_descriptions_are_refused() {
         ("loops in loops", repeats(3, "- rms_norm: {at: n, eps: 1}"), "more than 100000 blocks"),
         ("loops of what is left out", repeats(2, "- {rms_norm: n, when: false}"), "more than 100000 blocks"),
         ("loops of nothing", repeats(2, "  []"), "more than 100000 blocks"),
+        ("loops of empty branches", branches("[], "), "more than 100000 blocks"),
+        ("loops of branches left out", branches("{scale: 1, when: '${1 > 2}'}, "), "more than 100000 blocks"),
         ("a long expression", format!("smelt: \"${{{}1}}\"", "1+".repeat(100_000)), "unsupported language"),
     ];
     let config =

@@ -130,7 +130,10 @@ impl Block for Product {
         let Some((first, rest)) = self.0.split_first() else { return Ok(x.clone()) };
         let mut product = first.forward(run, x)?;
         for branch in rest {
-            let y = branch.forward(run, x)?;
+            let mut y = branch.forward(run, x)?;
+            if y.cols() > product.cols() {
+                std::mem::swap(&mut y, &mut product);
+            }
             for i in 0..product.rows() {
                 let factors = y.row(i).iter().cycle();
                 product.row_mut(i).iter_mut().zip(factors).for_each(|(x, y)| *x *= y);

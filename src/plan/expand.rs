@@ -4,7 +4,7 @@ use std::collections::HashSet;
 
 use super::blocks::{Attempts, PlannedBlock, Within};
 use crate::nn::combinators::{Product, Repeat, Residual, Sequence, Sum};
-use crate::nn::{self, Builder, Built, PlannedValue, Rows, Shape, TensorId, ValueId};
+use crate::nn::{self, Block, Builder, Built, PlannedValue, Rows, Shape, TensorId, ValueId};
 use crate::spec::{Address, Head, Item, Spec, Step, Tree};
 
 /// Most layers of one loop.
@@ -216,68 +216,12 @@ impl<'s, 'b> Expander<'s, 'b> {
                 Some((Box::new(Residual(body)), shape))
             }
             Step::Sum(branches) => {
-                let mut built = Vec::new();
-                let mut first = None;
-                let mut left_out = 0;
-                let before = self.builder.before.clone();
-                let id = self.combinator();
-                for (i, branch) in branches.iter().enumerate() {
-                    self.builder.before = before.clone();
-                    let at = item.at.child(i);
-                    // A branch of which nothing is included is none.
-                    if !branch.is_empty()
-                        && branch.iter().all(|item| self.included(&item.when) == Some(false))
-                    {
-                        left_out += 1;
-                        continue;
-                    }
-                    // A branch may begin by itself.
-                    let input = input.filter(|_| !branch.first().is_some_and(is_source));
-                    let branch = self.inside("sum", id, i, |this| this.sequence(branch, input, None, &at));
-                    let Some((branch, shape)) = branch else { continue };
-                    self.same(*first.get_or_insert(shape), shape, "`sum` adds its branches", &at)?;
-                    built.push(branch);
-                }
-                if built.len() + left_out < branches.len() {
-                    return None;
-                }
-                match first {
-                    Some(shape) => Some((Box::new(Sum(built)), shape)),
-                    None => {
-                        self.builder.problem(&item.at, "`sum` without branches");
-                        None
-                    }
-                }
+                let (branches, shape) = self.branches("sum", branches, input, &item.at)?;
+                Some((Box::new(Sum(branches)), shape))
             }
             Step::Product(branches) => {
-                let mut built = Vec::new();
-                let mut first = None;
-                let before = self.builder.before.clone();
-                let id = self.combinator();
-                for (i, branch) in branches.iter().enumerate() {
-                    self.builder.before = before.clone();
-                    let at = item.at.child(i);
-                    let input = input.filter(|_| !branch.first().is_some_and(is_source));
-                    let branch =
-                        self.inside("product", id, i, |this| this.sequence(branch, input, None, &at));
-                    let (branch, mut shape) = branch?;
-                    let expected = *first.get_or_insert(shape);
-                    if let (Shape::Matrix { cols, .. }, Shape::Matrix { cols: all, .. }) =
-                        (&mut shape, expected)
-                    {
-                        // One column counts for all.
-                        *cols = if *cols == 1 { all } else { *cols };
-                    }
-                    self.same(expected, shape, "`product` multiplies its branches", &at)?;
-                    built.push(branch);
-                }
-                match first {
-                    Some(shape) => Some((Box::new(Product(built)), shape)),
-                    None => {
-                        self.builder.problem(&item.at, "`product` without branches");
-                        None
-                    }
-                }
+                let (branches, shape) = self.branches("product", branches, input, &item.at)?;
+                Some((Box::new(Product(branches)), shape))
             }
             Step::Repeat { count, path, index, body } => {
                 let n = self.count(&count.0, &count.1)?;
@@ -321,6 +265,56 @@ impl<'s, 'b> Expander<'s, 'b> {
             }
             Step::Block { name, fields } => self.block(name, fields, &item.at, input),
         }
+    }
+
+    /// Builds the branches of `sum` or `product`, with the shape of what they make together.
+    fn branches(
+        &mut self,
+        kind: &'static str,
+        branches: &'s [Vec<Item>],
+        input: Option<Shape>,
+        at: &Address,
+    ) -> Option<(Vec<Box<dyn Block>>, Shape)> {
+        let mut built = Vec::new();
+        let mut all: Option<Shape> = None;
+        let mut failed = false;
+        let before = self.builder.before.clone();
+        let id = self.combinator();
+        for (i, branch) in branches.iter().enumerate() {
+            self.builder.before = before.clone();
+            let at = at.child(i);
+            self.count_step(&at)?;
+            let first = branch.iter().find(|item| self.included(&item.when) != Some(false));
+            // A branch of which nothing is included is none.
+            if first.is_none() && !branch.is_empty() {
+                branch.iter().try_for_each(|item| self.count_step(&item.at))?;
+                continue;
+            }
+            // A branch may begin by itself.
+            let input = input.filter(|_| !first.is_some_and(is_source));
+            let branch = self.inside(kind, id, i, |this| this.sequence(branch, input, None, &at));
+            let Some((branch, shape)) = branch else {
+                failed = true;
+                continue;
+            };
+            match (all.get_or_insert(shape), shape) {
+                // One column counts for all.
+                (Shape::Matrix { rows, cols }, Shape::Matrix { rows: found, cols: others })
+                    if kind == "product" && *rows == found && (*cols == 1 || others == 1) =>
+                {
+                    *cols = others.max(*cols);
+                }
+                (expected, _) => {
+                    let why = if kind == "sum" { "`sum` adds" } else { "`product` multiplies" };
+                    self.same(*expected, shape, &format!("{why} its branches"), &at)?;
+                }
+            }
+            built.push(branch);
+        }
+        if all.is_none() && !failed {
+            self.builder.problem(at, format!("`{kind}` without branches"));
+        }
+        all.filter(|_| !failed).map(|shape| (built, shape))
     }
 
     /// A number for a combinator, to tell it from others.
