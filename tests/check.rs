@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::Command;
 
 use serde_json::Value;
-use smelt::plan::{Config, Finding, Target, builtin, check_spec, inspect, load_source};
+use smelt::plan::{Config, Finding, Plan, Target, builtin, check_spec, inspect, load_source};
 use smelt::spec::Source;
 use smelt::weights::{Index, Repository};
 
@@ -132,6 +132,30 @@ fn what_cannot_work_is_found_without_a_config() {
             None => found.is_empty(),
         };
         assert!(fits, "{model}: expected {expected:?}, found {found:?}");
+    }
+}
+
+/// What is wrong with a head only where it is asked for.
+#[test]
+fn what_opening_refuses_checking_refuses() {
+    let task = "  sequence_classification:\n";
+    let cases = [
+        ("    when: false\n", "the config has no `sequence_classification`"),
+        ("    when: \"${labels | length}\"\n", "expected `when` to be true or false"),
+        ("    decoder_start: nonsense\n", "expected a token id, found `nonsense`"),
+        ("    decoder_start: -1\n", "expected a token id, found `-1`"),
+        ("    decoder_start: \"${labels[0]}\"\n", "cannot evaluate"),
+    ];
+    for (line, part) in cases {
+        let folder = edited("", (task, &format!("{task}{line}")));
+        let source = || load_source(folder.path().join("mine.yaml").to_str().unwrap()).unwrap();
+        let repository = Repository::open(folder.path()).unwrap();
+        let (config, index) = (config(&repository), Index::open(&repository).unwrap());
+        let opened = Plan::new(source(), &config, &index, &Target::Config).unwrap_err();
+        assert!(opened.to_string().contains(part), "{opened}");
+        let found = inspect(source(), Some(&config), Some(&index), &Target::Config);
+        let found: Vec<&str> = found.iter().map(|finding| finding.problem.message.as_str()).collect();
+        assert!(matches!(found[..], [message] if message.contains(part)), "{line}: {found:?}");
     }
 }
 

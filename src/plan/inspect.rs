@@ -2,10 +2,9 @@
 //! what may be.
 
 use super::config::{self, Bound};
-use super::{Config, Target, build, choose_head, expand::Expander, parse, tensors};
+use super::{Config, Target, build, choose_head, expander, parse, tensors};
 use crate::error::{Error, ErrorKind, Problem};
-use crate::nn::{Builder, Declared};
-use crate::spec::{Address, BindingValue, Head, Problems, Source, Spec, Tree};
+use crate::spec::{Address, BindingValue, Problems, Source, Spec, Tree};
 use crate::weights::Index;
 
 /// How bad a [`Finding`] is.
@@ -139,10 +138,11 @@ pub fn inspect(
     let mut found = findings(&mut problems, ErrorKind::Config);
     found.extend(config::quantised(config).map(|problem| Finding { severity: Severity::Error, problem }));
     if found.is_empty() {
-        declare(&spec, &spec.heads.iter().collect::<Vec<_>>(), &bound, &mut problems);
+        heads(&spec, &bound, &mut problems);
         let asked = chosen.map(|(index, head)| {
-            let heads: Vec<&Head> = head.into_iter().collect();
-            (index, head, declare(&spec, &heads, &bound, &mut problems))
+            let mut expander = expander(&spec, head, &bound, &mut problems);
+            build(&spec, head, &mut expander);
+            (index, head, expander.finish().1)
         });
         found = findings(&mut problems, ErrorKind::Config);
         if let Some((index, head, declared)) = asked.filter(|_| found.is_empty()) {
@@ -159,25 +159,20 @@ fn findings(problems: &mut Problems, kind: ErrorKind) -> Vec<Finding> {
     problems.finish(kind).err().map(|error| Finding::all_of(&error)).unwrap_or_default()
 }
 
-/// What the values of heads declare; without a head, those of the model.
-fn declare(spec: &Spec, heads: &[&Head], bound: &Bound, problems: &mut Problems) -> Declared {
-    let mut builder = Builder::new(&spec.source, &spec.defaults, bound.scope.clone(), problems);
-    builder.origins = bound.origins.clone();
-    let mut expander = Expander::new(spec, None, builder);
-    if heads.is_empty() {
+/// Builds what all heads ask for; without a head, the model.
+fn heads(spec: &Spec, bound: &Bound, problems: &mut Problems) {
+    let mut expander = expander(spec, None, bound, problems);
+    if spec.heads.is_empty() {
         build(spec, None, &mut expander);
     }
-    for head in heads {
+    for head in &spec.heads {
+        // A head that the config lacks is a problem where it is asked for.
         if expander.included(&head.when) == Some(false) {
             continue;
         }
         expander.turn_to(head);
         build(spec, Some(head), &mut expander);
-        if let Some((tree, at)) = &head.decoder_start {
-            expander.builder.evaluate(tree, at);
-        }
     }
-    expander.finish().1
 }
 
 /// The config keys that a description reads.

@@ -88,26 +88,8 @@ impl Plan {
             return Err(problem.into_error(ErrorKind::Unsupported));
         }
 
-        let mut builder = Builder::new(&spec.source, &spec.defaults, bound.scope.clone(), &mut problems);
-        builder.origins = bound.origins.clone();
-        let mut expander = Expander::new(&spec, head, builder);
-        if let Some(head) = head
-            && expander.included(&head.when) == Some(false)
-        {
-            expander.builder.problem(&head.at.key(), format!("the config has no `{}`", head.task));
-        }
-        let built = build(&spec, head, &mut expander);
-        let decoder_start = head.and_then(|head| head.decoder_start.as_ref());
-        let decoder_start = decoder_start.and_then(|(tree, at)| {
-            let value = expander.builder.evaluate(tree, at)?;
-            match value {
-                Tree::Int(id) if u32::try_from(id).is_ok() => Some(id as u32),
-                other => {
-                    expander.builder.wrong_value(at, format!("expected a token id, found `{other}`"));
-                    None
-                }
-            }
-        });
+        let mut expander = expander(&spec, head, &bound, &mut problems);
+        let decoder_start = build(&spec, head, &mut expander);
         let (values, declared, blocks) = expander.finish();
         problems.finish(ErrorKind::Config)?;
 
@@ -137,7 +119,6 @@ impl Plan {
             spec,
             blocks,
         };
-        debug_assert!(built.iter().all(Option::is_some), "a value that cannot be built is a problem");
         plan.outputs = (0..plan.values.len())
             .filter(|i| !matches!(plan.values[*i].shape, Shape::Bias { .. }))
             .map(|i| (plan.output_name(ValueId(i)), ValueId(i)))
@@ -231,20 +212,41 @@ pub(crate) fn stream_of(shape: Shape) -> Option<Stream> {
     }
 }
 
-/// Builds what a head asks for, or the model without one; none stands for what cannot be built.
-fn build<'s>(
+/// An expander that says where the values of names come from.
+fn expander<'s>(
     spec: &'s Spec,
     head: Option<&'s Head>,
-    expander: &mut Expander<'s, '_>,
-) -> Vec<Option<(ValueId, Shape)>> {
-    let value = |(name, at): (&str, Address)| {
-        let (id, shape) = expander.value(name, &at)?;
-        if let Some(head) = head {
-            check_rows(head, name, shape, &at, &mut expander.builder);
+    bound: &config::Bound,
+    problems: &'s mut Problems,
+) -> Expander<'s, 's> {
+    let mut builder = Builder::new(&spec.source, &spec.defaults, bound.scope.clone(), problems);
+    builder.origins = bound.origins.clone();
+    Expander::new(spec, head, builder)
+}
+
+/// Builds what a head asks for, or the model without one, and gives the token with which the head's decoder starts.
+fn build<'s>(spec: &'s Spec, head: Option<&'s Head>, expander: &mut Expander<'s, '_>) -> Option<u32> {
+    if let Some(head) = head
+        && expander.included(&head.when) == Some(false)
+    {
+        expander.builder.problem(&head.at.key(), format!("the config has no `{}`", head.task));
+    }
+    for (name, at) in targets(spec, head) {
+        let built = expander.value(name, &at);
+        let b = &mut expander.builder;
+        debug_assert!(built.is_some() || !b.problems.is_empty(), "a value that cannot be built is a problem");
+        if let (Some(head), Some((_, shape))) = (head, built) {
+            check_rows(head, name, shape, &at, b);
         }
-        Some((id, shape))
-    };
-    targets(spec, head).into_iter().map(value).collect()
+    }
+    let (tree, at) = head?.decoder_start.as_ref()?;
+    match expander.builder.evaluate(tree, at)? {
+        Tree::Int(id) if u32::try_from(id).is_ok() => Some(id as u32),
+        other => {
+            expander.builder.wrong_value(at, format!("expected a token id, found `{other}`"));
+            None
+        }
+    }
 }
 
 /// Reports an output of a head that has other rows than its task wants: a missing `pool` would go unnoticed else.
@@ -360,8 +362,7 @@ pub(crate) fn declare(
     let mut problems = Problems::default();
     let bound = config::bind(spec, config, &mut problems);
     let head = spec.heads.iter().find(|head| Some(head.task.as_str()) == task);
-    let builder = Builder::new(&spec.source, &spec.defaults, bound.scope.clone(), &mut problems);
-    let mut expander = Expander::new(spec, head, builder);
+    let mut expander = expander(spec, head, &bound, &mut problems);
     for (name, at) in targets(spec, head) {
         expander.value(name, &at);
     }
