@@ -30,6 +30,10 @@ const CLAMPED: Fixture = ("causal", "swiglu_limit", "");
 const CLIPPED: Fixture = ("causal", "attn_config", "");
 /// An encoder-decoder of sounds.
 const HEARING: Fixture = ("conditional-generation", "num_mel_bins", "");
+/// An encoder of images with a classifier.
+const SEEING: Fixture = ("image-classification", "encoder_stride", "");
+/// Encoders of images and of texts, which are compared.
+const COMPARING: Fixture = ("model", "projection_dim", "");
 /// An encoder-decoder.
 const PAIRED: Fixture = ("conditional-generation", "d_kv", "");
 
@@ -409,7 +413,7 @@ fn streams_that_a_model_does_not_take_change_nothing() {
 
 #[test]
 fn one_text_describes_many_images() {
-    let both = network(("model", "projection_dim", ""));
+    let both = network(COMPARING);
     let (_, shape) = &both.plan().declared.items[0];
     let images = |n: usize| {
         let shape = [&[n], &shape[..]].concat();
@@ -482,6 +486,28 @@ fn outputs_of_other_rows_than_the_task_wants_are_refused() {
             "    logit:\n      - from: hidden\n",
             Spec,
             "`causal_lm` needs an output `logits`",
+        ),
+        (
+            SEEING,
+            "logits: [{from: hidden}, {pool: first}, ",
+            "logits: [{from: hidden}, ",
+            Fit,
+            "needs a row for each image, and has one for each patch or frame",
+        ),
+        (COMPARING, "logits_per_image:", "logits:", Spec, "`similarity` needs an output `logits_per_image`"),
+        (
+            COMPARING,
+            "logits_per_image: [{from: image_embeds}, {similarity: {with: text_embeds, scale: logit_scale}}]",
+            "logits_per_image: [{from: image_embeds}]",
+            Fit,
+            "needs a row for each image, with a column for each text, and has one for each image",
+        ),
+        (
+            COMPARING,
+            "logits_per_image: [{from: image_embeds}, {similarity: {with: text_embeds",
+            "logits_per_image: [{from: text_embeds}, {similarity: {with: image_embeds",
+            Fit,
+            "needs a row for each image, with a column for each text, and has",
         ),
     ];
     for (name, old, new, kind, part) in cases {

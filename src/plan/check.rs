@@ -39,6 +39,7 @@ fn needed(task: &str) -> &'static [&'static str] {
         | "image_classification"
         | "speech_recognition" => &["logits"],
         "question_answering" => &["start_logits", "end_logits"],
+        "similarity" => &["logits_per_image"],
         _ => &[],
     }
 }

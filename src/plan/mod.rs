@@ -251,10 +251,13 @@ fn build<'s>(spec: &'s Spec, head: Option<&'s Head>, expander: &mut Expander<'s,
 
 /// Reports an output of a head that has other rows than its task wants: a missing `pool` would go unnoticed else.
 fn check_rows(head: &Head, value: &str, shape: Shape, at: &Address, b: &mut Builder<'_>) {
+    const PAIRS: &str = "image, with a column for each text";
     let named = head.outputs.iter().find(|(name, ..)| name == value);
     let output = named.and_then(|(_, output, _)| output.as_deref()).unwrap_or(value);
     let wanted = match (head.task.as_str(), output) {
         ("sequence_classification", "logits") => "sequence",
+        ("image_classification", "logits") => "image",
+        ("similarity", "logits_per_image") => PAIRS,
         (
             "token_classification" | "masked_lm" | "causal_lm" | "seq2seq_lm" | "speech_recognition",
             "logits",
@@ -264,7 +267,10 @@ fn check_rows(head: &Head, value: &str, shape: Shape, at: &Address, b: &mut Buil
     };
     let found = match shape {
         Shape::Matrix { rows: Rows::Tokens(_), .. } => "token",
+        Shape::Matrix { rows: Rows::Sequences(Stream::Images), .. } => "image",
         Shape::Matrix { rows: Rows::Sequences(_), .. } => "sequence",
+        Shape::Matrix { rows: Rows::Fixed(..), .. } => "patch or frame",
+        Shape::Pairs { of: Stream::Images, with: Stream::Input } => PAIRS,
         _ => "something else",
     };
     if found != wanted {
@@ -273,7 +279,7 @@ fn check_rows(head: &Head, value: &str, shape: Shape, at: &Address, b: &mut Buil
             &at.key(),
             format!("`{output}` of `{task}` needs a row for each {wanted}, and has one for each {found}"),
         );
-    } else if output != "logits" && !matches!(shape, Shape::Matrix { cols: 1, .. }) {
+    } else if head.task == "question_answering" && !matches!(shape, Shape::Matrix { cols: 1, .. }) {
         b.problem(&at.key(), format!("`{output}` needs one column"));
     }
 }
