@@ -57,7 +57,7 @@ impl HeadLayout {
         (4 * heads * self.words() / PAGE_KEYS) as u64
     }
 
-    /// Writes the key and the value of position `lane` of a page.
+    /// Writes the key, `[k_dim]`, and the value, `[v_dim]`, of position `lane` of a page into the head's part of it.
     #[inline(always)]
     pub fn put(&self, head: &mut [f32], lane: usize, key: &[f32], value: &[f32]) {
         let (keys, values) = head.split_at_mut(self.key_words());
@@ -179,7 +179,8 @@ impl KvCache {
         self.keys_at(page, h) + self.layout.key_words()
     }
 
-    /// Element `d` of the key of head `h` at position `j`.
+    /// Element `d` of the key of head `h` at position `j`, which must be one of those that there are: places behind them hold
+    /// anything.
     pub fn key(&self, h: usize, j: usize, d: usize) -> f32 {
         let at = self.keys_at(j / PAGE_KEYS, h) + j % PAGE_KEYS;
         match self.layout.compute {
@@ -188,7 +189,7 @@ impl KvCache {
         }
     }
 
-    /// Element `d` of the value of head `h` at position `j`.
+    /// Element `d` of the value of head `h` at position `j`, likewise.
     pub fn value(&self, h: usize, j: usize, d: usize) -> f32 {
         let (at, lane) = (self.values_at(j / PAGE_KEYS, h) + d, j % PAGE_KEYS);
         match self.layout.compute {
@@ -198,6 +199,9 @@ impl KvCache {
     }
 
     /// Appends one position; `key` is `[kv_heads, k_dim]`, `value` is `[kv_heads, v_dim]`.
+    ///
+    /// # Panics
+    /// If they are shorter.
     pub fn push(&mut self, key: &[f32], value: &[f32]) {
         let (layout, j) = (self.layout, self.len);
         self.grow(1);

@@ -138,6 +138,9 @@ pub trait Linear: Send + Sync + fmt::Debug {
     fn bytes(&self) -> u64;
 
     /// `out = epilogue(x Wᵀ)`; `x` is `[rows, inputs]`, `out` is `[rows, outputs]`.
+    ///
+    /// # Panics
+    /// If they, or what the epilogue has, are of other shapes.
     fn apply(&self, x: &Tensor, epilogue: &Epilogue<'_>, out: &mut Tensor);
 }
 

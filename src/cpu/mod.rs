@@ -86,7 +86,7 @@ impl Cpu {
         found.unwrap_or_else(|| unreachable!("no instructions"))
     }
 
-    /// The backend with these instructions, if the machine has them.
+    /// The backend with these instructions, if the machine has them; `threads` as in [`new`](Self::new).
     pub fn with_level(level: SimdLevel, threads: Option<usize>) -> Option<Cpu> {
         let cores = || std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
         let (simds, products) = level.detect()?;
