@@ -9,7 +9,7 @@ use smelt::nn::BLOCKS;
 use smelt::plan::{self, Config, Plan, Target};
 use smelt::reference::Reference;
 use smelt::spec::Source;
-use smelt::tensor::Array;
+use smelt::tensor::{Array, Tensor};
 use smelt::weights::{BundleData, Checkpoint, Index, Repository, write_bundle};
 
 /// A value that begins with token vectors of width 20, and the tensors that it needs beside theirs.
@@ -347,16 +347,7 @@ const CASES: &[Case] = &[
 /// How steps begin that take no input.
 const SOURCES: [&str; 6] = ["{sum: [{from", "{concat", "{parameter", "{sinusoidal", "{patches", "{frames"];
 
-fn network(case: &Case, dir: &std::path::Path, backend: Arc<dyn Backend>) -> Network {
-    network_with(case, dir, backend, &LoadOptions::default())
-}
-
-fn network_with(
-    case: &Case,
-    dir: &std::path::Path,
-    backend: Arc<dyn Backend>,
-    options: &LoadOptions,
-) -> Network {
+fn plan(case: &Case, dir: &std::path::Path) -> smelt::Result<Plan> {
     // Steps that do not begin by themselves go on from the token vectors.
     let steps = match &case.steps[1..case.steps.len() - 1] {
         "" => "[{from: tokens}]".into(),
@@ -377,13 +368,25 @@ heads:
   features: {{match: Test, result: {steps}}}
 "
     );
-    let repository = Repository::open(dir).unwrap();
-    let index = Index::open(&repository).unwrap();
+    let index = Index::open(&Repository::open(dir).unwrap()).unwrap();
     let config =
         Config::parse("config.json", "{\"model_type\": \"test\", \"architectures\": [\"Test\"]}").unwrap();
-    let source = Source::yaml("test.yaml", yaml).unwrap();
-    let plan =
-        Plan::new(source, &config, &index, &Target::Config).unwrap_or_else(|e| panic!("{}: {e}", case.block));
+    Plan::new(Source::yaml("test.yaml", yaml).unwrap(), &config, &index, &Target::Config)
+}
+
+fn network(case: &Case, dir: &std::path::Path, backend: Arc<dyn Backend>) -> Network {
+    network_with(case, dir, backend, &LoadOptions::default())
+}
+
+fn network_with(
+    case: &Case,
+    dir: &std::path::Path,
+    backend: Arc<dyn Backend>,
+    options: &LoadOptions,
+) -> Network {
+    let plan = plan(case, dir).unwrap_or_else(|e| panic!("{}: {e}", case.block));
+    let repository = Repository::open(dir).unwrap();
+    let index = Index::open(&repository).unwrap();
     Network::load(plan, &Checkpoint::map(&repository, &index).unwrap(), backend, options).unwrap()
 }
 
@@ -445,16 +448,21 @@ fn every_block_agrees_with_the_reference_on_a_ragged_batch() {
     }
 }
 
+/// What steps make of two sequences.
+fn result(steps: &'static str, tensors: &'static [(&'static str, &'static [usize])]) -> Arc<Tensor> {
+    let case = Case { block: "", steps, tensors };
+    let dir = tempfile::tempdir().unwrap();
+    write(&case, dir.path());
+    let network = network(&case, dir.path(), Arc::new(Reference));
+    network.forward(&Batch::of([&LONG[..], &[1, 2, 3]]), &["result"], false).unwrap().remove(0).value
+}
+
 #[test]
 fn attention_to_the_own_tokens_as_memory_is_attention_to_itself() {
     let attention = |rest: &str| {
         let steps =
             format!("[{{attention: {{q: q, k: k, v: v, o: o, heads: 4, kv_heads: 2, clamp: 0.1{rest}}}}}]");
-        let case = Case { block: "attention", steps: Box::leak(steps.into_boxed_str()), tensors: QKV };
-        let dir = tempfile::tempdir().unwrap();
-        write(&case, dir.path());
-        let network = network(&case, dir.path(), Arc::new(Reference));
-        network.forward(&Batch::of([&LONG[..], &[1, 2, 3]]), &["result"], false).unwrap().remove(0).value
+        result(Box::leak(steps.into_boxed_str()), QKV)
     };
     assert_eq!(attention(", memory: tokens"), attention(""));
 }
@@ -462,13 +470,6 @@ fn attention_to_the_own_tokens_as_memory_is_attention_to_itself() {
 #[test]
 fn a_branch_that_is_left_out_is_none_and_one_column_counts_for_all() {
     let tensors: &[(&str, &[usize])] = &[("l.weight", &[1, 20]), ("l.bias", &[1])];
-    let result = |steps: &'static str| {
-        let case = Case { block: "product", steps, tensors };
-        let dir = tempfile::tempdir().unwrap();
-        write(&case, dir.path());
-        let network = network(&case, dir.path(), Arc::new(Reference));
-        network.forward(&Batch::of([&LONG[..], &[1, 2, 3]]), &["result"], false).unwrap().remove(0).value
-    };
     for (steps, same) in [
         (
             "[{product: [{scale: 2}, {scale: 3, when: false}, {linear: {at: l, out: 1}}]}]",
@@ -488,7 +489,7 @@ fn a_branch_that_is_left_out_is_none_and_one_column_counts_for_all() {
             "[{product: [[{scale: 2}, {linear: {at: l, out: 1}}], []]}]",
         ),
     ] {
-        assert!(result(steps) == result(same), "{steps}");
+        assert!(result(steps, tensors) == result(same, tensors), "{steps}");
     }
 }
 
@@ -576,6 +577,47 @@ fn sizes_that_a_state_space_cannot_have_are_errors() {
         let source = Source::yaml("test.yaml", yaml).unwrap();
         let error = Plan::new(source, &config, &index, &Target::Config).unwrap_err().to_string();
         assert!(error.contains(expected), "{more}: {error}");
+    }
+}
+
+#[test]
+fn fields_without_effect_are_errors() {
+    let q_k_v = "q: q, k: k, v: v, o: o, heads: 4, kv_heads: 2";
+    let attention = |field: &str| format!("attention: {{{q_k_v}, {field}}}");
+    let latent = "kv_down: kd, kv_norm: kn, kv_up: ku, o: o, heads: 3, latent: 7, nope_dim: 5, rope_dim: 4, v_dim: 6, rope: {}";
+    let moe = "router: r, experts: 3, chosen: 1, gate: e.*.g, up: e.*.u, down: e.*.d, inner: 4, act: silu";
+    let disentangled =
+        |field: &str| format!("disentangled_attention: {{q: q, k: k, v: v, o: o, heads: 4, {field}}}");
+    let cases = [
+        ("pool: {rows: mean, of: 2}".into(), "`of` has an effect only with `rows: first` or `rows: last`"),
+        ("pool: {rows: mean, skip: 4}".into(), "`skip` has an effect only with `rows: last`"),
+        ("pool: {rows: first, skip: 1}".into(), "`skip` has"),
+        ("pool: {rows: largest_id, skip: 1}".into(), "`skip` has"),
+        ("pool: {rows: last, of: 2, skip: 4}".into(), "`skip` has"),
+        ("pool: {rows: last, start: 2}".into(), "`start` has an effect only with `rows: mean`"),
+        ("pool: {rows: last, ids_of: token_ids}".into(), "`ids_of` has an effect only with `skip`, `of` or"),
+        (attention("qkv_groups: 2"), "`qkv_groups` has an effect only with `qkv`"),
+        (attention("qkv_order: qvk"), "`qkv_order` has an effect only with `qkv`"),
+        (format!("moe: {{{moe}, interleaved: true}}"), "`interleaved` has an effect only with `gate_up`"),
+        (format!("latent_attention: {{q: q, q_latent: 6, {latent}}}"), "needs `q`, or `q_down`"),
+        (disentangled("pos_k: k"), "`pos_k` has an effect only with `distances`"),
+        (disentangled("pos_q: q"), "`pos_q` has an effect only with `distances`"),
+        (disentangled("max_distance: 30"), "`max_distance` has an effect only with `distances`"),
+    ];
+    let dir = tempfile::tempdir().unwrap();
+    write(&CASES[0], dir.path());
+    for (steps, expected) in cases {
+        let steps: &'static str = Box::leak(format!("[{{{steps}}}]").into_boxed_str());
+        let error = plan(&Case { block: "", steps, tensors: &[] }, dir.path()).unwrap_err().to_string();
+        assert!(error.contains(expected), "{steps}: {error}");
+    }
+    // What says nothing may be said.
+    for steps in [
+        "[{pool: {rows: mean, of: null, skip: null, ids_of: null}}]",
+        "[{pool: {rows: first, start: 0}}]",
+        "[{attention: {q: q, k: k, v: v, o: o, heads: 4, kv_heads: 2, qkv_groups: 1, qkv_order: qkv}}]",
+    ] {
+        result(steps, if steps.contains("attention") { QKV } else { &[] });
     }
 }
 

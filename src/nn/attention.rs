@@ -179,6 +179,9 @@ impl Plan for Attention {
             },
             None => None,
         };
+        let fused = ("`qkv`", self.qkv.is_some());
+        b.only_with(at, ("qkv_groups", self.qkv_groups != 1), fused)?;
+        b.only_with(at, ("qkv_order", self.qkv_order != Order::Qkv), fused)?;
         let source = match (&self.q, &self.k, &self.v, &self.qkv, memory) {
             (Some(q), Some(k), Some(v), None, None) => Source::Own {
                 qkv: b.linear(&[("q", q, q_cols), ("k", k, kv_cols), ("v", v, kv_cols)], cols)?,

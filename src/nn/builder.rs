@@ -362,6 +362,15 @@ impl<'a> Builder<'a> {
         }
     }
 
+    /// Reports a field that says something, `(name, whether it does)`, where it has no effect: without `(what, whether it is there)`.
+    pub fn only_with(&mut self, at: &Address, field: (&str, bool), with: (&str, bool)) -> Option<()> {
+        if !field.1 || with.1 {
+            return Some(());
+        }
+        self.wrong_fields(at, &[field.0], format!("`{}` has an effect only with {}", field.0, with.0));
+        None
+    }
+
     /// Where a field of the block at `at` is written: there, or under `defaults`.
     fn field_at(&self, at: &Address, field: &str) -> Option<Address> {
         let entries = at.value(&self.source.tree).map_or(&[][..], Tree::entries);

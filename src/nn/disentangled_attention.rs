@@ -67,16 +67,12 @@ impl Plan for DisentangledAttention {
         }
         let qkv = b.linear(&[("q", &self.q, cols), ("k", &self.k, cols), ("v", &self.v, cols)], cols)?;
         let o = b.linear(&[("o", &self.o, cols)], cols)?;
+        let relative = ("`distances`", self.distances.is_some());
+        b.only_with(at, ("pos_k", self.pos_k.is_some()), relative)?;
+        b.only_with(at, ("pos_q", self.pos_q.is_some()), relative)?;
+        b.only_with(at, ("max_distance", self.max_distance.is_some()), relative)?;
         let mut parts = 1;
         let distances = match &self.distances {
-            None if self.pos_k.is_some() || self.pos_q.is_some() => {
-                b.wrong_fields(
-                    at,
-                    &["pos_k", "pos_q"],
-                    "`pos_k` and `pos_q` are of `distances`, which are missing",
-                );
-                return None;
-            }
             None => None,
             Some(reference) => {
                 let (value, shape) = b.refer(reference)?;

@@ -100,7 +100,7 @@ impl Plan for LatentAttention {
             Some(b.linear_of(vec![part], inputs))
         };
         let queries = match (&self.q, &self.q_down, &self.q_norm, &self.q_up, self.q_latent) {
-            (Some(q), None, None, None, _) => Queries::Direct(order(b, "q", q, cols)?),
+            (Some(q), None, None, None, None) => Queries::Direct(order(b, "q", q, cols)?),
             (None, Some(down), Some(norm), Some(up), Some(latent)) => {
                 let down = b.linear(&[("q_down", down, latent)], cols)?;
                 b.field = "q_norm";

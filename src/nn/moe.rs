@@ -114,6 +114,7 @@ impl Plan for Moe {
             b.wrong_fields(at, &["experts", "chosen", "groups", "chosen_groups"], message);
             return None;
         }
+        b.only_with(at, ("interleaved", self.interleaved), ("`gate_up`", self.gate_up.is_some()))?;
         let router = b.linear(&[("router", &self.router, experts)], cols)?;
         b.field = "correction";
         let correction = match &self.correction {

@@ -14,7 +14,7 @@ fields! {
     pub struct Pool("pool") {
         /// Which row.
         rows: Which,
-        /// With `last`: tokens of this id at the end are passed over.
+        /// With `last`, and without `of`: tokens of this id at the end are passed over.
         skip: Option<Index>,
         /// With `first` and `last`: only tokens of this id count. A sequence without one is refused.
         of: Option<Index>,
@@ -88,6 +88,15 @@ impl Plan for Pool {
             return None;
         }
         let (skip, of) = (self.skip.map(|id| id.0), self.of.map(|id| id.0));
+        let (is_first, is_last) = (self.rows == Which::First, self.rows == Which::Last);
+        b.only_with(
+            at,
+            ("skip", skip.is_some()),
+            ("`rows: last`, and without `of`", is_last && of.is_none()),
+        )?;
+        b.only_with(at, ("of", of.is_some()), ("`rows: first` or `rows: last`", is_first || is_last))?;
+        b.only_with(at, ("ids_of", self.ids_of.is_some()), ("`skip`, `of` or `rows: largest_id`", by_id))?;
+        b.only_with(at, ("start", self.start.0 > 0), ("`rows: mean`", self.rows == Which::Mean))?;
         let ids = self.ids_of.map_or(stream, |ids| ids.0);
         let block = Planned { rows, ids, start: self.start.0, which: self.rows, skip, of };
         Some((Box::new(block), Shape::Matrix { rows: Rows::Sequences(stream), cols }))
