@@ -622,6 +622,18 @@ fn fields_without_effect_are_errors() {
 }
 
 #[test]
+fn a_kind_of_rope_that_is_null_is_none() {
+    let [old, null, default] = [
+        "[{attention: {q: q, k: k, v: v, o: o, heads: 2, kv_heads: 1, rope: {scaling: {type: linear, factor: 8}}}}]",
+        "[{attention: {q: q, k: k, v: v, o: o, heads: 2, kv_heads: 1, rope: {scaling: {rope_type: null, type: linear,
+                       factor: 8}}}}]",
+        "[{attention: {q: q, k: k, v: v, o: o, heads: 2, kv_heads: 1, rope: {scaling: {rope_type: null}}}}]",
+    ]
+    .map(|steps| result(steps, QKV));
+    assert!(null == old && null != default);
+}
+
+#[test]
 fn the_work_of_a_state_space_is_what_is_explained() {
     for case in CASES.iter().filter(|case| case.block.ends_with("state_space")) {
         let dir = tempfile::tempdir().unwrap();

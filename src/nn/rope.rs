@@ -278,8 +278,8 @@ fn kind(b: &mut Builder<'_>, scaling: &Settings) -> Option<String> {
         b.wrong_value(at, format!("unsupported rope setting `{key}`"));
         return None;
     }
-    match map.get("rope_type").or_else(|| map.get("type")) {
-        None | Some(Tree::Null) => Some("default".into()),
+    match ["rope_type", "type"].iter().filter_map(|key| map.get(key)).find(|kind| **kind != Tree::Null) {
+        None => Some("default".into()),
         Some(Tree::Text(kind)) => Some(kind.clone()),
         Some(other) => {
             b.wrong_value(at, format!("expected the name of a `rope_type`, found {}", other.kind()));
