@@ -305,6 +305,12 @@ impl<'s> Checker<'s, '_> {
                 }
                 Step::Repeat { count, path, index, body } => {
                     self.names(&count.0, &count.1);
+                    if self.spec.config.iter().any(|binding| binding.name == *index) {
+                        let message = format!("the index `{index}` is bound under `config` too");
+                        let problem = self.problems.at(&self.spec.source, &item.at.key(), message, "");
+                        let help = "call it something else: `as: layer`, `at: encoder.layer.$layer`".into();
+                        problem.remarks.push(Remark { tag: "help", text: help });
+                    }
                     let fresh = self.known.insert(index.clone());
                     if let Some((path, at)) = path {
                         self.names(path, at);
