@@ -217,6 +217,23 @@ fn many_names_that_do_not_fit_are_reported_soon() {
 }
 
 #[test]
+fn many_shapes_that_do_not_fit_are_reported_soon() {
+    let layers = 500;
+    let dir = with(ENCODER, "config.json", "/num_hidden_layers", json!(layers));
+    let path = dir.path().join("model.safetensors");
+    let stored: Vec<String> = read_bundle(&path).unwrap().into_iter().map(|(name, _)| name).collect();
+    let names = stored.iter().filter(|name| name.contains(".layer.0."));
+    let all = names.flat_map(|name| (0..layers).map(|i| name.replace(".layer.0.", &format!(".layer.{i}."))));
+    // No shape is like another, and none has an element.
+    let tensors: Vec<_> =
+        all.enumerate().map(|(i, name)| (name, vec![0, i], BundleData::F32(vec![]))).collect();
+    write_bundle(&path, &tensors).unwrap();
+    let part = "shape mismatch for tensor `bert.encoder.layer.0.";
+    refused("many shapes", ErrorKind::Checkpoint, part, || Model::open(dir.path()));
+    assert_little_memory();
+}
+
+#[test]
 fn ends_that_are_no_tokens_are_refused() {
     let generate = |dir: &TempDir| {
         let model = Model::open(dir.path())?;

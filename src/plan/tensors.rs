@@ -165,16 +165,19 @@ fn report_misshapen(
     misshapen: &[(&TensorUse, &str, &Entry)],
     problems: &mut Problems,
 ) {
-    let kind = |(tensor, stored, entry): &(&TensorUse, &str, &Entry)| {
-        (pattern(stored), tensor.shape.clone(), entry.shape.clone())
-    };
-    let mut seen = HashSet::new();
-    for first in misshapen {
-        if !seen.insert(kind(first)) {
-            continue;
+    // The first of each kind, and how many there are.
+    let mut kinds: Vec<(&(&TensorUse, &str, &Entry), usize)> = Vec::new();
+    let mut numbers = HashMap::new();
+    for one in misshapen {
+        let (tensor, stored, entry) = one;
+        let kind = *numbers.entry((pattern(stored), &tensor.shape, &entry.shape)).or_insert(kinds.len());
+        if kind == kinds.len() {
+            kinds.push((one, 0));
         }
-        let (tensor, stored, entry) = *first;
-        let (what, label) = match misshapen.iter().filter(|other| kind(other) == kind(first)).count() {
+        kinds[kind].1 += 1;
+    }
+    for ((tensor, stored, entry), count) in kinds {
+        let (what, label) = match count {
             1 => (format!("tensor `{stored}`"), label(tensor)),
             n => (format!("{n} tensors `{}`", pattern(stored)), tensor.label.clone()),
         };
