@@ -28,6 +28,8 @@ const LEARNED: Fixture = ("causal", "scale_attn_by_inverse_layer_idx", "multi_qu
 const CLAMPED: Fixture = ("causal", "swiglu_limit", "");
 /// A decoder whose queries, keys and values are clamped.
 const CLIPPED: Fixture = ("causal", "attn_config", "");
+/// A decoder whose layers are of two kinds, each with a rope of its own.
+const MIXED: Fixture = ("causal", "query_pre_attn_scalar", "attn_logit_softcapping");
 /// An encoder-decoder of sounds.
 const HEARING: Fixture = ("conditional-generation", "num_mel_bins", "");
 /// An encoder of images with a classifier.
@@ -230,6 +232,28 @@ fn many_shapes_that_do_not_fit_are_reported_soon() {
     write_bundle(&path, &tensors).unwrap();
     let part = "shape mismatch for tensor `bert.encoder.layer.0.";
     refused("many shapes", ErrorKind::Checkpoint, part, || Model::open(dir.path()));
+    assert_little_memory();
+}
+
+#[test]
+fn long_lists_in_a_config_are_read_soon() {
+    let layers = 512;
+    let dir = with(MIXED, "config.json", "/num_hidden_layers", json!(layers));
+    let config = json_of(&dir.path().join("config.json"));
+    // More kinds than there are layers do no harm.
+    let mut kinds = vec!["full_attention"; layers];
+    kinds.resize(1_000_000, "");
+    let mut many_kinds = config.clone();
+    many_kinds["layer_types"] = json!(kinds);
+    let mut long_setting = config;
+    long_setting["layer_types"] = json!(vec!["sliding_attention"; layers]);
+    long_setting["rope_parameters"]["sliding_attention"]["mscale"] = json!(vec![1; 1_000_000]);
+    let open = |config: Value| {
+        fs::write(dir.path().join("config.json"), config.to_string()).unwrap();
+        Model::open(dir.path())
+    };
+    refused("many kinds", ErrorKind::Checkpoint, "missing", || open(many_kinds));
+    refused("a long setting", ErrorKind::Config, "expected at most 20000 items", || open(long_setting));
     assert_little_memory();
 }
 

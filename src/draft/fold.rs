@@ -128,7 +128,8 @@ mod tests {
 
     #[test]
     fn what_is_known_is_decided() {
-        let scope = Scope::from([("x".to_owned(), Tree::Bool(true))]);
+        let mut scope = Scope::default();
+        scope.insert("x".to_owned(), Tree::Bool(true));
         let cases = [
             ("$x", "true"),
             ("${8 if x else heads}", "8"),

@@ -402,7 +402,7 @@ impl<'s> Checker<'s, '_> {
                 }
             }
             _ if !holds_expression(value) => {
-                let mut builder = Builder::new(&self.spec.source, &[], Scope::new(), self.problems);
+                let mut builder = Builder::new(&self.spec.source, &[], Scope::default(), self.problems);
                 builder.block = block.into();
                 builder.field = field.name;
                 (field.check)(&mut builder, value, at);

@@ -105,8 +105,8 @@ impl<'s, 'b> Expander<'s, 'b> {
         let loops = std::mem::take(&mut self.builder.loops);
         let before = self.builder.before.take();
         let scope = self.builder.scope.clone();
-        let outer: Vec<&String> = self.spec.config.iter().map(|b| &b.name).collect();
-        self.builder.scope.retain(|name, _| outer.contains(&name));
+        let outer: Vec<&str> = self.spec.config.iter().map(|b| b.name.as_str()).collect();
+        self.builder.scope.retain(|name| outer.contains(&name));
         let within = std::mem::take(&mut self.within);
         let recorded = std::mem::take(&mut self.recorded);
         let built = self.sequence(&value.body, None, Some(id), &value.at);
@@ -231,7 +231,8 @@ impl<'s, 'b> Expander<'s, 'b> {
                 let id = self.combinator();
                 for i in 0..n {
                     self.count_step(&item.at)?;
-                    let outer = self.builder.scope.insert(index.clone(), Tree::Int(i as i64));
+                    let outer = self.builder.scope.clone();
+                    self.builder.scope.insert(index.clone(), Tree::Int(i as i64));
                     self.builder.loops.push((i, n));
                     let prefix = self.builder.path.clone();
                     let layer =
@@ -243,10 +244,7 @@ impl<'s, 'b> Expander<'s, 'b> {
                     }
                     self.builder.path = prefix;
                     self.builder.loops.pop();
-                    match outer {
-                        Some(outer) => self.builder.scope.insert(index.clone(), outer),
-                        None => self.builder.scope.remove(index),
-                    };
+                    self.builder.scope = outer;
                     let (layer, next) = layer?;
                     if let Some(shape) = shape {
                         self.same(

@@ -1,15 +1,61 @@
 //! `$name` and `${ expression }` in the strings of a description.
 
 use std::collections::BTreeMap;
-use std::sync::LazyLock;
+use std::sync::{Arc, LazyLock};
 
 use minijinja::value::ValueKind;
 use minijinja::{Environment, UndefinedBehavior, Value};
 
 use super::tree::Tree;
 
-/// Names that expressions may use, each with its value.
-pub type Scope = BTreeMap<String, Tree>;
+/// Numbers, texts, lists and maps that the value of one expression may have: it is computed for each layer anew.
+const MAX_ITEMS: usize = 20_000;
+
+/// Names that expressions may use, each with its value. What is long is converted once; copies share it.
+#[derive(Clone, Debug, Default)]
+pub struct Scope {
+    names: BTreeMap<String, Arc<Named>>,
+}
+
+/// A value, also as minijinja has it.
+#[derive(Debug)]
+struct Named {
+    tree: Tree,
+    value: Value,
+}
+
+impl Scope {
+    /// Gives a name this value, whatever it had.
+    pub fn insert(&mut self, name: String, tree: Tree) {
+        let value = to_jinja(&tree);
+        self.names.insert(name, Arc::new(Named { tree, value }));
+    }
+
+    /// The value of a name.
+    pub fn get(&self, name: &str) -> Option<&Tree> {
+        self.names.get(name).map(|named| &named.tree)
+    }
+
+    /// Whether a name has a value.
+    pub fn contains_key(&self, name: &str) -> bool {
+        self.names.contains_key(name)
+    }
+
+    /// Whether no name has a value.
+    pub fn is_empty(&self) -> bool {
+        self.names.is_empty()
+    }
+
+    /// All names with their values, in the order of the alphabet.
+    pub fn iter(&self) -> impl Iterator<Item = (&String, &Tree)> {
+        self.names.iter().map(|(name, named)| (name, &named.tree))
+    }
+
+    /// Takes the values of the other names away.
+    pub fn retain(&mut self, is_kept: impl Fn(&str) -> bool) {
+        self.names.retain(|name, _| is_kept(name));
+    }
+}
 
 /// Longest expression that is accepted, in bytes: one line of YAML.
 const MAX_LENGTH: usize = 1000;
@@ -220,17 +266,24 @@ fn check(text: &str) -> Result<(), String> {
 fn evaluate(text: &str, scope: &Scope) -> Result<Tree, String> {
     // Most expressions are names.
     if let Some(value) = scope.get(text).filter(|_| is_name(text)) {
-        return Ok(value.clone());
+        return match value.nodes(MAX_ITEMS) {
+            Some(_) => Ok(value.clone()),
+            None => Err(format!("`{text}`: {}", too_long())),
+        };
     }
     let expression = ENVIRONMENT.compile_expression(text).map_err(|e| explain(text, &e))?;
-    // Only what is used is handed over: a config may hold long lists.
-    let used: BTreeMap<&str, Value> =
-        names_in(text).into_iter().filter_map(|n| Some((n, to_jinja(scope.get(n)?)))).collect();
+    let value_of = |name| Some((name, scope.names.get(name)?.value.clone()));
+    let used: BTreeMap<&str, Value> = names_in(text).into_iter().filter_map(value_of).collect();
     let value = expression.eval(Value::from(used)).map_err(|e| explain(text, &e))?;
     if value.is_undefined() {
         return Err(format!("`{text}`: no such item"));
     }
-    from_jinja(&value).ok_or_else(|| format!("`{text}`: expected a plain value, found {}", value.kind()))
+    let mut left = MAX_ITEMS;
+    from_jinja(&value, &mut left).map_err(|message| format!("`{text}`: {message}"))
+}
+
+fn too_long() -> String {
+    format!("expected at most {MAX_ITEMS} items, found more")
 }
 
 fn explain(text: &str, error: &minijinja::Error) -> String {
@@ -252,24 +305,29 @@ fn to_jinja(tree: &Tree) -> Value {
     }
 }
 
-fn from_jinja(value: &Value) -> Option<Tree> {
-    Some(match value.kind() {
+/// A value with as many items as are `left`, or what is wrong with it.
+fn from_jinja(value: &Value, left: &mut usize) -> Result<Tree, String> {
+    *left = left.checked_sub(1).ok_or_else(too_long)?;
+    let not_plain = || format!("expected a plain value, found {}", value.kind());
+    let items = || value.try_iter().map_err(|_| not_plain());
+    Ok(match value.kind() {
         ValueKind::None => Tree::Null,
         ValueKind::Bool => Tree::Bool(value.is_true()),
         ValueKind::Number => match value.as_i64() {
             Some(x) if value.is_integer() => Tree::Int(x),
-            _ => Tree::Float(f64::try_from(value.clone()).ok()?),
+            _ => Tree::Float(f64::try_from(value.clone()).map_err(|_| not_plain())?),
         },
-        ValueKind::String => Tree::Text(value.as_str()?.to_owned()),
-        ValueKind::Seq => Tree::List(value.try_iter().ok()?.map(|x| from_jinja(&x)).collect::<Option<_>>()?),
+        ValueKind::String => Tree::Text(value.as_str().ok_or_else(not_plain)?.to_owned()),
+        ValueKind::Seq => Tree::List(items()?.map(|x| from_jinja(&x, left)).collect::<Result<_, _>>()?),
         ValueKind::Map => {
             let mut entries = Vec::new();
-            for key in value.try_iter().ok()? {
-                entries.push((key.as_str()?.to_owned(), from_jinja(&value.get_item(&key).ok()?)?));
+            for key in items()? {
+                let item = value.get_item(&key).map_err(|_| not_plain())?;
+                entries.push((key.as_str().ok_or_else(not_plain)?.to_owned(), from_jinja(&item, left)?));
             }
             Tree::Map(entries)
         }
-        _ => return None,
+        _ => return Err(not_plain()),
     })
 }
 
@@ -279,16 +337,18 @@ mod tests {
 
     fn scope() -> Scope {
         let list = ["full", "window"].map(|x| Tree::Text(x.into())).to_vec();
-        [
+        let mut scope = Scope::default();
+        for (name, value) in [
             ("hidden", Tree::Int(48)),
             ("heads", Tree::Int(6)),
             ("none_set", Tree::Null),
             ("kinds", Tree::List(list)),
             ("i", Tree::Int(1)),
             ("act", Tree::Text("gated-gelu".into())),
-        ]
-        .map(|(name, value)| (name.to_owned(), value))
-        .into()
+        ] {
+            scope.insert(name.to_owned(), value);
+        }
+        scope
     }
 
     #[test]
@@ -335,6 +395,14 @@ mod tests {
             let found = Template::parse(template).and_then(|t| t.value(&scope()));
             assert!(found.is_err(), "{template}: {found:?}");
         }
+        let mut long = scope();
+        long.insert("long".into(), Tree::List(vec![Tree::Int(1); MAX_ITEMS]));
+        for template in ["$long", "${long}", "${[long]}", "${long if i == 1 else kinds}"] {
+            let found = Template::parse(template).and_then(|t| t.value(&long));
+            assert!(found.unwrap_err().contains("at most 20000 items"), "{template}");
+        }
+        let length = Template::parse("${long | length}").and_then(|t| t.value(&long));
+        assert_eq!(length, Ok(Tree::Int(20_000)));
         // Numbers of unbounded size are not kept.
         assert!(Template::parse("${9 ** 9 ** 9}").and_then(|t| t.value(&scope())).is_err());
     }

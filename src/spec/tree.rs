@@ -126,7 +126,7 @@ impl Tree {
     }
 
     /// Number of nodes, or none if there are more than `limit`.
-    fn nodes(&self, limit: usize) -> Option<usize> {
+    pub(super) fn nodes(&self, limit: usize) -> Option<usize> {
         let mut left = limit.checked_sub(1)?;
         let children: Box<dyn Iterator<Item = &Tree>> = match self {
             Tree::List(items) => Box::new(items.iter()),
