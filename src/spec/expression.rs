@@ -315,6 +315,9 @@ fn from_jinja(value: &Value, left: &mut usize) -> Result<Tree, String> {
         ValueKind::Bool => Tree::Bool(value.is_true()),
         ValueKind::Number => match value.as_i64() {
             Some(x) if value.is_integer() => Tree::Int(x),
+            None if value.is_integer() => {
+                return Err(format!("expected a whole number of at most 64 bits, found {value}"));
+            }
             _ => Tree::Float(f64::try_from(value.clone()).map_err(|_| not_plain())?),
         },
         ValueKind::String => Tree::Text(value.as_str().ok_or_else(not_plain)?.to_owned()),
@@ -403,8 +406,10 @@ mod tests {
         }
         let length = Template::parse("${long | length}").and_then(|t| t.value(&long));
         assert_eq!(length, Ok(Tree::Int(20_000)));
-        // Numbers of unbounded size are not kept.
-        assert!(Template::parse("${9 ** 9 ** 9}").and_then(|t| t.value(&scope())).is_err());
+        // Whole numbers of more than 64 bits are not kept.
+        for template in ["${9 ** 9 ** 9}", "${2 ** 63}", "${-2 ** 63 - 1}", "${9223372036854775808}"] {
+            assert!(Template::parse(template).and_then(|t| t.value(&scope())).is_err(), "{template}");
+        }
     }
 
     #[test]
