@@ -34,6 +34,24 @@ fn nothing_is_found_of_any_fixture() {
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
+#[test]
+fn a_default_holds_beside_keys_of_other_tokens() {
+    let mut seen = 0;
+    for dir in common::cases() {
+        let text = std::fs::read_to_string(dir.join("config.json")).unwrap();
+        let text = text.replace("\"eos_token_id\"", "\"other_token_id\"");
+        if !text.contains("bos_token_id") {
+            continue;
+        }
+        let config = Config::parse("config.json", text).unwrap();
+        let found = inspect(builtin::find(&config).unwrap(), Some(&config), None, &Target::Config);
+        let misspelt = found.iter().find(|finding| finding.problem.message.contains("which nothing reads"));
+        assert!(misspelt.is_none(), "{}: {}", dir.display(), misspelt.unwrap().problem);
+        seen += 1;
+    }
+    assert!(seen > 10, "{seen} configs");
+}
+
 fn smelt(arguments: &[&str]) -> (Option<i32>, Value) {
     let mut command = Command::new(env!("CARGO_BIN_EXE_smelt"));
     let output = command.args(arguments).current_dir(env!("CARGO_MANIFEST_DIR")).output().unwrap();

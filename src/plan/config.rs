@@ -2,6 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 
+use super::is_irrelevant;
 use crate::error::{Error, ErrorKind, Problem, Remark, Result, closest};
 use crate::spec::{
     Address, Binding, BindingValue, Problems, Scope, Source, Spec, Template, Test, Tree, listed,
@@ -184,8 +185,11 @@ fn misspelt_keys(spec: &Spec, config: &Config, problems: &mut Problems) {
                 "" => sibling.to_owned(),
                 parent => format!("{parent}.{sibling}"),
             };
-            let unread =
-                siblings.iter().map(|(sibling, _)| sibling.as_str()).filter(|s| !read.contains(&full(s)));
+            // Other tokens than the one that is meant have keys that differ in one letter.
+            let unread = siblings
+                .iter()
+                .map(|(sibling, _)| sibling.as_str())
+                .filter(|sibling| !read.contains(&full(sibling)) && !is_irrelevant(sibling));
             let Some(near) = unread.into_iter().find(|sibling| is_misspelt(name, sibling)) else { continue };
             let message = format!(
                 "`{}` has no `{key}`, and has `{near}`, which nothing reads",
