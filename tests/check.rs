@@ -153,6 +153,42 @@ fn what_cannot_work_is_found_without_a_config() {
     }
 }
 
+#[test]
+fn the_same_suggestion_comes_every_time() {
+    let names = ["size_a", "size_b", "size_c", "size_d", "size_e"].map(|name| format!("{name}: key"));
+    let text = format!(
+        "smelt: 1\nmatch: {{}}\nconfig: {{{}}}\nmodel: {{a: {{embedding: {{at: e, of: token_ids, rows: 2, width: $size_x}}}}}}\n",
+        names.join(", "),
+    );
+    for _ in 0..20 {
+        let error = check_spec(Source::yaml("a.yaml", text.as_str()).unwrap()).unwrap_err().to_string();
+        assert!(error.contains("did you mean `size_a`?"), "{error}");
+    }
+}
+
+#[test]
+fn names_are_no_expressions() {
+    let texts = |line: &str| {
+        format!(
+            "smelt: 1\nmatch: {{}}\nmodel: {{a: {{embedding: {{at: e, of: token_ids, rows: 2, width: 2}}}}}}\n{line}\n"
+        )
+    };
+    for (line, place) in [
+        ("weights: {prefix: [x, $a]}", "weights"),
+        ("weights: {ignore: a.$i}", "weights"),
+        ("weights: {rename: {a.$i: b}}", "weights"),
+        ("weights: {rename: {a: $b}}", "weights"),
+        ("irrelevant: [$a]", "irrelevant"),
+        ("heads: {features: {match: $a, outputs: [a]}}", "match"),
+        ("require: {a: $b}", "require"),
+        ("config: {b: {key: [x, $a], default: 1}}", "key"),
+    ] {
+        let error = check_spec(Source::yaml("a.yaml", texts(line)).unwrap()).unwrap_err().to_string();
+        let message = format!("values under `{place}` are plain, `$` has no meaning here\n");
+        assert!(error.starts_with(&message), "{line}: {error}");
+    }
+}
+
 /// What is wrong with a head only where it is asked for.
 #[test]
 fn what_opening_refuses_checking_refuses() {

@@ -1,6 +1,6 @@
 //! What can be known of a description by itself: every block, field and name in it exists, and every name is used.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 
 use super::expand::{MAX_DEPTH, circle};
 use crate::error::{Problem, Remark, closest};
@@ -50,7 +50,7 @@ pub fn check(spec: &Spec, problems: &mut Problems) {
         spec,
         problems,
         used: HashSet::new(),
-        known: HashSet::new(),
+        known: BTreeSet::new(),
         values: Vec::new(),
         value: None,
         conditions: 0,
@@ -60,7 +60,6 @@ pub fn check(spec: &Spec, problems: &mut Problems) {
         checker.binding(binding);
     }
     checker.irrelevant();
-    checker.weights();
     checker.classes();
     let model: Vec<&str> = spec.values.iter().map(|v| v.name.as_str()).collect();
     for defaults in &spec.defaults {
@@ -132,8 +131,8 @@ struct Checker<'s, 'p> {
     problems: &'p mut Problems,
     /// Names that some expression uses.
     used: HashSet<String>,
-    /// Names that have a value here.
-    known: HashSet<String>,
+    /// Names that have a value here, in an order that does not change: some are suggested.
+    known: BTreeSet<String>,
     /// Values that may be referred to here.
     values: Vec<&'s str>,
     /// The value that is being checked.
@@ -169,17 +168,6 @@ impl<'s> Checker<'s, '_> {
                 let message = format!("`{key}` is read, and listed as irrelevant");
                 self.problems.at(&self.spec.source, at, message, "");
             }
-        }
-    }
-
-    /// Checks that names of weights are names: expressions have no meaning there.
-    fn weights(&mut self) {
-        let weights = &self.spec.weights;
-        let renamed = weights.rename.iter().flat_map(|(from, to, at)| [(from, at), (to, at)]);
-        let ignored = weights.ignore.iter().map(|(pattern, at)| (pattern, at));
-        for (name, at) in renamed.chain(ignored).filter(|(name, _)| name.contains('$')) {
-            let message = format!("expected the name of a tensor, found the expression `{name}`");
-            self.problems.at(&self.spec.source, at, message, "`weights` holds no expressions");
         }
     }
 
@@ -219,8 +207,7 @@ impl<'s> Checker<'s, '_> {
         for (name, at) in found {
             if !self.known.contains(&name) {
                 let problem = self.problems.at(&self.spec.source, &at, format!("unknown name `{name}`"), "");
-                let known: Vec<&str> = self.known.iter().map(String::as_str).collect();
-                match closest(&name, known) {
+                match closest(&name, self.known.iter().map(String::as_str)) {
                     _ if self.spec.config.iter().any(|binding| binding.name == name) => {
                         let help = format!("`{name}` is bound further down; move it up");
                         problem.remarks.push(Remark { tag: "help", text: help });

@@ -167,8 +167,8 @@ fn closing_brace(text: &str) -> Option<usize> {
 }
 
 /// Words of an expression that are not names of values.
-const KEYWORDS: [&str; 12] =
-    ["if", "else", "and", "or", "not", "in", "is", "none", "None", "true", "True", "false"];
+const KEYWORDS: [&str; 13] =
+    ["if", "else", "and", "or", "not", "in", "is", "none", "None", "true", "True", "false", "False"];
 
 /// The names of values in an expression: identifiers that are not attributes, filters, keywords or parts of strings.
 /// (minijinja's own list leaves out what is sliced.)
@@ -418,5 +418,9 @@ mod tests {
         assert_eq!(template.names(), ["hidden", "i", "x", "z"]);
         let template = Template::parse("${kinds[i:][0] ~ 'if x' if a | length > 1 else none}").unwrap();
         assert_eq!(template.names(), ["a", "i", "kinds"]);
+        let constants = ["none", "None", "true", "True", "false", "False"];
+        assert!(
+            constants.iter().all(|word| Template::parse(&format!("${{{word}}}")).unwrap().names().is_empty())
+        );
     }
 }

@@ -197,10 +197,7 @@ impl Spec {
                 "match" => spec.matches = reader.tests(value, &at, true),
                 "config" => spec.config = reader.config(value, &at),
                 "require" => spec.require = reader.tests(value, &at, false),
-                "irrelevant" => {
-                    let texts = reader.texts(value, &at).into_iter();
-                    spec.irrelevant = texts.map(|(text, at)| (text.into(), at)).collect();
-                }
+                "irrelevant" => spec.irrelevant = reader.names(value, &at, "irrelevant"),
                 "weights" => spec.weights = reader.weights(value, &at),
                 "defaults" => spec.defaults = reader.defaults(value, &at),
                 "model" => spec.values = reader.values(value, &at, &[]),
@@ -276,6 +273,20 @@ impl<'a> Reader<'a> {
         texts
     }
 
+    /// As [`texts`](Self::texts), of a field or section whose texts stand for themselves.
+    fn names(&mut self, tree: &'a Tree, at: &Address, place: &str) -> Vec<(String, Address)> {
+        let texts = self.texts(tree, at);
+        texts.iter().for_each(|(text, at)| self.plain(text, at, place));
+        texts.into_iter().map(|(text, at)| (text.into(), at)).collect()
+    }
+
+    /// Reports an expression where it has no meaning.
+    fn plain(&mut self, text: &str, at: &Address, place: &str) {
+        if text.contains('$') {
+            self.wrong(at, format!("values under `{place}` are plain, `$` has no meaning here"), "");
+        }
+    }
+
     /// Checks the templates in a value.
     fn templates(&mut self, tree: &Tree, at: &Address) {
         tree.visit_texts(at, &mut |text, at| {
@@ -321,11 +332,8 @@ impl<'a> Reader<'a> {
                     "",
                 ),
             }
-            let compared = test.accepted.iter().chain(&test.default);
-            if compared.into_iter().any(|value| value.as_text().is_some_and(|text| text.contains('$'))) {
-                let place = if is_match { "match" } else { "require" };
-                let message = format!("values under `{place}` are plain, `$` has no meaning here");
-                self.wrong(&test.at, message, "");
+            for text in test.accepted.iter().chain(&test.default).filter_map(Tree::as_text) {
+                self.plain(text, &test.at, if is_match { "match" } else { "require" });
             }
             tests.push(test);
         }
@@ -355,7 +363,7 @@ impl<'a> Reader<'a> {
         let (mut keys, mut default, mut when_null) = (Vec::new(), None, None);
         for (field, value, at) in self.entries(tree, at) {
             match field {
-                "key" => keys = self.texts(value, &at).into_iter().map(|(text, _)| text.into()).collect(),
+                "key" => keys = self.names(value, &at, "key").into_iter().map(|(key, _)| key).collect(),
                 "default" => default = Some((value.clone(), at)),
                 "when_null" => when_null = Some((value.clone(), at)),
                 _ => self.unknown("field", field, &at, &["key", "default", "when_null"]),
@@ -372,21 +380,22 @@ impl<'a> Reader<'a> {
         for (field, value, at) in self.entries(tree, at) {
             match field {
                 "prefix" => {
-                    let texts = self.texts(value, &at);
-                    weights.prefixes = texts.into_iter().map(|(text, _)| text.into()).collect();
+                    let names = self.names(value, &at, "weights").into_iter();
+                    weights.prefixes = names.map(|(name, _)| name).collect();
                 }
                 "rename" => {
                     for (from, to, at) in self.entries(value, &at) {
                         match to.as_text() {
-                            Some(to) => weights.rename.push((from.into(), to.into(), at)),
+                            Some(to) => {
+                                self.plain(from, &at.key(), "weights");
+                                self.plain(to, &at, "weights");
+                                weights.rename.push((from.into(), to.into(), at));
+                            }
                             None => self.wrong(&at, format!("expected a name, found {}", to.kind()), ""),
                         }
                     }
                 }
-                "ignore" => {
-                    let texts = self.texts(value, &at);
-                    weights.ignore = texts.into_iter().map(|(text, at)| (text.into(), at)).collect();
-                }
+                "ignore" => weights.ignore = self.names(value, &at, "weights"),
                 _ => self.unknown("field", field, &at, &["prefix", "rename", "ignore"]),
             }
         }
@@ -424,7 +433,10 @@ impl<'a> Reader<'a> {
             let (mut when, mut decoder_start) = (None, None);
             for (field, value, at) in self.entries(fields, &at) {
                 match field {
-                    "match" => classes = self.texts(value, &at).into_iter().map(|(t, _)| t.into()).collect(),
+                    "match" => {
+                        let names = self.names(value, &at, "match").into_iter();
+                        classes = names.map(|(class, _)| class).collect();
+                    }
                     "outputs" if matches!(value, Tree::Map(_)) => {
                         for (name, value, at) in self.entries(value, &at) {
                             match value.as_text() {
