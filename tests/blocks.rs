@@ -622,6 +622,31 @@ fn fields_without_effect_are_errors() {
 }
 
 #[test]
+fn what_takes_no_input_says_so() {
+    let sources = [
+        ("embedding", "{at: e, of: token_ids, rows: 50, width: 20}"),
+        ("from", "tokens"),
+        ("concat", "[tokens]"),
+        ("parameter", "{at: w, rows: 16, width: 20}"),
+        ("sinusoidal", "{of: positions, width: 20}"),
+        ("patches", "{at: p, width: 20, image: 8, patch: 4}"),
+        ("frames", "{frames: 9, bins: 20}"),
+        ("relative_bias", "{at: r, buckets: 8, heads: 4, max_distance: 9, bidirectional: true}"),
+        ("alibi", "{heads: 4}"),
+    ];
+    let dir = tempfile::tempdir().unwrap();
+    write(&CASES[0], dir.path());
+    for block in BLOCKS.iter().filter(|block| block.is_source) {
+        let (name, fields) = sources.iter().find(|(name, _)| *name == block.name).unwrap();
+        let steps: &'static str = Box::leak(format!("[{{scale: 2}}, {{{name}: {fields}}}]").into_boxed_str());
+        let error = plan(&Case { block: name, steps, tensors: &[] }, dir.path()).unwrap_err().to_string();
+        assert!(error.starts_with(&format!("`{name}` takes no input\n")), "{error}");
+        let marked = error.lines().filter_map(|line| line.split_once('^')).map(|(_, rest)| rest.len() + 1);
+        assert!(marked.eq([name.len()]) && error.contains("= help: begin a sequence with it"), "{error}");
+    }
+}
+
+#[test]
 fn a_kind_of_rope_that_is_null_is_none() {
     let [old, null, default] = [
         "[{attention: {q: q, k: k, v: v, o: o, heads: 2, kv_heads: 1, rope: {scaling: {type: linear, factor: 8}}}}]",

@@ -57,11 +57,7 @@ impl Plan for Alibi {
     const KEEPS_SHAPE: bool = false;
     const IS_SOURCE: bool = true;
 
-    fn plan(self, b: &mut Builder<'_>, input: Option<Shape>, at: &Address) -> Built {
-        if input.is_some() {
-            b.problem(at, "`alibi` takes no input").help("give it a name of its own under `model`");
-            return None;
-        }
+    fn plan(self, b: &mut Builder<'_>, _: Option<Shape>, at: &Address) -> Built {
         let (heads, rounded) = (self.heads, self.rounded.map(|divisor| 1.0 / divisor as f32));
         if heads > MAX_HEADS || rounded.is_some_and(|factor| !factor.is_finite()) {
             let message = format!("expected at most {MAX_HEADS} heads and a divisor other than 0");

@@ -47,11 +47,7 @@ impl Plan for Concat {
     const KEEPS_SHAPE: bool = false;
     const IS_SOURCE: bool = true;
 
-    fn plan(self, b: &mut Builder<'_>, input: Option<Shape>, at: &Address) -> Built {
-        if input.is_some() {
-            b.problem(&at.key(), "`concat` takes no input").help("begin the sequence with it");
-            return None;
-        }
+    fn plan(self, b: &mut Builder<'_>, _: Option<Shape>, _: &Address) -> Built {
         let (mut values, mut all, mut total) = (Vec::new(), None, 0);
         for reference in &self.of.0 {
             let (id, shape) = b.refer(reference)?;

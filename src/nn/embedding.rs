@@ -75,12 +75,7 @@ impl Plan for Embedding {
     const KEEPS_SHAPE: bool = false;
     const IS_SOURCE: bool = true;
 
-    fn plan(self, b: &mut Builder<'_>, input: Option<Shape>, at: &Address) -> Built {
-        if input.is_some() {
-            b.problem(&at.key(), "`embedding` takes no input")
-                .help("begin the sequence with it, or put it under `sum`");
-            return None;
-        }
+    fn plan(self, b: &mut Builder<'_>, _: Option<Shape>, at: &Address) -> Built {
         let table = b.table(&self.at, self.rows, self.width)?;
         let (of, rows, width, offset) = (self.of, self.rows, self.width, self.offset.0);
         if offset >= rows {

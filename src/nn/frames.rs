@@ -28,11 +28,7 @@ impl Plan for Frames {
     const KEEPS_SHAPE: bool = false;
     const IS_SOURCE: bool = true;
 
-    fn plan(self, b: &mut Builder<'_>, input: Option<Shape>, at: &Address) -> Built {
-        if input.is_some() {
-            b.problem(&at.key(), "`frames` takes no input").help("begin the sequence with it");
-            return None;
-        }
+    fn plan(self, b: &mut Builder<'_>, _: Option<Shape>, at: &Address) -> Built {
         let Frames { frames, bins } = self;
         b.items(Stream::Audio, vec![bins, frames], at)?;
         let rows = Rows::Fixed(Stream::Audio, frames);

@@ -21,12 +21,8 @@ impl Plan for From {
     const KEEPS_SHAPE: bool = false;
     const IS_SOURCE: bool = true;
 
-    fn plan(self, b: &mut Builder<'_>, input: Option<Shape>, at: &Address) -> Built {
+    fn plan(self, b: &mut Builder<'_>, _: Option<Shape>, at: &Address) -> Built {
         let (id, shape) = b.refer(&self.value)?;
-        if input.is_some() {
-            b.problem(&at.key(), "`from` takes no input").help("begin the sequence with it");
-            return None;
-        }
         b.matrix(Some(shape), at)?;
         Some((Box::new(Planned(id)), shape))
     }

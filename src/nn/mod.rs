@@ -108,7 +108,7 @@ pub struct Definition {
 pub trait Plan: Fields {
     /// Whether the output has the shape of the input.
     const KEEPS_SHAPE: bool = true;
-    /// Whether it takes no input.
+    /// Whether it takes no input: it is planned only where there is none.
     const IS_SOURCE: bool = false;
 
     /// Checks the input's shape, declares the tensors, and gives the planned block with its output's shape.
@@ -127,6 +127,11 @@ const fn define<T: Plan>() -> Definition {
             builder.field = "";
             let block = T::read(&mut Given::new::<T>(builder, fields, at))?;
             builder.field = "";
+            if T::IS_SOURCE && input.is_some() {
+                let help = "begin a sequence with it: a value of `model`, or a branch of `sum`";
+                builder.problem(&at.key(), format!("`{}` takes no input", T::NAME)).help(help);
+                return None;
+            }
             block.plan(builder, input, at)
         },
     }

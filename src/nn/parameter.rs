@@ -42,11 +42,7 @@ impl Plan for Parameter {
     const KEEPS_SHAPE: bool = false;
     const IS_SOURCE: bool = true;
 
-    fn plan(self, b: &mut Builder<'_>, input: Option<Shape>, at: &Address) -> Built {
-        if input.is_some() {
-            b.problem(&at.key(), "`parameter` takes no input").help("begin the sequence with it");
-            return None;
-        }
+    fn plan(self, b: &mut Builder<'_>, _: Option<Shape>, _: &Address) -> Built {
         let (rows, width) = (self.rows, self.width);
         let learned = b.parameter(&self.at, "", vec![rows, width], 0.0)?;
         let shape = Shape::Matrix { rows: Rows::Learned(rows), cols: width };

@@ -65,11 +65,7 @@ impl Plan for Patches {
     const KEEPS_SHAPE: bool = false;
     const IS_SOURCE: bool = true;
 
-    fn plan(self, b: &mut Builder<'_>, input: Option<Shape>, at: &Address) -> Built {
-        if input.is_some() {
-            b.problem(&at.key(), "`patches` takes no input").help("begin the sequence with it");
-            return None;
-        }
+    fn plan(self, b: &mut Builder<'_>, _: Option<Shape>, at: &Address) -> Built {
         let (image, patch, channels) = (self.image, self.patch, self.channels);
         let elements = channels.saturating_mul(patch.0 * patch.1);
         if patch.0 > image.0 || patch.1 > image.1 || elements > MAX_SIZE as usize {

@@ -38,11 +38,7 @@ impl Plan for RelativeBias {
     const KEEPS_SHAPE: bool = false;
     const IS_SOURCE: bool = true;
 
-    fn plan(self, b: &mut Builder<'_>, input: Option<Shape>, at: &Address) -> Built {
-        if input.is_some() {
-            b.problem(at, "`relative_bias` takes no input").help("give it a name of its own under `model`");
-            return None;
-        }
+    fn plan(self, b: &mut Builder<'_>, _: Option<Shape>, at: &Address) -> Built {
         let (buckets, heads, limit, both) = (self.buckets, self.heads, self.max_distance, self.bidirectional);
         let exact = if both { buckets / 4 } else { buckets / 2 };
         if exact == 0 || limit <= exact || limit > MAX_DISTANCE {

@@ -47,11 +47,7 @@ impl Plan for Sinusoidal {
     const KEEPS_SHAPE: bool = false;
     const IS_SOURCE: bool = true;
 
-    fn plan(self, b: &mut Builder<'_>, input: Option<Shape>, at: &Address) -> Built {
-        if input.is_some() {
-            b.problem(&at.key(), "`sinusoidal` takes no input").help("put it under `sum`");
-            return None;
-        }
+    fn plan(self, b: &mut Builder<'_>, _: Option<Shape>, at: &Address) -> Built {
         let (stream, width) = (self.of.0, self.width);
         if width % 2 != 0 {
             b.wrong_fields(at, &["width"], format!("expected an even `width`, found {width}"));
