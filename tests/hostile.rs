@@ -230,7 +230,7 @@ fn many_shapes_that_do_not_fit_are_reported_soon() {
     let tensors: Vec<_> =
         all.enumerate().map(|(i, name)| (name, vec![0, i], BundleData::F32(vec![]))).collect();
     write_bundle(&path, &tensors).unwrap();
-    let part = "shape mismatch for tensor `bert.encoder.layer.0.";
+    let part = "shape mismatch for tensor `";
     refused("many shapes", ErrorKind::Checkpoint, part, || Model::open(dir.path()));
     assert_little_memory();
 }
