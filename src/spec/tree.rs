@@ -86,12 +86,18 @@ impl Tree {
         }
     }
 
-    /// A value that a field has by default, written as YAML: mostly a number or a flag, read many times.
+    /// A value that a field has by default, written as YAML: mostly a number, a flag or a word, read many times, for which a
+    /// parser would be slow.
     pub fn constant(text: &str) -> Option<Tree> {
+        let is_word = text.bytes().all(|b| b.is_ascii_lowercase() || b == b'_');
         match text {
             "true" => Some(Tree::Bool(true)),
             "false" => Some(Tree::Bool(false)),
-            text => text.parse().map(Tree::Int).ok().or_else(|| Tree::from_yaml(text).ok()),
+            word if is_word && !["", "null"].contains(&word) => Some(Tree::Text(word.to_owned())),
+            text => {
+                let number = text.parse().map(Tree::Int).or_else(|_| text.parse().map(Tree::Float));
+                number.or_else(|_| Tree::from_yaml(text)).ok()
+            }
         }
     }
 
@@ -347,6 +353,15 @@ mod tests {
         ]);
         assert_eq!(tree, expected);
         assert_eq!(Address::root().child(1).child(2).path(&tree), "b[2]");
+    }
+
+    #[test]
+    fn constants_are_what_a_parser_makes_of_them() {
+        for text in
+            ["true", "null", "", "silu", "out_in", "inf", "8", "-1", "1e-6", "0.5", ".inf", "[0, .inf]", "{}"]
+        {
+            assert_eq!(Tree::constant(text), Tree::from_yaml(text).ok(), "{text}");
+        }
     }
 
     #[test]
