@@ -10,16 +10,11 @@ use smelt::plan::{Config, Finding, Plan, Target, builtin, check_spec, inspect, l
 use smelt::spec::Source;
 use smelt::weights::{Index, Repository};
 
-fn config(repository: &Repository) -> Config {
-    let text = repository.text("config.json").unwrap().unwrap();
-    Config::parse(repository.label("config.json"), text).unwrap()
-}
-
 /// What is found of a fixture with the built-in description.
 fn found(dir: &Path) -> Vec<Finding> {
     let repository = Repository::open(dir).unwrap();
-    let config = config(&repository);
-    let target = if repository.has("modules.json") { Target::Features } else { Target::Config };
+    let config = Config::open(&repository).unwrap();
+    let target = Target::of(&repository, None);
     let index = Index::open(&repository).unwrap();
     inspect(builtin::find(&config).unwrap(), Some(&config), Some(&index), &target)
 }
@@ -204,7 +199,7 @@ fn what_opening_refuses_checking_refuses() {
         let folder = edited("", (task, &format!("{task}{line}")));
         let source = || load_source(folder.path().join("mine.yaml").to_str().unwrap()).unwrap();
         let repository = Repository::open(folder.path()).unwrap();
-        let (config, index) = (config(&repository), Index::open(&repository).unwrap());
+        let (config, index) = (Config::open(&repository).unwrap(), Index::open(&repository).unwrap());
         let opened = Plan::new(source(), &config, &index, &Target::Config).unwrap_err();
         assert!(opened.to_string().contains(part), "{opened}");
         let found = inspect(source(), Some(&config), Some(&index), &Target::Config);

@@ -283,6 +283,9 @@ fn a_mistake_is_shown_where_it_stands() {
         );
     }
     assert!(stdout(&smelt(&["check", "examples/classifier.yaml"])).contains("nothing wrong"));
+    let task = |task| smelt(&["check", "-m", "examples/models/language-id", "--task", task]);
+    assert!(stdout(&task("embed")).contains("nothing wrong"));
+    assert!(stderr(&task("masked_lm"), 1).contains("missing tensor `cls."));
 }
 
 #[test]

@@ -223,7 +223,7 @@ fn many_shapes_that_do_not_fit_are_reported_soon() {
     let layers = 500;
     let dir = with(ENCODER, "config.json", "/num_hidden_layers", json!(layers));
     let path = dir.path().join("model.safetensors");
-    let stored: Vec<String> = read_bundle(&path).unwrap().into_iter().map(|(name, _)| name).collect();
+    let stored: Vec<String> = read_bundle(&path).unwrap().into_keys().collect();
     let names = stored.iter().filter(|name| name.contains(".layer.0."));
     let all = names.flat_map(|name| (0..layers).map(|i| name.replace(".layer.0.", &format!(".layer.{i}."))));
     // No shape is like another, and none has an element.
@@ -607,6 +607,16 @@ fn the_memory_limit_is_obeyed() {
     let options = OpenOptions { memory_limit: Some(weights + 1), ..OpenOptions::default() };
     let model = Model::open_with(fixture(ENCODER), &options).unwrap();
     refused("a batch", ErrorKind::Limit, "beside the weights", || model.classify(&["the".into()]));
+    // Hidden states count.
+    let memory = model.network().memory();
+    let limit = memory.weights + 32 * (memory.activations_per_token + memory.passing_cache_per_token);
+    let options = OpenOptions { memory_limit: Some(limit), ..OpenOptions::default() };
+    let model = Model::open_with(fixture(ENCODER), &options).unwrap();
+    let forward = |hidden_states| {
+        model.network().forward(&Batch::of([&[1; 32][..]]), &["logits"], hidden_states).map(|_| ())
+    };
+    forward(false).unwrap();
+    refused("hidden states", ErrorKind::Limit, "beside the weights", || forward(true));
     // Keys and values lie in pages: sequences of one token take as much as those of a whole page.
     let memory = Model::open(fixture(ROTARY)).unwrap().network().memory();
     let limit = memory.weights + 100 * (memory.activations_per_token + 16 * memory.cache_per_token);

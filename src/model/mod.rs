@@ -86,16 +86,21 @@ impl Network {
         let batch = &*self.checked(batch)?;
         let at_once = self.backend.rows_at_once();
         let tokens = batch.input.ids.len() + batch.decoder.ids.len();
-        if tokens <= at_once || batch.len() < 2 || !self.is_separable(batch, &ids) {
-            self.check_memory(batch, 0)?;
-            return self.forward_at_once(batch, &ids, hidden_states);
-        }
-        let groups = batch.groups(at_once);
-        let bytes = |id: &ValueId| match self.plan.values[id.0].shape {
+        let bytes = |shape: Shape| match shape {
             Shape::Matrix { rows, cols } => 4 * (batch.rows(rows) as u64).saturating_mul(cols as u64),
             _ => 0,
         };
-        let results = ids.iter().map(bytes).sum();
+        let hidden = self.plan.values.iter().filter(|value| hidden_states && value.body.layers() > 0);
+        // The input of each layer, and the end of the stack.
+        let hidden = hidden.map(|value| bytes(value.shape).saturating_mul(value.body.layers() as u64 + 1));
+        let hidden = hidden.fold(0, u64::saturating_add);
+        if tokens <= at_once || batch.len() < 2 || !self.is_separable(batch, &ids) {
+            self.check_memory(batch, hidden)?;
+            return self.forward_at_once(batch, &ids, hidden_states);
+        }
+        let groups = batch.groups(at_once);
+        let results =
+            ids.iter().map(|id| bytes(self.plan.values[id.0].shape)).fold(hidden, u64::saturating_add);
         groups.iter().try_for_each(|group| self.check_memory(group, results))?;
         // Outputs of the whole batch, and how many of their elements are there.
         let mut joined: Vec<(Output, Tensor, usize)> = Vec::new();

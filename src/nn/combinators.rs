@@ -26,6 +26,10 @@ impl Block for Sequence {
         self.0.iter().all(|block| block.is_row_wise())
     }
 
+    fn layers(&self) -> usize {
+        self.0.iter().map(|block| block.layers()).sum()
+    }
+
     fn forward(&self, run: &mut Run<'_>, x: &Tensor) -> Result<Tensor> {
         let Some((first, rest)) = self.0.split_first() else { return Ok(x.clone()) };
         let mut y = first.forward(run, x)?;
@@ -158,6 +162,10 @@ pub struct Repeat {
 impl Block for Repeat {
     fn is_row_wise(&self) -> bool {
         self.layers.iter().all(|layer| layer.is_row_wise())
+    }
+
+    fn layers(&self) -> usize {
+        if self.value.is_some() { self.layers.len() } else { 0 }
     }
 
     fn forward(&self, run: &mut Run<'_>, x: &Tensor) -> Result<Tensor> {

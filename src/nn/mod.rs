@@ -75,6 +75,11 @@ pub trait Block: Send + Sync + fmt::Debug {
         true
     }
 
+    /// How many layers it has whose inputs are hidden states.
+    fn layers(&self) -> usize {
+        0
+    }
+
     /// Adds the output to `sum`. Without `x` the input is what `sum` holds on entry.
     fn forward_add(&self, run: &mut Run<'_>, x: Option<&Tensor>, sum: &mut Tensor) -> Result<()> {
         let y = self.forward(run, x.unwrap_or(sum))?;

@@ -7,7 +7,7 @@ use crate::spec::{Address, Tree, listed};
 use crate::tensor::Tensor;
 
 fields! {
-    /// One row per sequence: the row of its first or last token, or the mean of all.
+    /// One row per sequence: the row of its first or last token, that of its largest id, the first of equals, or the mean of all.
     ///
     /// `first` and `last` may be asked for among the tokens of an id alone: `{rows: last, of: $eos}`.
     /// `[tokens, cols] -> [sequences, cols]`.

@@ -1,7 +1,7 @@
 //! A forward pass under way: the batch, the weights, and what blocks have computed so far.
 
 use std::borrow::Cow;
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use super::builder::{
@@ -265,7 +265,7 @@ pub struct Run<'r> {
     /// Values that are computed already.
     pub computed: Vec<Option<Arc<Tensor>>>,
     /// Inputs of the layers of each value, if they are wanted.
-    pub hidden_states: Option<HashMap<ValueId, Vec<Tensor>>>,
+    pub hidden_states: Option<BTreeMap<ValueId, Vec<Tensor>>>,
     /// A value of which only these rows are wanted, if it can be computed row by row.
     pub only_rows: Option<(ValueId, Vec<usize>)>,
     /// What modules took and gave so far, if the pass is traced.
@@ -316,6 +316,9 @@ impl<'r> Run<'r> {
     }
 
     /// The matrix of a value, computed when it is asked for first.
+    ///
+    /// # Errors
+    /// As computing it: `Input` when the batch is not what one of its blocks takes.
     pub fn value(&mut self, id: ValueId) -> Result<Arc<Tensor>> {
         if let Some(value) = &self.computed[id.0] {
             return Ok(value.clone());

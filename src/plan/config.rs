@@ -7,6 +7,7 @@ use crate::error::{Error, ErrorKind, Problem, Remark, Result, closest};
 use crate::spec::{
     Address, Binding, BindingValue, Problems, Scope, Source, Spec, Template, Test, Tree, listed,
 };
+use crate::weights::Repository;
 
 /// Most bytes of a config: those with the names of twenty thousand classes have two million.
 const MAX_CONFIG: usize = 8 << 20;
@@ -18,6 +19,25 @@ pub struct Config {
 }
 
 impl Config {
+    /// Reads the `config.json` of a repository.
+    ///
+    /// # Errors
+    /// As [`parse`](Self::parse), and `Config` when there is none; `Io` when it cannot be read.
+    pub fn open(repository: &Repository) -> Result<Config> {
+        Config::open_file(repository, "config.json")?.ok_or_else(|| {
+            let message = format!("no `{}`", repository.label("config.json"));
+            Error::new(ErrorKind::Config, message).help("is this the directory of a model?")
+        })
+    }
+
+    /// Reads a file of a repository, if it is there.
+    ///
+    /// # Errors
+    /// As [`parse`](Self::parse); `Io` when it cannot be read.
+    pub fn open_file(repository: &Repository, file: &str) -> Result<Option<Config>> {
+        repository.text(file)?.map(|text| Config::parse(repository.label(file), text)).transpose()
+    }
+
     /// Reads a config; `label` names the file in messages.
     ///
     /// # Errors

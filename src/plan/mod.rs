@@ -20,7 +20,7 @@ use std::io::Read;
 use crate::error::{Error, ErrorKind, Remark, Result, closest};
 use crate::nn::{Builder, Declared, PlannedValue, Rows, Shape, Stream, TensorUse, ValueId};
 use crate::spec::{Address, Head, Problems, Source, Spec, Tree, listed};
-use crate::weights::Index;
+use crate::weights::{Index, Repository};
 pub use blocks::{PlannedBlock, Ranges, Within};
 pub use check::TASKS;
 pub use config::Config;
@@ -41,6 +41,19 @@ pub enum Target {
     Task(String),
     /// The token vectors, whatever head the checkpoint has.
     Features,
+}
+
+impl Target {
+    /// What a repository is asked for with the name of a task, `embed` for token vectors, or without one.
+    pub fn of(repository: &Repository, task: Option<&str>) -> Target {
+        match task {
+            // A repository with a pipeline for sentences is there for their vectors.
+            None if repository.has("modules.json") => Target::Features,
+            None => Target::Config,
+            Some("embed") => Target::Features,
+            Some(task) => Target::Task(task.to_owned()),
+        }
+    }
 }
 
 /// A model that is checked in every respect but its numbers.

@@ -19,7 +19,10 @@ pub struct Source {
 }
 
 impl Source {
-    /// Reads a YAML file. A syntax error is shown where it stands.
+    /// Reads a YAML file.
+    ///
+    /// # Errors
+    /// `Spec` for what is no YAML, shown where it stands.
     pub fn yaml(name: impl Into<String>, text: impl Into<String>) -> Result<Source, Error> {
         let (name, text) = (name.into(), without_mark(text.into()));
         match Tree::from_yaml(&text) {
@@ -49,7 +52,10 @@ impl Source {
         }
     }
 
-    /// Reads a JSON file. A syntax error is shown where it stands.
+    /// Reads a JSON file.
+    ///
+    /// # Errors
+    /// `Config` for what is no JSON, shown where it stands.
     pub fn json(name: impl Into<String>, text: impl Into<String>) -> Result<Source, Error> {
         let (name, text) = (name.into(), without_mark(text.into()));
         match Tree::from_json(&text) {

@@ -164,7 +164,7 @@ impl Model {
     /// # Errors
     /// As [`open_with`](Self::open_with).
     pub fn from_repository(repository: Repository, options: &OpenOptions) -> Result<Model> {
-        let config = main_config(&repository)?;
+        let config = Config::open(&repository)?;
         let backend: Arc<dyn Backend> = match options.backend {
             BackendKind::Cpu => Arc::new(options.cpu()),
             BackendKind::Reference => Arc::new(Reference),
@@ -177,7 +177,7 @@ impl Model {
                 Arc::new(options.cpu().with_openblas())
             }
         };
-        let generation = self::config(&repository, "generation_config.json")?;
+        let generation = Config::open_file(&repository, "generation_config.json")?;
         let planned = Planned::new(&repository, &config, options)?;
         // A large vocabulary takes as long to read as the weights of a small model.
         let read = || tokenizer::open(&repository, &config);
@@ -366,7 +366,7 @@ pub fn open_network(
     options: &OpenOptions,
     backend: Arc<dyn Backend>,
 ) -> Result<Network> {
-    Planned::new(repository, &main_config(repository)?, options)?.load(repository, options, backend)
+    Planned::new(repository, &Config::open(repository)?, options)?.load(repository, options, backend)
 }
 
 /// A network before its weights are read.
@@ -378,13 +378,7 @@ struct Planned {
 impl Planned {
     fn new(repository: &Repository, config: &Config, options: &OpenOptions) -> Result<Planned> {
         let source = source_for(options.arch.as_deref(), config)?;
-        let target = match options.task.as_deref() {
-            // A repository with a pipeline for sentences is there for their vectors.
-            None if repository.has("modules.json") => Target::Features,
-            None => Target::Config,
-            Some("embed") => Target::Features,
-            Some(task) => Target::Task(task.to_owned()),
-        };
+        let target = Target::of(repository, options.task.as_deref());
         let index = Index::open(repository)?;
         let plan = Plan::new(source, config, &index, &target)?;
         Ok(Planned { plan, index })
@@ -399,19 +393,5 @@ impl Planned {
         let checkpoint = Checkpoint::map(repository, &self.index)?;
         let load = LoadOptions { dtype: options.kept(), memory_limit: options.memory_limit };
         Network::load(self.plan, &checkpoint, backend, &load)
-    }
-}
-
-fn main_config(repository: &Repository) -> Result<Config> {
-    config(repository, "config.json")?.ok_or_else(|| {
-        let message = format!("no `{}`", repository.label("config.json"));
-        Error::new(ErrorKind::Config, message).help("is this the directory of a model?")
-    })
-}
-
-fn config(repository: &Repository, file: &str) -> Result<Option<Config>> {
-    match repository.text(file)? {
-        Some(text) => Config::parse(repository.label(file), text).map(Some),
-        None => Ok(None),
     }
 }

@@ -128,6 +128,9 @@ impl Array {
     }
 
     /// Some items of the first axis, as float32.
+    ///
+    /// # Panics
+    /// If there is no such item, or no axis.
     pub fn items(&self, which: &[usize]) -> Array {
         let each = self.len() / self.shape[0].max(1);
         let mut data = vec![0.0; each * which.len()];

@@ -21,6 +21,9 @@ impl<'t> Stream<'t> {
     }
 
     /// Adds a token; gives the text that is now certain.
+    ///
+    /// # Errors
+    /// `Tokenizer` when the tokens cannot be turned into text.
     pub fn push(&mut self, id: u32) -> Result<String> {
         self.ids.push(id);
         // What a run of single bytes stands for is certain when it has ended: one wrong byte changes all of it.
@@ -38,6 +41,9 @@ impl<'t> Stream<'t> {
     }
 
     /// Gives whatever is left: what [`push`](Self::push) held back.
+    ///
+    /// # Errors
+    /// As [`push`](Self::push).
     pub fn finish(&mut self) -> Result<String> {
         let (before, now) = self.texts()?;
         self.start = self.ids.len();

@@ -19,6 +19,9 @@ pub struct Arguments {
     /// As --config with this directory's config.json, and check names, types and shapes of the tensors there
     #[arg(long, short, value_name = "DIR")]
     model: Option<PathBuf>,
+    /// With --model, a head of the architecture, instead of the one that config.json asks for; `embed` for none
+    #[arg(long, requires = "model")]
+    task: Option<String>,
     /// A list of findings as JSON
     #[arg(long)]
     json: bool,
@@ -50,9 +53,8 @@ fn findings(arguments: &Arguments, name: &mut String) -> Result<Vec<Finding>> {
     let (config, index, target) = match (&arguments.model, &arguments.config) {
         (Some(dir), _) => {
             let repository = Repository::open(dir)?;
-            // A repository with a pipeline for sentences is there for their vectors.
-            let target = if repository.has("modules.json") { Target::Features } else { Target::Config };
-            (Some(model_config(&repository)?), Some(Index::open_headers(&repository)?), target)
+            let target = Target::of(&repository, arguments.task.as_deref());
+            (Some(Config::open(&repository)?), Some(Index::open_headers(&repository)?), target)
         }
         (None, Some(file)) => (Some(read_config(file)?), None, Target::Config),
         (None, None) => (None, None, Target::Config),
@@ -64,18 +66,6 @@ fn findings(arguments: &Arguments, name: &mut String) -> Result<Vec<Finding>> {
     };
     source.name.clone_into(name);
     Ok(inspect(source, config.as_ref(), index.as_ref(), &target))
-}
-
-/// The `config.json` of a model directory.
-pub fn model_config(repository: &Repository) -> Result<Config> {
-    let label = repository.label("config.json");
-    match repository.text("config.json")? {
-        Some(text) => Config::parse(label, text),
-        None => {
-            Err(Error::new(ErrorKind::Config, format!("no `{label}`"))
-                .help("is this the directory of a model?"))
-        }
-    }
 }
 
 fn read_config(path: &Path) -> Result<Config> {

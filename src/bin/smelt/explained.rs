@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use smelt::plan::{self, Cost, Memory, Plan, Row, Stored, Target, Tokens, source_for};
+use smelt::plan::{self, Config, Cost, Memory, Plan, Row, Stored, Target, Tokens, source_for};
 use smelt::weights::{Index, Repository};
 use smelt::{Compute, OpenOptions, Result, WeightType};
 
@@ -40,14 +40,9 @@ impl Explained {
     /// Plans a model with the description `spec`, or with the one for its config.
     pub fn new(request: &Request<'_>, spec: Option<&str>) -> Result<Explained> {
         let repository = Repository::open(request.model)?;
-        let config = crate::check::model_config(&repository)?;
+        let config = Config::open(&repository)?;
         let source = source_for(spec, &config)?;
-        let target = match request.task {
-            None if repository.has("modules.json") => Target::Features,
-            None => Target::Config,
-            Some("embed") => Target::Features,
-            Some(task) => Target::Task(task.to_owned()),
-        };
+        let target = Target::of(&repository, request.task);
         let index = Index::open_headers(&repository)?;
         let plan = Plan::new(source, &config, &index, &target)?;
         let Request { dtype, compute, threads, .. } = *request;

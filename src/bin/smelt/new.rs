@@ -2,10 +2,10 @@
 
 use std::path::PathBuf;
 
+use smelt::plan::Config;
 use smelt::weights::{Index, Repository};
 use smelt::{Error, ErrorKind, Result};
 
-use crate::check::model_config;
 use crate::show::count;
 
 /// What `smelt new` takes.
@@ -38,7 +38,7 @@ pub fn run(arguments: &Arguments) -> Result<bool> {
     let repository = Repository::open(&arguments.model)?;
     let without: Vec<&str> = arguments.without.iter().map(String::as_str).collect();
     let draft =
-        smelt::draft::draft(&model_config(&repository)?, &Index::open_headers(&repository)?, &without)?;
+        smelt::draft::draft(&Config::open(&repository)?, &Index::open_headers(&repository)?, &without)?;
     match &arguments.out {
         Some(path) => std::fs::write(path, &draft.text).map_err(|e| Error::io(path, &e))?,
         None => print!("{}", draft.text),

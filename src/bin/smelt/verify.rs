@@ -5,14 +5,12 @@ use std::path::PathBuf;
 use serde_json::{Value, json};
 
 use smelt::error::Place;
-use smelt::plan::{Severity, Target, inspect, source_for};
+use smelt::plan::{Config, Severity, Target, inspect, source_for};
 use smelt::task::{
     Bundle, Comparison, Culprit, Difference, Fault, ModuleComparison, ModuleTrace, OtherToken,
 };
 use smelt::weights::{Index, Repository, read_bundle};
 use smelt::{BackendKind, Error, ErrorKind, Model, OpenOptions, Result};
-
-use super::check::model_config;
 
 #[derive(clap::Args)]
 pub struct Arguments {
@@ -129,7 +127,7 @@ const NEARLY: f32 = 10.0;
 /// Prints what `smelt check --model` warns of: what the config asks for and the description does not read is often the reason.
 fn print_warnings(arguments: &Arguments) {
     let found = Repository::open(&arguments.model).and_then(|repository| {
-        let (config, index) = (model_config(&repository)?, Index::open_headers(&repository)?);
+        let (config, index) = (Config::open(&repository)?, Index::open_headers(&repository)?);
         let source = source_for(arguments.arch.as_deref(), &config)?;
         Ok(inspect(source, Some(&config), Some(&index), &Target::Config))
     });
