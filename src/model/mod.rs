@@ -86,21 +86,14 @@ impl Network {
         let batch = &*self.checked(batch)?;
         let at_once = self.backend.rows_at_once();
         let tokens = batch.input.ids.len() + batch.decoder.ids.len();
-        let bytes = |shape: Shape| match shape {
-            Shape::Matrix { rows, cols } => 4 * (batch.rows(rows) as u64).saturating_mul(cols as u64),
-            _ => 0,
-        };
-        let hidden = self.plan.values.iter().filter(|value| hidden_states && value.body.layers() > 0);
-        // The input of each layer, and the end of the stack.
-        let hidden = hidden.map(|value| bytes(value.shape).saturating_mul(value.body.layers() as u64 + 1));
-        let hidden = hidden.fold(0, u64::saturating_add);
+        let hidden = if hidden_states { self.hidden_bytes(batch) } else { 0 };
         if tokens <= at_once || batch.len() < 2 || !self.is_separable(batch, &ids) {
             self.check_memory(batch, hidden)?;
             return self.forward_at_once(batch, &ids, hidden_states);
         }
         let groups = batch.groups(at_once);
-        let results =
-            ids.iter().map(|id| bytes(self.plan.values[id.0].shape)).fold(hidden, u64::saturating_add);
+        let bytes = ids.iter().map(|id| bytes(batch, self.plan.values[id.0].shape));
+        let results = bytes.fold(hidden, u64::saturating_add);
         groups.iter().try_for_each(|group| self.check_memory(group, results))?;
         // Outputs of the whole batch, and how many of their elements are there.
         let mut joined: Vec<(Output, Tensor, usize)> = Vec::new();
@@ -118,6 +111,15 @@ impl Network {
             }
         }
         Ok(joined.into_iter().map(|(output, all, _)| Output { value: Arc::new(all), ..output }).collect())
+    }
+
+    /// Bytes of the hidden states of a batch: the input of each layer, and the end of the stack.
+    fn hidden_bytes(&self, batch: &Batch) -> u64 {
+        let stacks = self.plan.values.iter().filter(|value| value.body.layers() > 0);
+        stacks.fold(0, |sum, stack| {
+            let states = stack.body.layers() as u64 + 1;
+            bytes(batch, stack.shape).saturating_mul(states).saturating_add(sum)
+        })
     }
 
     /// Whether sequences can be computed in groups: all that is given and wanted belongs to one of them.
@@ -343,6 +345,14 @@ impl Network {
         }
         self.buffers.give(buffers);
         result
+    }
+}
+
+/// Bytes of a matrix of this shape.
+fn bytes(batch: &Batch, shape: Shape) -> u64 {
+    match shape {
+        Shape::Matrix { rows, cols } => 4 * (batch.rows(rows) as u64).saturating_mul(cols as u64),
+        _ => 0,
     }
 }
 
