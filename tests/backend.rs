@@ -134,6 +134,32 @@ fn products_agree() {
     }
 }
 
+/// Rows with a single one find every weight where it belongs, however long the stored rows are that it is packed from.
+#[test]
+fn weights_get_to_their_places() {
+    let (inputs, outputs) = (2100, 70);
+    let weights = Random(5).vec(inputs * outputs);
+    let mut x = Tensor::zeros(inputs, inputs);
+    (0..inputs).for_each(|i| x.row_mut(i)[i] = 1.0);
+    for layout in [Layout::OutIn, Layout::InOut] {
+        let shape = if layout == Layout::OutIn { vec![outputs, inputs] } else { vec![inputs, outputs] };
+        let (across, down) = if layout == Layout::OutIn { (1, inputs) } else { (outputs, 1) };
+        let weight = Array::from_f32(shape, &weights);
+        let order: Vec<u32> = (0..outputs as u32).rev().step_by(2).collect();
+        let part = |outputs| LinearPart { weight: &weight, layout, outputs };
+        let taken: Vec<usize> = (0..outputs).chain(order.iter().map(|o| *o as usize)).collect();
+        for level in levels() {
+            let linear = cpu(level, 2).linear(&[part(None), part(Some(&order))], WeightType::F32);
+            let mut found = Tensor::zeros(inputs, taken.len());
+            linear.apply(&x, &Epilogue::default(), &mut found);
+            for i in 0..inputs {
+                let expected: Vec<f32> = taken.iter().map(|o| weights[o * down + i * across]).collect();
+                assert_eq!(found.row(i), expected, "{level:?} {layout:?}: input {i}");
+            }
+        }
+    }
+}
+
 /// The largest weights with the largest rows of either sign: whole numbers may not be cut off anywhere on the way.
 #[test]
 fn sums_of_the_largest_numbers_are_whole() {

@@ -46,7 +46,7 @@ impl Packed {
         let (mut tasks, mut rest) = (Vec::new(), memory.bytes_mut());
         for (sources, (format, place)) in sources.iter().zip(&places) {
             let lines = rest.split_off_mut(..place.len().next_multiple_of(LINE)).unwrap_or_default();
-            tasks.extend(sources.tasks(width, *format, &mut lines[..place.len()]));
+            tasks.extend(sources.tasks(engine, *format, &mut lines[..place.len()]));
         }
         pack(engine, tasks);
         let memory = Arc::new(memory);

@@ -9,9 +9,11 @@ use half::{bf16, f16};
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use super::Engine;
+use super::kernels::panels::{Deal, Transpose};
 use super::kernels::quantised::{Bits, QuantisePanel, filled};
 use super::kernels::simd::MAX_WIDTH;
 use crate::backend::{Compute, Layout, LinearPart, PACKED_AT_ONCE, Pair, WeightType};
+use crate::tensor::{Spare, at_least};
 
 /// What panels consist of.
 #[derive(Clone, Copy, Debug)]
@@ -72,16 +74,29 @@ pub struct Task<'a> {
 /// Outputs that are packed together where the stored rows are those of inputs: of each row one run is read, not many short ones.
 const OUTPUTS_AT_ONCE: usize = 512;
 
-/// Inputs that are transposed together: so many elements of each output of a panel stay in the first cache.
-const TRANSPOSE_BLOCK: usize = 64;
+/// Inputs that are transposed together: of each stored row a long run is read, and those of a panel stay in the second cache.
+const TRANSPOSE_BLOCK: usize = 1024;
+
+/// Elements between rows that are transposed: not a power of two, for which they would all get into the same places of the first cache.
+const ROW_STEP: usize = TRANSPOSE_BLOCK + 16;
+
+/// What tasks work with.
+struct Packer<'e> {
+    engine: &'e Engine,
+    /// Memory for stored rows, as numbers.
+    rows: Spare<Vec<f32>>,
+    /// Memory for panels that are not yet what they are to be.
+    panels: Spare<Vec<f32>>,
+}
 
 /// Fills panels, on all threads, and lets go of what was stored each time that [`PACKED_AT_ONCE`] elements are packed. Another thread
 /// may still read: then the system maps that once more.
 pub fn pack(engine: &Engine, tasks: Vec<Task<'_>>) {
     let packed = AtomicUsize::new(0);
+    let packer = Packer { engine, rows: Spare::default(), panels: Spare::default() };
     engine.pool.run_each(tasks.into_iter(), |task| {
         let (sources, elements) = (task.sources, task.outputs.len() * task.sources.inputs);
-        task.fill(engine);
+        task.fill(&packer);
         let before = packed.fetch_add(elements, Ordering::Relaxed);
         if before / PACKED_AT_ONCE < (before + elements) / PACKED_AT_ONCE {
             sources.parts.iter().for_each(|part| part.weight.release_storage());
@@ -104,12 +119,14 @@ impl<'a> Sources<'a> {
     /// How panels `[outputs / width]` are filled.
     pub fn tasks(
         &'a self,
-        width: usize,
+        engine: &Engine,
         format: Format,
         panels: &'a mut [u8],
     ) -> impl Iterator<Item = Task<'a>> {
+        let width = engine.panel_width();
         let by_rows = self.parts.iter().all(|part| part.layout == Layout::OutIn);
-        let outputs = if by_rows { width } else { OUTPUTS_AT_ONCE.next_multiple_of(width) };
+        let of_thread = self.outputs.div_ceil(engine.pool.threads()).clamp(1, OUTPUTS_AT_ONCE);
+        let outputs = if by_rows { width } else { of_thread.next_multiple_of(width) };
         let bytes = outputs / width * format.panel_bytes(self.inputs, width);
         panels.chunks_mut(bytes.max(1)).enumerate().map(move |(i, panels)| {
             let outputs = i * outputs..((i + 1) * outputs).min(self.outputs);
@@ -117,15 +134,9 @@ impl<'a> Sources<'a> {
         })
     }
 
-    /// The elements of a group of panels, which begin `step` elements apart.
-    fn gather<T>(
-        &self,
-        outputs: Range<usize>,
-        width: usize,
-        panels: &mut [T],
-        step: usize,
-        convert: &impl Fn(f32) -> T,
-    ) {
+    /// The elements of a group of panels, which begin `step` elements apart. Places without an output stay as they are.
+    fn gather(&self, packer: &Packer<'_>, outputs: Range<usize>, panels: &mut [f32], step: usize) {
+        let width = packer.engine.panel_width();
         for (part, bounds) in self.parts.iter().zip(self.starts.windows(2)) {
             let (start, end) = (outputs.start.max(bounds[0]), outputs.end.min(bounds[1]));
             if start >= end {
@@ -134,55 +145,59 @@ impl<'a> Sources<'a> {
             let outputs = start - outputs.start..end - outputs.start;
             let piece = Piece { part, first: start - bounds[0], outputs, inputs: self.inputs, width };
             match part.layout {
-                Layout::OutIn => piece.transpose(panels, step, convert),
-                Layout::InOut => piece.copy(panels, step, convert),
+                Layout::OutIn => piece.transpose(packer, panels, step),
+                Layout::InOut => piece.copy(packer, panels, step),
             }
         }
     }
 }
 
 impl Task<'_> {
-    fn fill(self, engine: &Engine) {
-        let width = engine.panel_width();
+    fn fill(self, packer: &Packer<'_>) {
+        let (inputs, width) = (self.sources.inputs, packer.engine.panel_width());
         match self.format {
-            Format::F32 => self.numbers(width, |x| x),
-            Format::F16 => self.numbers(width, f16::from_f32),
-            Format::Bf16 => self.numbers(width, bf16::from_f32),
-            Format::Pairs => self.pairs(width),
-            Format::Quantised(bits) => self.quantised(engine, bits),
-        }
-    }
-
-    /// Panels `[inputs][width]`.
-    fn numbers<T: FromBytes + IntoBytes + Immutable>(self, width: usize, convert: impl Fn(f32) -> T) {
-        let panels = typed(self.panels);
-        self.sources.gather(self.outputs, width, panels, self.sources.inputs * width, &convert);
-    }
-
-    /// Panels `[inputs / 2][width]`.
-    fn pairs(self, width: usize) {
-        let pairs: &mut [Pair] = typed(self.panels);
-        let mut panels = vec![0.0; 2 * pairs.len()];
-        let step = self.sources.inputs.next_multiple_of(2) * width;
-        self.sources.gather(self.outputs, width, &mut panels, step, &|x| x);
-        for (pairs, two) in pairs.chunks_mut(width).zip(panels.chunks(2 * width)) {
-            let (first, second) = two.split_at(width);
-            for (pair, (a, b)) in pairs.iter_mut().zip(first.iter().zip(second)) {
-                *pair = Pair::new(*a, *b);
+            Format::F32 => self.sources.gather(packer, self.outputs, typed(self.panels), inputs * width),
+            Format::F16 => {
+                self.convert(packer, inputs, |numbers, panels| round(numbers, panels, f16::from_f32))
             }
+            Format::Bf16 => {
+                self.convert(packer, inputs, |numbers, panels| round(numbers, panels, bf16::from_f32))
+            }
+            Format::Pairs => self.convert(packer, inputs.next_multiple_of(2), |numbers, panels| {
+                let pairs: &mut [Pair] = typed(panels);
+                for (pairs, two) in pairs.chunks_mut(width).zip(numbers.chunks(2 * width)) {
+                    let (first, second) = two.split_at(width);
+                    for (pair, (a, b)) in pairs.iter_mut().zip(first.iter().zip(second)) {
+                        *pair = Pair::new(*a, *b);
+                    }
+                }
+            }),
+            Format::Quantised(bits) => self.convert(packer, filled(inputs), |panel, bytes| {
+                packer.engine.run_products(QuantisePanel { bits, panel, bytes });
+            }),
         }
     }
 
-    /// Panels of quantised weights.
-    fn quantised(self, engine: &Engine, bits: Bits) {
-        let (inputs, width) = (self.sources.inputs, engine.panel_width());
-        let (bytes, step) = (bits.panel_bytes(inputs, width), filled(inputs) * width);
-        let mut panels = vec![0.0; self.panels.len() / bytes * step];
-        self.sources.gather(self.outputs, width, &mut panels, step, &|x| x);
-        for (panel, bytes) in panels.chunks(step).zip(self.panels.chunks_mut(bytes)) {
-            engine.run_products(QuantisePanel { bits, panel, bytes });
+    /// Gathers panels `[rows][width]`, with zeros where there is nothing, and converts one after another.
+    fn convert(self, packer: &Packer<'_>, rows: usize, convert: impl Fn(&[f32], &mut [u8])) {
+        let width = packer.engine.panel_width();
+        let (step, bytes) = (rows * width, self.format.panel_bytes(self.sources.inputs, width));
+        let mut memory = packer.panels.take();
+        let panels = at_least(&mut memory, self.outputs.len().div_ceil(width) * step);
+        if rows > self.sources.inputs || !self.outputs.len().is_multiple_of(width) {
+            panels.fill(0.0);
         }
+        self.sources.gather(packer, self.outputs, panels, step);
+        for (panel, bytes) in panels.chunks(step.max(1)).zip(self.panels.chunks_mut(bytes.max(1))) {
+            convert(panel, bytes);
+        }
+        packer.panels.give(memory);
     }
+}
+
+/// Each number in another type.
+fn round<T: FromBytes + IntoBytes + Immutable>(numbers: &[f32], bytes: &mut [u8], round: impl Fn(f32) -> T) {
+    typed(bytes).iter_mut().zip(numbers).for_each(|(to, x)| *to = round(*x));
 }
 
 /// Bytes as the numbers that they are to be.
@@ -217,45 +232,52 @@ impl Piece<'_> {
     }
 
     /// From rows of outputs.
-    fn transpose<T>(&self, panels: &mut [T], step: usize, convert: &impl Fn(f32) -> T) {
+    fn transpose(&self, packer: &Packer<'_>, panels: &mut [f32], step: usize) {
         let (inputs, width) = (self.inputs, self.width);
-        let mut rows = [0.0; MAX_WIDTH * TRANSPOSE_BLOCK];
+        let mut memory = packer.rows.take();
+        let rows = at_least(&mut memory, MAX_WIDTH * ROW_STEP);
         for (panel, outputs) in self.panels() {
             let (panel, lane) = (&mut panels[panel * step..], outputs.start % width);
             for from in (0..inputs).step_by(TRANSPOSE_BLOCK) {
                 let n = TRANSPOSE_BLOCK.min(inputs - from);
-                for (output, row) in outputs.clone().zip(rows.chunks_mut(TRANSPOSE_BLOCK)) {
+                for (output, row) in outputs.clone().zip(rows.chunks_mut(ROW_STEP)) {
                     self.part.weight.read_f32(self.stored(output) * inputs + from, &mut row[..n]);
                 }
-                for (j, to) in panel[from * width..].chunks_mut(width).take(n).enumerate() {
-                    for (i, to) in to[lane..lane + outputs.len()].iter_mut().enumerate() {
-                        *to = convert(rows[i * TRANSPOSE_BLOCK + j]);
-                    }
-                }
+                let (lanes, panel) = (lane..lane + outputs.len(), &mut panel[from * width..][..n * width]);
+                packer.engine.run(Transpose { rows, step: ROW_STEP, lanes, panel });
             }
         }
+        packer.rows.give(memory);
     }
 
     /// From rows of inputs.
-    fn copy<T>(&self, panels: &mut [T], step: usize, convert: &impl Fn(f32) -> T) {
-        let weight = self.part.weight;
+    fn copy(&self, packer: &Packer<'_>, panels: &mut [f32], step: usize) {
+        let (weight, Range { start, end }) = (self.part.weight, self.outputs.clone());
         let stored = weight.shape()[1];
-        let mut row = vec![0.0; self.outputs.len()];
+        // What fills up a panel that another part has begun, and the rest, from a panel's first place on.
+        let begun = (end - start).min(start.next_multiple_of(self.width) - start);
+        let mut memory = packer.rows.take();
+        let row = at_least(&mut memory, end - start);
         for input in 0..self.inputs {
             if self.part.outputs.is_none() {
-                weight.read_f32(input * stored + self.first, &mut row);
+                weight.read_f32(input * stored + self.first, row);
             } else {
-                for (output, x) in self.outputs.clone().zip(&mut row) {
+                for (output, x) in (start..end).zip(&mut *row) {
                     weight.read_f32(input * stored + self.stored(output), std::slice::from_mut(x));
                 }
             }
-            for (panel, outputs) in self.panels() {
-                let to = &mut panels[panel * step + input * self.width + outputs.start % self.width..];
-                for (to, x) in to.iter_mut().zip(&row[outputs.start - self.outputs.start..][..outputs.len()])
-                {
-                    *to = convert(*x);
-                }
+            let mut deal = |first: usize, row: &[f32]| {
+                let at = first / self.width * step + input * self.width + first % self.width;
+                packer.engine.run(Deal { row, panels: &mut panels[at..], step });
+            };
+            let (first, rest) = row.split_at(begun);
+            if !first.is_empty() {
+                deal(start, first);
+            }
+            if !rest.is_empty() {
+                deal(start + begun, rest);
             }
         }
+        packer.rows.give(memory);
     }
 }

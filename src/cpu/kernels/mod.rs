@@ -15,6 +15,7 @@ pub mod matmul;
 #[cfg(target_arch = "aarch64")]
 pub mod neon;
 pub mod pairs;
+pub mod panels;
 pub mod peaks;
 pub mod quantised;
 pub mod rows;
