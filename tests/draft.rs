@@ -16,7 +16,7 @@ use smelt::draft::{draft, yaml};
 use smelt::plan::{Config, builtin};
 use smelt::spec::{Problems, Source, Spec, Tree};
 use smelt::task::Bundle;
-use smelt::weights::{Index, Repository, read_bundle};
+use smelt::weights::{BundleData, Index, Repository, read_bundle, write_bundle};
 
 struct Row {
     family: String,
@@ -210,6 +210,47 @@ fn drafts_are_as_good_as_they_were() {
     // What holds now; only better drafts may change it.
     assert_eq!(checks, rows.len(), "`smelt check` refuses drafts");
     assert!(loads >= 57 && verifies >= 18 && 100 * right >= 64 * lines, "{totals}");
+}
+
+/// The draft of a model of six layers, of which some have no norm before their attention.
+fn draft_without_norms(without: &[usize]) -> String {
+    const LAYER: [(&str, &[usize]); 9] = [
+        ("input_layernorm", &[8]),
+        ("self_attn.q_proj", &[8, 8]),
+        ("self_attn.k_proj", &[4, 8]),
+        ("self_attn.v_proj", &[4, 8]),
+        ("self_attn.o_proj", &[8, 8]),
+        ("post_attention_layernorm", &[8]),
+        ("mlp.gate_proj", &[12, 8]),
+        ("mlp.up_proj", &[12, 8]),
+        ("mlp.down_proj", &[8, 12]),
+    ];
+    let zeros = |path: &str, shape: &[usize]| {
+        (format!("{path}.weight"), shape.to_vec(), BundleData::F32(vec![0.0; shape.iter().product()]))
+    };
+    let mut tensors = vec![zeros("model.embed_tokens", &[10, 8]), zeros("model.norm", &[8])];
+    for i in 0..6 {
+        let there = LAYER.iter().filter(|(path, _)| *path != LAYER[0].0 || !without.contains(&i));
+        tensors.extend(there.map(|(path, shape)| zeros(&format!("model.layers.{i}.{path}"), shape)));
+    }
+    let folder = tempfile::tempdir().unwrap();
+    write_bundle(&folder.path().join("model.safetensors"), &tensors).unwrap();
+    let config = r#"{"model_type": "unheard_of", "architectures": ["UnheardOfForCausalLM"], "hidden_size": 8,
+        "intermediate_size": 12, "num_hidden_layers": 6, "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 10,
+        "hidden_act": "silu", "rms_norm_eps": 1e-6, "rope_theta": 10000.0, "max_position_embeddings": 16,
+        "tie_word_embeddings": true}"#;
+    let index = Index::open(&Repository::open(folder.path()).unwrap()).unwrap();
+    draft(&Config::parse("config.json", config).unwrap(), &index, &[]).unwrap().text
+}
+
+#[test]
+fn a_norm_is_left_out_of_the_first_layer_if_all_others_have_it() {
+    // Of layers that are alike only the first few are planned: the last one counts too.
+    for (without, expected) in [(&[][..], false), (&[0], true), (&[0, 5], false), (&[5], false)] {
+        let text = draft_without_norms(without);
+        let found = text.contains("when: \"${i > 0}\"");
+        assert_eq!(found, expected, "{without:?}\n{text}");
+    }
 }
 
 const HEAD: &str = "\

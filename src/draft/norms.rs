@@ -67,8 +67,10 @@ impl Candidate {
         for (pattern, i) in view.all.iter().filter(|(p, _)| !p.group().is_empty()) {
             let tensor = &view.tensors[*i];
             let Some(found) = view.stored.iter().find(|p| p.name == pattern.name) else { continue };
-            let lacks: Vec<usize> = pattern.layers.difference(&found.layers).copied().collect();
-            if lacks != [0] || !tensor.label.ends_with("norm`") {
+            // The pattern has the layers that are planned, which are a few of those that are alike.
+            let Some((_, n)) = tensor.layer.filter(|_| pattern.layers.contains(&0)) else { continue };
+            let has = |layer: usize| found.layers.contains(&layer);
+            if has(0) || !(1..n).all(has) || !tensor.label.ends_with("norm`") {
                 continue;
             }
             let steps = tensor.at.steps();

@@ -3,6 +3,7 @@
 use std::collections::HashSet;
 
 use super::blocks::{Attempts, PlannedBlock, Within};
+use super::rounds::Kinds;
 use crate::nn::combinators::{Product, Repeat, Residual, Sequence, Sum};
 use crate::nn::{self, Block, Builder, Built, PlannedValue, Rows, Shape, TensorId, ValueId};
 use crate::spec::{Address, Head, Item, Spec, Step, Tree};
@@ -22,6 +23,8 @@ pub struct Expander<'s, 'b> {
     head: Option<&'s Head>,
     /// Where blocks declare what they need.
     pub builder: Builder<'b>,
+    /// Whether of the rounds of a loop that are alike a few are enough.
+    pub few: bool,
     values: Vec<Option<PlannedValue>>,
     /// Names of the values that are being built, to find circles.
     pub(super) open: Vec<String>,
@@ -45,6 +48,7 @@ impl<'s, 'b> Expander<'s, 'b> {
             spec,
             head,
             builder,
+            few: false,
             values: Vec::new(),
             open: Vec::new(),
             failed: HashSet::new(),
@@ -229,10 +233,17 @@ impl<'s, 'b> Expander<'s, 'b> {
                 let mut layers = Vec::new();
                 let mut rounds = Vec::new();
                 let id = self.combinator();
+                // Of a loop inside of another all rounds count: its numbers may tell parts of a layer apart.
+                let may_skip = self.few && self.builder.loops.is_empty();
+                let mut kinds = may_skip.then(|| Kinds::new(path, body, index));
                 for i in 0..n {
                     self.count_step(&item.at)?;
                     let outer = self.builder.scope.clone();
                     self.builder.scope.insert(index.clone(), Tree::Int(i as i64));
+                    if kinds.as_mut().is_some_and(|kinds| kinds.have_enough(&self.builder.scope)) {
+                        self.builder.scope = outer;
+                        continue;
+                    }
                     self.builder.loops.push((i, n));
                     let prefix = self.builder.path.clone();
                     let layer =

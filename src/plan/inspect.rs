@@ -146,7 +146,7 @@ pub fn inspect(
         });
         found = findings(&mut problems, ErrorKind::Config);
         if let Some((index, head, declared)) = asked.filter(|_| found.is_empty()) {
-            let elsewhere = super::elsewhere(&spec, head, &bound);
+            let elsewhere = super::elsewhere(&spec, head, &bound, false);
             tensors::resolve(&spec, &declared, &elsewhere, &bound, index, &mut problems);
             found = findings(&mut problems, ErrorKind::Checkpoint);
         }

@@ -13,6 +13,7 @@ mod expand;
 mod inspect;
 mod memory;
 mod report;
+mod rounds;
 mod tensors;
 
 use std::io::Read;
@@ -106,7 +107,7 @@ impl Plan {
         let (values, declared, blocks) = expander.finish();
         problems.finish(ErrorKind::Config)?;
 
-        let elsewhere = elsewhere(&spec, head, &bound);
+        let elsewhere = elsewhere(&spec, head, &bound, false);
         let tensors = tensors::resolve(&spec, &declared, &elsewhere, &bound, index, &mut problems);
         let missing = problems.finish(ErrorKind::Checkpoint);
         if head.is_some_and(|head| head.task == "features") {
@@ -371,8 +372,9 @@ fn choose_head<'s>(
     }
 }
 
-/// The tensors that a description asks for under a config, first those of the head of that task, then those of the rest, and
-/// what is wrong with the description and the config; nothing that is stored is looked at.
+/// The tensors that a description asks for under a config, of layers of one kind those of the first few: first those of the head
+/// of that task, then those of the rest, and what is wrong with the description and the config; nothing that is stored is looked
+/// at.
 pub(crate) fn declare(
     spec: &Spec,
     config: &Config,
@@ -382,13 +384,14 @@ pub(crate) fn declare(
     let bound = config::bind(spec, config, &mut problems);
     let head = spec.heads.iter().find(|head| Some(head.task.as_str()) == task);
     let mut expander = expander(spec, head, &bound, &mut problems);
+    expander.few = true;
     for (name, at) in targets(spec, head) {
         expander.value(name, &at);
     }
     let mut tensors = expander.finish().1.tensors;
     let of_head = tensors.len();
     let known: std::collections::HashSet<String> = tensors.iter().map(|t| t.name.clone()).collect();
-    tensors.extend(elsewhere(spec, head, &bound).into_iter().filter(|t| !known.contains(&t.name)));
+    tensors.extend(elsewhere(spec, head, &bound, true).into_iter().filter(|t| !known.contains(&t.name)));
     let messages = match problems.finish(ErrorKind::Config) {
         Ok(()) => Vec::new(),
         Err(error) => error.problems().iter().map(|p| p.message.clone()).collect(),
@@ -422,12 +425,14 @@ fn targets<'s>(spec: &'s Spec, head: Option<&'s Head>) -> Vec<(&'s str, Address)
     outputs.chain(head.values.iter().map(|v| (v.name.as_str(), v.at.clone()))).collect()
 }
 
-/// The tensors of all values and heads but the one that was asked for: a checkpoint may hold them.
-fn elsewhere(spec: &Spec, chosen: Option<&Head>, bound: &config::Bound) -> Vec<TensorUse> {
+/// The tensors of all values and heads but the one that was asked for: a checkpoint may hold them. With `few`, of layers of one
+/// kind those of the first few.
+fn elsewhere(spec: &Spec, chosen: Option<&Head>, bound: &config::Bound, few: bool) -> Vec<TensorUse> {
     // Whatever keeps one of them from being built is of no concern here.
     let mut ignored = Problems::default();
     let builder = Builder::new(&spec.source, &spec.defaults, bound.scope.clone(), &mut ignored);
     let mut expander = Expander::new(spec, None, builder);
+    expander.few = few;
     for value in &spec.values {
         expander.value(&value.name, &value.at);
     }
