@@ -21,12 +21,17 @@ pub fn scale(furthest: f32, bits: u32) -> f32 {
 /// equally near ones the one further from 0; 0 if `weight` is not a number.
 #[inline(always)] // part of a loop that becomes instructions for several weights
 pub fn quantise(weight: f32, scale: f32, bits: u32) -> i8 {
+    /// So large a number has no room for a fraction: what is added to it is rounded, and stands in its lowest bits.
+    const LARGE: f32 = 1.5 * (1 << 23) as f32;
     // A scale of 0 leaves nothing to tell weights apart.
     let scale = if scale == 0.0 { f32::INFINITY } else { scale };
     let x = (weight / scale).clamp(lowest(bits), -lowest(bits) - 1.0);
-    // `f32::round` is a call where the processor has no instruction for it. The largest number below a half, not a half: what lies just
-    // below a half would come to 1 with that.
-    (x + 0.5f32.next_down().copysign(x)) as i32 as i8
+    let x = if x.is_nan() { 0.0 } else { x };
+    // No `f32::round` and no `as i32`: they come to calls, or to a test of each number, where the processor has no instruction that
+    // does the same.
+    let even = x + LARGE - LARGE;
+    let further = if x - even == 0.5f32.copysign(x) { 1f32.copysign(x) } else { 0.0 };
+    (even + further + LARGE).to_bits() as i8
 }
 
 fn lowest(bits: u32) -> f32 {

@@ -142,8 +142,13 @@ impl Kernel for QuantisePanel<'_> {
                         *word |= (number as u32 & mask) << shift;
                     }
                 }
-                for (to, word) in to.chunks_mut(word_bytes).zip(words) {
-                    to.copy_from_slice(&word.to_le_bytes()[..word_bytes]);
+                // Lengths that the compiler knows: no call for each word.
+                match word_bytes {
+                    4 => to.as_chunks_mut().0.iter_mut().zip(words).for_each(|(to, w)| *to = w.to_le_bytes()),
+                    _ => {
+                        let to = to.as_chunks_mut().0.iter_mut();
+                        to.zip(words).for_each(|(to, w)| *to = (w as u16).to_le_bytes());
+                    }
                 }
             }
         }
