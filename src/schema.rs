@@ -188,6 +188,7 @@ fn plain(kind: &str) -> Value {
         // A float of a whole value is an integer in YAML's eyes as well.
         "a positive integer" => json!({"type": "integer", "minimum": 1}),
         "an integer from 0 on" => json!({"type": "integer", "minimum": 0}),
+        "an integer" => json!({"type": "integer"}),
         "a number" => json!({"type": "number"}),
         "a number from 0 on" => json!({"type": "number", "minimum": 0}),
         "true or false" => json!({"type": "boolean"}),

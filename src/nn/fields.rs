@@ -248,6 +248,22 @@ impl FieldType for Index {
     }
 }
 
+/// A token id; none for a negative number, which no token has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TokenId(pub Option<usize>);
+
+impl FieldType for TokenId {
+    fn kind() -> String {
+        "an integer".into()
+    }
+    fn read(builder: &mut Builder<'_>, value: &Tree, at: &Address) -> Option<Self> {
+        match value {
+            Tree::Int(n) if *n <= MAX_SIZE => Some(TokenId(usize::try_from(*n).ok())),
+            _ => builder.mismatch::<Self>(value, at),
+        }
+    }
+}
+
 impl FieldType for f64 {
     fn kind() -> String {
         "a number".into()

@@ -1,5 +1,5 @@
 use super::builder::{Builder, Rows, Shape, Stream};
-use super::fields::{FieldType, Index, fields, read_choice};
+use super::fields::{FieldType, Index, TokenId, fields, read_choice};
 use super::run::Run;
 use super::{Block, Built, Plan};
 use crate::error::{Error, ErrorKind, Result};
@@ -14,8 +14,8 @@ fields! {
     pub struct Pool("pool") {
         /// Which row.
         rows: Which,
-        /// With `last`, and without `of`: tokens of this id at the end are passed over.
-        skip: Option<Index>,
+        /// With `last`, and without `of`: tokens of this id at the end are passed over; none is of a negative one.
+        skip: Option<TokenId>,
         /// With `first` and `last`: only tokens of this id count. A sequence without one is refused.
         of: Option<Index>,
         /// Whose ids count, where that are not those of the rows: `token_ids` for the input of a decoder.
@@ -87,11 +87,11 @@ impl Plan for Pool {
             b.wrong_fields(at, &["skip", "of", "rows"], "there are no tokens here to choose by their ids");
             return None;
         }
-        let (skip, of) = (self.skip.map(|id| id.0), self.of.map(|id| id.0));
+        let (skip, of) = (self.skip.and_then(|id| id.0), self.of.map(|id| id.0));
         let (is_first, is_last) = (self.rows == Which::First, self.rows == Which::Last);
         b.only_with(
             at,
-            ("skip", skip.is_some()),
+            ("skip", self.skip.is_some()),
             ("`rows: last`, and without `of`", is_last && of.is_none()),
         )?;
         b.only_with(at, ("of", of.is_some()), ("`rows: first` or `rows: last`", is_first || is_last))?;

@@ -26,7 +26,8 @@ fields! {
         interleaved: bool = "false",
         /// Most tokens of a sequence.
         max_positions: Option<usize>,
-        /// The length that the model was trained with before its positions were scaled, whatever `scaling` says.
+        /// The length that the model was trained with before its positions were scaled, for `llama3`, `yarn` and `longrope`, whatever
+        /// `scaling` says.
         original_positions: Option<usize>,
     }
 }
@@ -48,8 +49,9 @@ pub struct Rope {
 /// looked up.
 const MAX_DIM: usize = 1 << 16;
 
-/// Keys of a scaling map that mean something to some kind of scaling.
-const KEYS: [&str; 16] = [
+/// Keys of a scaling map that mean something to some kind of scaling, or to none: `finetuned` says how a model came about.
+const KEYS: [&str; 17] = [
+    "finetuned",
     "truncate",
     "rope_type",
     "type",
@@ -141,7 +143,11 @@ impl RopeFields {
                 inv_freq.iter_mut().for_each(|f| *f = (f64::from(*f) / factor) as f32);
             }
             "dynamic" => {
-                let original = self.original(b, scaling)?;
+                // What the config says of an earlier length is for other kinds.
+                let original = match self.max_positions {
+                    Some(most) => most as f64,
+                    None => number(b, scaling, "original_max_position_embeddings")?,
+                };
                 let why = "from there on, `dynamic` rope would depend on what else is in the batch";
                 b.declared.limits.push((stream, original as usize, why.into()));
             }
@@ -181,7 +187,7 @@ impl RopeFields {
         let factor = number(b, scaling, "factor")?;
         let low = number(b, scaling, "low_freq_factor")?;
         let high = number(b, scaling, "high_freq_factor")?;
-        let original = number(b, scaling, "original_max_position_embeddings")?;
+        let original = self.original(b, scaling)?;
         if high <= low {
             let message = format!("expected a `high_freq_factor` above {low}, found {high}");
             b.wrong_value(&scaling.1, message);
@@ -227,7 +233,13 @@ impl RopeFields {
         if let Some(given) = optional(b, scaling, "attention_factor")? {
             return Some(given);
         }
-        let (mscale, all) = (optional(b, scaling, "mscale")?, optional(b, scaling, "mscale_all_dim")?);
+        // Some configs write 0 for none.
+        let mut scale = |key| match scaling.0.get(key) {
+            Some(Tree::Int(0)) => Some(None),
+            Some(Tree::Float(0.0)) => Some(None),
+            _ => optional(b, scaling, key),
+        };
+        let (mscale, all) = (scale("mscale")?, scale("mscale_all_dim")?);
         Some(match (mscale, all) {
             (Some(mscale), Some(all)) => magnitude(mscale) / magnitude(all),
             _ => magnitude(1.0),

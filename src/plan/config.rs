@@ -306,6 +306,8 @@ fn value_of(
     for key in keys {
         match config.find(key) {
             Some((Tree::Null, at)) => null = null.or(Some((key, at))),
+            // Where another key may say more.
+            Some((Tree::Map(entries), _)) if keys.len() > 1 && entries.is_empty() => {}
             Some((value, at)) => {
                 let origin =
                     format!("`{}` is `{key}` ({value}) in {}", binding.name, config.whereabouts(&at));

@@ -504,6 +504,12 @@ def _t5_hub_style(model: Any) -> None:
     model.config.tie_word_embeddings = False
 
 
+def _two_original_lengths(path: Path, model: Any) -> None:
+    config = json.loads((path / "config.json").read_text())
+    config["rope_parameters"]["original_max_position_embeddings"] //= 4  # saving has made them one
+    write_json(path / "config.json", config)
+
+
 def _t5_hub_config(path: Path, model: Any) -> None:
     """Leave config.json as the hub has it: untied flag, none of the derived keys."""
     cfg = json.loads((path / "config.json").read_text())
@@ -568,6 +574,7 @@ def register_more() -> None:
     llama = dict(hidden_size=40, intermediate_size=54, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=64, rms_norm_eps=1e-5, **llama_ids)
     common = dict(tok="bpe-llama", **lm)
     case("llama/causal-rope-yarn", "LlamaForCausalLM", "LlamaConfig", with_(llama, head_dim=16, rope_parameters=dict(rope_type="yarn", rope_theta=10000.0, factor=4.0, original_max_position_embeddings=16)), note="yarn scaling", **common)
+    case("llama/causal-rope-original", "LlamaForCausalLM", "LlamaConfig", with_(llama, max_position_embeddings=128, original_max_position_embeddings=64, rope_parameters=dict(rope_type="yarn", rope_theta=10000.0, factor=4.0)), after=_two_original_lengths, note="the original length beside the rope settings counts, not the one in them", **common)
     case("phi3/causal", "Phi3ForCausalLM", "Phi3Config", with_(llama, original_max_position_embeddings=64, sliding_window=5), note="fused projections, window of 5", **common)
     longrope = dict(rope_type="longrope", rope_theta=10000.0, partial_rotary_factor=0.75, short_factor=[1.0, 1.1, 1.3], long_factor=[2.0, 4.0, 8.0])
     case("phi3/causal-longrope", "Phi3ForCausalLM", "Phi3Config", with_(llama, hidden_size=32, max_position_embeddings=128, original_max_position_embeddings=32, rope_parameters=longrope), note="longrope within the original length, partial rotary", **common)
@@ -579,6 +586,7 @@ def register_more() -> None:
     common = dict(tok="bpe-llama", **lm)
     case("cohere/causal", "CohereForCausalLM", "CohereConfig", with_(llama, logit_scale=0.25, use_qk_norm=True), note="norm of each head with its own weights", tok="bpe-llama", **lm, emb_std=0.3, gain=2.0)
     case("smollm3/causal", "SmolLM3ForCausalLM", "SmolLM3Config", with_(llama, num_hidden_layers=4, no_rope_layer_interval=2), note="every second layer without rotary embedding", **common)
+    case("smollm3/causal-windows", "SmolLM3ForCausalLM", "SmolLM3Config", with_(llama, num_hidden_layers=2, sliding_window=4, layer_types=["full_attention", "sliding_attention"]), note="windows by layer types alone", **common)
     case("granite/causal", "GraniteForCausalLM", "GraniteConfig", with_(llama, embedding_multiplier=3.0, residual_multiplier=0.7, attention_multiplier=0.4, logits_scaling=2.0), **common)
     normed = {k: v for k, v in llama.items() if k != "rms_norm_eps"}
     case("starcoder2/causal", "Starcoder2ForCausalLM", "Starcoder2Config", with_(normed, sliding_window=5, norm_epsilon=1e-5), tok="bpe-llama", **lm, emb_std=0.3, gain=2.0)
