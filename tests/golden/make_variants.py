@@ -53,7 +53,7 @@ def source(case: str, layers: int = 1) -> tuple[dict[str, Any], State]:
         return number is None or int(number[0]) < layers
 
     state = {k: v for k, v in state.items() if is_kept(k)}
-    if config["model_type"] != "bert":
+    if "vocab_size" in config and config["model_type"] != "bert":
         full, config["vocab_size"] = config["vocab_size"], min(config["vocab_size"], VOCAB)
         state = {k: v[:VOCAB].contiguous() if v.shape[0] == full else v for k, v in state.items()}
     return config, state
@@ -324,6 +324,24 @@ def settings(out: Path) -> None:
     )
 
 
+def towers(out: Path) -> None:
+    """A tower alone, stored without its name, as transformers 5 saves it."""
+    config, state = source("clip/text-projection")
+    config |= {"bos_token_id": 0, "eos_token_id": 2, "pad_token_id": 1}  # as old configs have them
+    state = {k.removeprefix("text_model."): v for k, v in state.items() if k.startswith("text_model.")}
+    variant(
+        out, "clip-text", "CLIPTextModel", "names without text_model.; an eos_token_id of 2 means the largest id", config, state,
+        plain("CLIPTextModel", config, state),
+    )
+    config, state = source("clip/vision-projection")
+    state = {k.removeprefix("vision_model."): v for k, v in state.items() if k.startswith("vision_model.")}
+    pixels = load_file(str(HERE / "clip/vision-projection/reference.safetensors"))["input.pixel_values"][:2].contiguous()
+    variant(
+        out, "clip-vision", "CLIPVisionModel", "names without vision_model.", config, state,
+        plain("CLIPVisionModel", config, state), inputs={"pixel_values": pixels},
+    )
+
+
 # --------------------------------------------------------------------------------------
 # Sentence embedding repositories
 # --------------------------------------------------------------------------------------
@@ -463,6 +481,7 @@ def main() -> None:
     heads(a.out)
     old_forms(a.out)
     settings(a.out)
+    towers(a.out)
     sentences(a.out)
 
 
