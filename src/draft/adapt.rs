@@ -112,6 +112,7 @@ impl Candidate {
         }
         let task = this.heads(known, config, stored, prefix);
         let stored = this.weights(stored, prefix, family, config);
+        this.fold_stored(&stored);
         this.linear_defaults(&stored, config);
         this.layer_counts(config, &stored);
         this.empty_tables(config);

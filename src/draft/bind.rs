@@ -6,6 +6,7 @@ use super::adapt::Candidate;
 use super::edit::{get_mut, set};
 use super::fold::{fold, names};
 use super::known::Known;
+use super::patterns::Pattern;
 use super::print::NOTE;
 use crate::plan::Config;
 use crate::spec::{Scope, Tree};
@@ -32,15 +33,31 @@ impl Candidate {
         if scope.is_empty() {
             return 1.0;
         }
+        self.fold_names(&scope);
+        0.0
+    }
+
+    /// Decides for what is stored, where a description is for both.
+    pub(super) fn fold_stored(&mut self, stored: &[Pattern]) {
+        let mut scope = Scope::default();
+        for (name, value) in self.section("config") {
+            if let Some(tensor) = value.get("stored").and_then(Tree::as_text) {
+                scope.insert(name.clone(), Tree::Bool(stored.iter().any(|p| p.name == tensor)));
+            }
+        }
+        self.fold_names(&scope);
+    }
+
+    /// Puts values in the place of names.
+    fn fold_names(&mut self, scope: &Scope) {
         for section in ["config", "weights", "defaults", "model", "heads"] {
             if let Some(tree) = get_mut(&mut self.tree, section) {
                 if let (Tree::Map(entries), "config") = (&mut *tree, section) {
                     entries.retain(|(name, _)| !scope.contains_key(name));
                 }
-                fold(tree, &scope);
+                fold(tree, scope);
             }
         }
-        0.0
     }
 
     /// Binds names to the keys that the config has; says what share of both fits.

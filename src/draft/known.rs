@@ -115,7 +115,7 @@ fn read(name: &'static str, text: &str) -> Result<Read> {
     let spec = Spec::parse(source, &mut Problems::default());
     let bindings = spec.config.iter().filter_map(|binding| match &binding.value {
         BindingValue::Key { keys, .. } => Some((binding.name.clone(), keys.clone())),
-        BindingValue::Derived(..) => None,
+        BindingValue::Stored(_) | BindingValue::Derived(..) => None,
     });
     let aliases: Vec<(String, Vec<String>)> = bindings.collect();
     let mut suffixes = Vec::new();

@@ -186,6 +186,7 @@ impl<'s> Checker<'s, '_> {
 
     fn binding(&mut self, binding: &'s Binding) {
         match &binding.value {
+            BindingValue::Stored(_) => {}
             BindingValue::Derived(tree, at) => self.names(tree, at),
             BindingValue::Key { default, when_null, .. } => {
                 for (tree, at) in default.iter().chain(when_null) {

@@ -3,11 +3,12 @@
 use std::collections::{HashMap, HashSet};
 
 use super::is_irrelevant;
+use super::tensors::Names;
 use crate::error::{Error, ErrorKind, Problem, Remark, Result, closest};
 use crate::spec::{
     Address, Binding, BindingValue, Problems, Scope, Source, Spec, Template, Test, Tree, listed,
 };
-use crate::weights::Repository;
+use crate::weights::{Index, Repository};
 
 /// Most bytes of a config: those with the names of twenty thousand classes have two million.
 const MAX_CONFIG: usize = 8 << 20;
@@ -133,8 +134,9 @@ pub struct Bound {
     pub defaulted: HashSet<String>,
 }
 
-/// Gives each name of a description its value, and checks what it matches and requires.
-pub fn bind(spec: &Spec, config: &Config, problems: &mut Problems) -> Bound {
+/// Gives each name of a description its value, and checks what it matches and requires. Without a checkpoint, what it may lack is
+/// taken to be stored.
+pub fn bind(spec: &Spec, config: &Config, index: Option<&Index>, problems: &mut Problems) -> Bound {
     let mut bound = Bound { matches: true, ..Bound::default() };
     for test in &spec.matches {
         // A key that is not there does not speak against the description: old files lack many.
@@ -173,8 +175,20 @@ pub fn bind(spec: &Spec, config: &Config, problems: &mut Problems) -> Bound {
         }
     }
     misspelt_keys(spec, config, problems);
+    let asks = spec.config.iter().any(|binding| matches!(binding.value, BindingValue::Stored(_)));
+    let names = index.filter(|_| asks).map(|index| Names::new(&spec.weights, index));
     for binding in &spec.config {
-        if let Some(value) = value_of(spec, config, binding, &mut bound, problems) {
+        if let BindingValue::Stored(tensor) = &binding.value {
+            let is_stored = names.as_ref().is_none_or(|names| names.find(tensor).is_some());
+            let why = match (&names, is_stored) {
+                (None, _) => "is taken to be stored",
+                (_, true) => "is stored",
+                (_, false) => "is not stored",
+            };
+            let origin = format!("`{}` is {is_stored}, as `{tensor}` {why}", binding.name);
+            bound.origins.insert(binding.name.clone(), origin);
+            bound.scope.insert(binding.name.clone(), Tree::Bool(is_stored));
+        } else if let Some(value) = value_of(spec, config, binding, &mut bound, problems) {
             bound.scope.insert(binding.name.clone(), value);
         }
     }
@@ -185,7 +199,7 @@ pub fn bind(spec: &Spec, config: &Config, problems: &mut Problems) -> Bound {
 fn misspelt_keys(spec: &Spec, config: &Config, problems: &mut Problems) {
     let keys = |binding: &'_ Binding| match &binding.value {
         BindingValue::Key { keys, .. } => keys.clone(),
-        BindingValue::Derived(..) => Vec::new(),
+        BindingValue::Stored(_) | BindingValue::Derived(..) => Vec::new(),
     };
     let tests = spec.matches.iter().chain(&spec.require).map(|test| test.key.clone());
     let read: HashSet<String> = tests.chain(spec.config.iter().flat_map(keys)).collect();
@@ -301,6 +315,7 @@ fn value_of(
             return Some(value);
         }
         BindingValue::Key { keys, default, when_null } => (keys, default, when_null),
+        BindingValue::Stored(_) => return None, // asks the checkpoint, not the config
     };
     let mut null = None;
     for key in keys {

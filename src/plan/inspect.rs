@@ -130,7 +130,7 @@ pub fn inspect(
     let Some(config) = config.filter(|_| problems.is_empty()) else {
         return findings(&mut problems, ErrorKind::Spec);
     };
-    let bound = config::bind(&spec, config, &mut problems);
+    let bound = config::bind(&spec, config, index, &mut problems);
     if !bound.matches {
         return findings(&mut problems, ErrorKind::Config);
     }
@@ -180,7 +180,7 @@ pub fn keys_read(spec: &Spec) -> Vec<&str> {
     let tests = spec.matches.iter().chain(&spec.require).map(|test| test.key.as_str());
     let bindings = spec.config.iter().flat_map(|binding| match &binding.value {
         BindingValue::Key { keys, .. } => &keys[..],
-        BindingValue::Derived(..) => &[],
+        BindingValue::Stored(_) | BindingValue::Derived(..) => &[],
     });
     tests.chain(bindings.map(String::as_str)).collect()
 }

@@ -93,7 +93,7 @@ impl Plan {
         let mut problems = Problems::default();
         let spec = parse(source, &mut problems);
         let kind = if problems.is_empty() { ErrorKind::Config } else { ErrorKind::Spec };
-        let bound = config::bind(&spec, config, &mut problems);
+        let bound = config::bind(&spec, config, Some(index), &mut problems);
         // Of a model that the description is not for, nothing needs to be said of its heads.
         let head = if bound.matches { choose_head(&spec, config, target, &mut problems) } else { None };
         // What stands in the way of a plan may lie in either file; a mistake in the description comes first.
@@ -374,14 +374,14 @@ fn choose_head<'s>(
 
 /// The tensors that a description asks for under a config, of layers of one kind those of the first few: first those of the head
 /// of that task, then those of the rest, and what is wrong with the description and the config; nothing that is stored is looked
-/// at.
+/// at, so that what only some checkpoints have is among them.
 pub(crate) fn declare(
     spec: &Spec,
     config: &Config,
     task: Option<&str>,
 ) -> (Vec<TensorUse>, usize, Vec<String>) {
     let mut problems = Problems::default();
-    let bound = config::bind(spec, config, &mut problems);
+    let bound = config::bind(spec, config, None, &mut problems);
     let head = spec.heads.iter().find(|head| Some(head.task.as_str()) == task);
     let mut expander = expander(spec, head, &bound, &mut problems);
     expander.few = true;

@@ -21,7 +21,7 @@ pub struct Tensors {
 }
 
 /// A checkpoint's names, read the way a description says.
-struct Names<'a> {
+pub struct Names<'a> {
     weights: &'a Weights,
     index: &'a Index,
     /// Names after renaming, with all stored names that become them.
@@ -29,7 +29,8 @@ struct Names<'a> {
 }
 
 impl<'a> Names<'a> {
-    fn new(weights: &'a Weights, index: &'a Index) -> Self {
+    /// The names of a checkpoint.
+    pub fn new(weights: &'a Weights, index: &'a Index) -> Self {
         let mut renamed: HashMap<String, Vec<&str>> = HashMap::new();
         for (name, _) in index.iter() {
             renamed.entry(rename(name, weights)).or_default().push(name);
@@ -38,7 +39,7 @@ impl<'a> Names<'a> {
     }
 
     /// The stored tensors that a declared name means, the first prefix first.
-    fn find(&self, name: &str) -> Option<&[&'a str]> {
+    pub fn find(&self, name: &str) -> Option<&[&'a str]> {
         let mut names = self.weights.prefixes.iter().map(|prefix| with_prefix(prefix, name));
         names.find_map(|name| self.renamed.get(&name)).map(Vec::as_slice)
     }

@@ -65,6 +65,8 @@ pub enum BindingValue {
         /// Taken instead of `default` when a key is there but null.
         when_null: Option<(Tree, Address)>,
     },
+    /// Whether the checkpoint has a tensor of this name.
+    Stored(String),
     /// An expression over earlier names.
     Derived(Tree, Address),
 }
@@ -351,6 +353,9 @@ impl<'a> Reader<'a> {
                 Tree::Text(text) if !text.contains('$') => {
                     BindingValue::Key { keys: vec![text.clone()], default: None, when_null: None }
                 }
+                Tree::Map(entries) if entries.iter().any(|(field, _)| field == "stored") => {
+                    self.stored_binding(value, &at)
+                }
                 Tree::Map(_) => self.key_binding(value, &at),
                 other => BindingValue::Derived(other.clone(), at.clone()),
             };
@@ -366,13 +371,30 @@ impl<'a> Reader<'a> {
                 "key" => keys = self.names(value, &at, "key").into_iter().map(|(key, _)| key).collect(),
                 "default" => default = Some((value.clone(), at)),
                 "when_null" => when_null = Some((value.clone(), at)),
-                _ => self.unknown("field", field, &at, &["key", "default", "when_null"]),
+                _ => self.unknown("field", field, &at, &["key", "default", "when_null", "stored"]),
             }
         }
         if keys.is_empty() && tree.get("key").is_none() {
             self.wrong(at, "expected `key`, the name in config.json", "");
         }
         BindingValue::Key { keys, default, when_null }
+    }
+
+    fn stored_binding(&mut self, tree: &'a Tree, at: &Address) -> BindingValue {
+        let mut tensor = String::new();
+        for (field, value, at) in self.entries(tree, at) {
+            match (field, value) {
+                ("stored", Tree::Text(name)) => {
+                    self.plain(name, &at, "stored");
+                    tensor.clone_from(name);
+                }
+                ("stored", _) => {
+                    self.wrong(&at, format!("expected the name of a tensor, found {}", value.kind()), "");
+                }
+                _ => self.unknown("field", field, &at, &["stored"]),
+            }
+        }
+        BindingValue::Stored(tensor)
     }
 
     fn weights(&mut self, tree: &'a Tree, at: &Address) -> Weights {

@@ -43,7 +43,9 @@ def source(case: str, layers: int = 1) -> tuple[dict[str, Any], State]:
     """Config and weights of a fixture, cut down."""
     config = json.loads((HERE / case / "config.json").read_text())
     state = load_file(str(HERE / case / "model.safetensors"))
-    for key in {"gpt2": ["n_layer"], "t5": ["num_layers", "num_decoder_layers"]}.get(config["model_type"], ["num_hidden_layers"]):
+    keys = {"gpt2": ["n_layer"], "t5": ["num_layers", "num_decoder_layers"]}
+    keys |= dict.fromkeys(["marian"], ["encoder_layers", "decoder_layers"])
+    for key in keys.get(config["model_type"], ["num_hidden_layers"]):
         config[key] = layers
     for key in {"layer_types", "no_rope_layers"} & set(config):
         config[key] = config[key][:layers]
@@ -56,6 +58,7 @@ def source(case: str, layers: int = 1) -> tuple[dict[str, Any], State]:
     if "vocab_size" in config and config["model_type"] != "bert":
         full, config["vocab_size"] = config["vocab_size"], min(config["vocab_size"], VOCAB)
         state = {k: v[:VOCAB].contiguous() if v.shape[0] == full else v for k, v in state.items()}
+        state = {k: v[:, :VOCAB].contiguous() if k == "final_logits_bias" else v for k, v in state.items()}
     return config, state
 
 
@@ -68,7 +71,7 @@ def batch(config: dict[str, Any]) -> State:
         "input_ids": torch.tensor([r + [pad] * (width - len(r)) for r in rows]),
         "attention_mask": torch.tensor([[1] * len(r) + [0] * (width - len(r)) for r in rows]),
     }
-    if config["model_type"] == "t5":
+    if config["model_type"] in ("t5", "marian"):
         out["decoder_input_ids"] = out["input_ids"].flip(1)
     if config["model_type"] == "bert":
         out["token_type_ids"] = torch.tensor([[0] * 4 + [1] * (width - 4)] * len(rows))
@@ -88,7 +91,8 @@ def plain(name: str, config: dict[str, Any], state: State) -> Any:
     if "lm_head.weight" in state:  # not the embedding, so it needs its own storage
         model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.clone())
     missing, unexpected = model.load_state_dict({k: v.float() for k, v in state.items()}, strict=False)
-    if unexpected or any(not (k.endswith("lm_head.weight") or "decoder" in k or "embed_tokens" in k) for k in missing):
+    known = ("lm_head.weight", "decoder", "embed_tokens")
+    if unexpected or any(not any(part in k for part in known) for k in missing):
         raise RuntimeError(f"{name}: missing {missing}, unexpected {unexpected}")
     return model
 
@@ -243,6 +247,18 @@ def old_forms(out: Path) -> None:
             out, name, "LlamaForCausalLM", f'rope_theta at top level, rope_scaling with "{key}"', older, state, expected
         )
 
+
+def sometimes(out: Path) -> None:
+    """Tensors that some checkpoints lack."""
+    config, state = source("marian/conditional-generation")
+    table = normal((config["max_position_embeddings"], config["d_model"]), "marian-own-positions") * 0.5
+    state = {k: v.bfloat16() for k, v in state.items()} | {"model.encoder.embed_positions.weight": table.bfloat16()}
+    expected = plain("MarianMTModel", config, state)
+    expected.tie_weights()
+    variant(
+        out, "marian-own-positions", "MarianMTModel", "stores positions of the encoder, which are no sines, and none of the decoder",
+        {**config, "dtype": "bfloat16"}, state, expected,
+    )
 
 
 def settings(out: Path) -> None:
@@ -480,6 +496,7 @@ def main() -> None:
     storage(a.out)
     heads(a.out)
     old_forms(a.out)
+    sometimes(a.out)
     settings(a.out)
     towers(a.out)
     sentences(a.out)
