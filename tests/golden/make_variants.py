@@ -44,7 +44,7 @@ def source(case: str, layers: int = 1) -> tuple[dict[str, Any], State]:
     config = json.loads((HERE / case / "config.json").read_text())
     state = load_file(str(HERE / case / "model.safetensors"))
     keys = {"gpt2": ["n_layer"], "t5": ["num_layers", "num_decoder_layers"]}
-    keys |= dict.fromkeys(["marian"], ["encoder_layers", "decoder_layers"])
+    keys |= dict.fromkeys(["bart", "marian"], ["encoder_layers", "decoder_layers"])
     for key in keys.get(config["model_type"], ["num_hidden_layers"]):
         config[key] = layers
     for key in {"layer_types", "no_rope_layers"} & set(config):
@@ -71,7 +71,7 @@ def batch(config: dict[str, Any]) -> State:
         "input_ids": torch.tensor([r + [pad] * (width - len(r)) for r in rows]),
         "attention_mask": torch.tensor([[1] * len(r) + [0] * (width - len(r)) for r in rows]),
     }
-    if config["model_type"] in ("t5", "marian"):
+    if config["model_type"] in ("t5", "bart", "marian"):
         out["decoder_input_ids"] = out["input_ids"].flip(1)
     if config["model_type"] == "bert":
         out["token_type_ids"] = torch.tensor([[0] * 4 + [1] * (width - 4)] * len(rows))
@@ -91,7 +91,7 @@ def plain(name: str, config: dict[str, Any], state: State) -> Any:
     if "lm_head.weight" in state:  # not the embedding, so it needs its own storage
         model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.clone())
     missing, unexpected = model.load_state_dict({k: v.float() for k, v in state.items()}, strict=False)
-    known = ("lm_head.weight", "decoder", "embed_tokens")
+    known = ("lm_head.weight", "decoder", "embed_tokens", "final_logits_bias")
     if unexpected or any(not any(part in k for part in known) for k in missing):
         raise RuntimeError(f"{name}: missing {missing}, unexpected {unexpected}")
     return model
@@ -257,6 +257,14 @@ def sometimes(out: Path) -> None:
     expected.tie_weights()
     variant(
         out, "marian-own-positions", "MarianMTModel", "stores positions of the encoder, which are no sines, and none of the decoder",
+        {**config, "dtype": "bfloat16"}, state, expected,
+    )
+    config, state = source("bart/conditional-generation")
+    state = {k: v.bfloat16() for k, v in state.items() if k != "final_logits_bias"}
+    expected = plain("BartForConditionalGeneration", config, state)
+    expected.tie_weights()
+    variant(
+        out, "bart-no-bias", "BartForConditionalGeneration", "no final_logits_bias, which means zeros",
         {**config, "dtype": "bfloat16"}, state, expected,
     )
 
