@@ -313,7 +313,7 @@ impl Bench {
     fn small(&self, shape: &Shape) -> Result<()> {
         match shape {
             Shape::Encode { .. } => self.encode(&[8]).map(|_| ()),
-            Shape::Generate { .. } => self.generate(Timed::All, 1, 16, 2).map(|_| ()),
+            Shape::Generate { .. } => self.generate(Timed::All, 1, 16, 1).map(|_| ()),
         }
     }
 
