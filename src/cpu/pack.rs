@@ -71,8 +71,9 @@ pub struct Task<'a> {
     panels: &'a mut [u8],
 }
 
-/// Outputs that are packed together where the stored rows are those of inputs: of each row one run is read, not many short ones.
-const OUTPUTS_AT_ONCE: usize = 512;
+/// Elements that are packed together at most where the stored rows are those of inputs: of each row one long run is read, not many short
+/// ones. Where they are to be converted, so many lie aside.
+const ELEMENTS_AT_ONCE: usize = 1 << 22;
 
 /// Inputs that are transposed together: of each stored row a long run is read, and those of a panel stay in the second cache.
 const TRANSPOSE_BLOCK: usize = 1024;
@@ -125,7 +126,8 @@ impl<'a> Sources<'a> {
     ) -> impl Iterator<Item = Task<'a>> {
         let width = engine.panel_width();
         let by_rows = self.parts.iter().all(|part| part.layout == Layout::OutIn);
-        let of_thread = self.outputs.div_ceil(engine.pool.threads()).clamp(1, OUTPUTS_AT_ONCE);
+        let of_thread = self.outputs.div_ceil(engine.pool.threads());
+        let of_thread = of_thread.min(ELEMENTS_AT_ONCE / self.inputs.max(1)).max(1);
         let outputs = if by_rows { width } else { of_thread.next_multiple_of(width) };
         let bytes = outputs / width * format.panel_bytes(self.inputs, width);
         panels.chunks_mut(bytes.max(1)).enumerate().map(move |(i, panels)| {
