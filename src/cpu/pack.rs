@@ -160,10 +160,10 @@ impl Task<'_> {
         match self.format {
             Format::F32 => self.sources.gather(packer, self.outputs, typed(self.panels), inputs * width),
             Format::F16 => {
-                self.convert(packer, inputs, |numbers, panels| round(numbers, panels, f16::from_f32))
+                self.convert(packer, inputs, |numbers, panels| convert_each(numbers, panels, f16::from_f32))
             }
             Format::Bf16 => {
-                self.convert(packer, inputs, |numbers, panels| round(numbers, panels, bf16::from_f32))
+                self.convert(packer, inputs, |numbers, panels| convert_each(numbers, panels, bf16::from_f32))
             }
             Format::Pairs => self.convert(packer, inputs.next_multiple_of(2), |numbers, panels| {
                 let pairs: &mut [Pair] = typed(panels);
@@ -198,8 +198,12 @@ impl Task<'_> {
 }
 
 /// Each number in another type.
-fn round<T: FromBytes + IntoBytes + Immutable>(numbers: &[f32], bytes: &mut [u8], round: impl Fn(f32) -> T) {
-    typed(bytes).iter_mut().zip(numbers).for_each(|(to, x)| *to = round(*x));
+fn convert_each<T: FromBytes + IntoBytes + Immutable>(
+    numbers: &[f32],
+    bytes: &mut [u8],
+    convert: impl Fn(f32) -> T,
+) {
+    typed(bytes).iter_mut().zip(numbers).for_each(|(to, x)| *to = convert(*x));
 }
 
 /// Bytes as the numbers that they are to be.
