@@ -9,7 +9,7 @@ use super::print::NOTE;
 use crate::error::Result;
 use crate::nn::TensorUse;
 use crate::plan::{Config, builtin, declare};
-use crate::spec::{BindingValue, Problems, Source, Spec, Tree};
+use crate::spec::{Problems, Source, Spec, Tree};
 
 /// A built-in description.
 #[derive(Clone, Debug)]
@@ -113,11 +113,9 @@ fn read(name: &'static str, text: &str) -> Result<Read> {
     let source = Source::yaml(name, text)?;
     let tree = source.tree.clone();
     let spec = Spec::parse(source, &mut Problems::default());
-    let bindings = spec.config.iter().filter_map(|binding| match &binding.value {
-        BindingValue::Key { keys, .. } => Some((binding.name.clone(), keys.clone())),
-        BindingValue::Stored(_) | BindingValue::Derived(..) => None,
-    });
-    let aliases: Vec<(String, Vec<String>)> = bindings.collect();
+    let bindings = spec.config.iter().filter(|binding| !binding.keys().is_empty());
+    let aliases: Vec<(String, Vec<String>)> =
+        bindings.map(|binding| (binding.name.clone(), binding.keys().to_vec())).collect();
     let mut suffixes = Vec::new();
     for head in &spec.heads {
         for class in &head.classes {

@@ -235,8 +235,7 @@ impl RopeFields {
         }
         // Some configs write 0 for none.
         let mut scale = |key| match scaling.0.get(key) {
-            Some(Tree::Int(0)) => Some(None),
-            Some(Tree::Float(0.0)) => Some(None),
+            Some(Tree::Int(0) | Tree::Float(0.0)) => Some(None),
             _ => optional(b, scaling, key),
         };
         let (mscale, all) = (scale("mscale")?, scale("mscale_all_dim")?);

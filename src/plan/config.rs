@@ -2,6 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 
+use super::inspect::keys_read;
 use super::is_irrelevant;
 use super::tensors::Names;
 use crate::error::{Error, ErrorKind, Problem, Remark, Result, closest};
@@ -178,17 +179,7 @@ pub fn bind(spec: &Spec, config: &Config, index: Option<&Index>, problems: &mut 
     let asks = spec.config.iter().any(|binding| matches!(binding.value, BindingValue::Stored(_)));
     let names = index.filter(|_| asks).map(|index| Names::new(&spec.weights, index));
     for binding in &spec.config {
-        if let BindingValue::Stored(tensor) = &binding.value {
-            let is_stored = names.as_ref().is_none_or(|names| names.find(tensor).is_some());
-            let why = match (&names, is_stored) {
-                (None, _) => "is taken to be stored",
-                (_, true) => "is stored",
-                (_, false) => "is not stored",
-            };
-            let origin = format!("`{}` is {is_stored}, as `{tensor}` {why}", binding.name);
-            bound.origins.insert(binding.name.clone(), origin);
-            bound.scope.insert(binding.name.clone(), Tree::Bool(is_stored));
-        } else if let Some(value) = value_of(spec, config, binding, &mut bound, problems) {
+        if let Some(value) = value_of(spec, config, names.as_ref(), binding, &mut bound, problems) {
             bound.scope.insert(binding.name.clone(), value);
         }
     }
@@ -197,19 +188,13 @@ pub fn bind(spec: &Spec, config: &Config, index: Option<&Index>, problems: &mut 
 
 /// Reports keys that the config lacks where it has one spelt almost the same that nothing reads: a default would hide that.
 fn misspelt_keys(spec: &Spec, config: &Config, problems: &mut Problems) {
-    let keys = |binding: &'_ Binding| match &binding.value {
-        BindingValue::Key { keys, .. } => keys.clone(),
-        BindingValue::Stored(_) | BindingValue::Derived(..) => Vec::new(),
-    };
-    let tests = spec.matches.iter().chain(&spec.require).map(|test| test.key.clone());
-    let read: HashSet<String> = tests.chain(spec.config.iter().flat_map(keys)).collect();
+    let read: HashSet<&str> = keys_read(spec).into_iter().collect();
     for binding in &spec.config {
-        let keys = keys(binding);
-        if keys.iter().any(|key| config.find(key).is_some()) {
+        if binding.keys().iter().any(|key| config.find(key).is_some()) {
             continue;
         }
-        for key in keys {
-            let (parent, name) = key.rsplit_once('.').unwrap_or(("", &key));
+        for key in binding.keys() {
+            let (parent, name) = key.rsplit_once('.').unwrap_or(("", key));
             let siblings = if parent.is_empty() {
                 config.source.tree.entries()
             } else {
@@ -223,7 +208,7 @@ fn misspelt_keys(spec: &Spec, config: &Config, problems: &mut Problems) {
             let unread = siblings
                 .iter()
                 .map(|(sibling, _)| sibling.as_str())
-                .filter(|sibling| !read.contains(&full(sibling)) && !is_irrelevant(sibling));
+                .filter(|sibling| !read.contains(full(sibling).as_str()) && !is_irrelevant(sibling));
             let Some(near) = unread.into_iter().find(|sibling| is_misspelt(name, sibling)) else { continue };
             let message = format!(
                 "`{}` has no `{key}`, and has `{near}`, which nothing reads",
@@ -301,6 +286,7 @@ fn computed_from(tree: &Tree, bound: &Bound) -> Option<String> {
 fn value_of(
     spec: &Spec,
     config: &Config,
+    names: Option<&Names<'_>>,
     binding: &Binding,
     bound: &mut Bound,
     problems: &mut Problems,
@@ -315,7 +301,17 @@ fn value_of(
             return Some(value);
         }
         BindingValue::Key { keys, default, when_null } => (keys, default, when_null),
-        BindingValue::Stored(_) => return None, // asks the checkpoint, not the config
+        BindingValue::Stored(tensor) => {
+            let is_stored = names.is_none_or(|names| names.find(tensor).is_some());
+            let why = match (names, is_stored) {
+                (None, _) => "is taken to be stored",
+                (_, true) => "is stored",
+                (_, false) => "is not stored",
+            };
+            let origin = format!("`{}` is {is_stored}, as `{tensor}` {why}", binding.name);
+            bound.origins.insert(binding.name.clone(), origin);
+            return Some(Tree::Bool(is_stored));
+        }
     };
     let mut null = None;
     for key in keys {

@@ -4,7 +4,7 @@
 use super::config::{self, Bound};
 use super::{Config, Target, build, choose_head, expander, parse, tensors};
 use crate::error::{Error, ErrorKind, Problem};
-use crate::spec::{Address, BindingValue, Problems, Source, Spec, Tree};
+use crate::spec::{Address, Binding, Problems, Source, Spec, Tree};
 use crate::weights::Index;
 
 /// How bad a [`Finding`] is.
@@ -178,10 +178,7 @@ fn heads(spec: &Spec, bound: &Bound, problems: &mut Problems) {
 /// The config keys that a description reads.
 pub fn keys_read(spec: &Spec) -> Vec<&str> {
     let tests = spec.matches.iter().chain(&spec.require).map(|test| test.key.as_str());
-    let bindings = spec.config.iter().flat_map(|binding| match &binding.value {
-        BindingValue::Key { keys, .. } => &keys[..],
-        BindingValue::Stored(_) | BindingValue::Derived(..) => &[],
-    });
+    let bindings = spec.config.iter().flat_map(Binding::keys);
     tests.chain(bindings.map(String::as_str)).collect()
 }
 

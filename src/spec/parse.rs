@@ -56,7 +56,7 @@ pub struct Binding {
 /// Where the value of a [`Binding`] comes from.
 #[derive(Debug)]
 pub enum BindingValue {
-    /// The first of these keys that the config has and that is not null.
+    /// The first of these keys that the config has and that is not null, nor, of several, an empty map.
     Key {
         /// Keys in order, with dots for nested ones.
         keys: Vec<String>,
@@ -69,6 +69,16 @@ pub enum BindingValue {
     Stored(String),
     /// An expression over earlier names.
     Derived(Tree, Address),
+}
+
+impl Binding {
+    /// The config keys that it reads.
+    pub fn keys(&self) -> &[String] {
+        match &self.value {
+            BindingValue::Key { keys, .. } => keys,
+            BindingValue::Stored(_) | BindingValue::Derived(..) => &[],
+        }
+    }
 }
 
 /// How tensor names are to be read.
