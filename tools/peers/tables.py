@@ -24,6 +24,7 @@ PEERS = "torch-f32,torch-bf16,onnxruntime-f32,onnxruntime-int8,ctranslate2-float
 PEERS += "llamacpp-f32,llamacpp-bf16,llamacpp-q8_0"
 RUNS = [("minilm", "encode", s) for s in ("1x8", "1x16", "1x128", "1x512", "8x128", "mixed32")]
 RUNS += [("gpt2", "decode", s) for s in ("decode:16:32", "prefill:512", "batch:8:16:16")]
+RUNS += [("smollm", "decode", s) for s in ("decode:16:32", "decode:1024:32", "prefill:512", "batch:8:16:16")]
 RUNS += [("bert", "encode", s) for s in ("1x8", "1x16", "1x128", "1x512", "8x128")]
 NAMES = {"smelt": "**smelt**", "onnxruntime": "ONNX Runtime", "ctranslate2": "CTranslate2", "llamacpp": "llama.cpp", "torch": "PyTorch",
          "rten": "rten", "candle": "candle"}
