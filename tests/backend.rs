@@ -1,8 +1,8 @@
 //! The fast backend against the plain one, and bit for bit against itself.
 
 use smelt::backend::{
-    Activation, AttentionParams, Backend, Compute, Epilogue, KvCache, Layout, LinearPart, Norm, PositionBias,
-    Reach, Rotation, Span, WeightType,
+    Activation, AttentionParams, Backend, CausalConv, Compute, Epilogue, HeadScan, KvCache, Layout,
+    LinearPart, Norm, PositionBias, Reach, Rotation, Scan, Span, WeightType,
 };
 use smelt::cpu::{Cpu, SimdLevel};
 use smelt::reference::Reference;
@@ -348,6 +348,97 @@ fn rotations_agree() {
             Reference.rope(&mut expected, 3, 2, head_dim, &rotation);
             close(&found, &expected, 1e-6, "rotation");
         }
+    }
+}
+
+/// Runs a recurrence over sequences that have a past, on the plain backend and on each level, where two threads and one row after
+/// another have to give the same bits. What it gives and what it remembers are compared.
+fn recurrences_agree(
+    what: &str,
+    cols: usize,
+    state: usize,
+    run: &dyn Fn(&dyn Backend, &[Span], &mut [&mut [f32]], &mut Tensor),
+) {
+    let mut random = Random(7);
+    let spans = spans(&[5, 1, 9]);
+    let past: Vec<Vec<f32>> = spans.iter().map(|_| random.vec(state)).collect();
+    let all = |backend: &dyn Backend, spans: &[&[Span]]| {
+        let mut states = past.clone();
+        let mut out = Tensor::zeros(15, cols);
+        for spans in spans {
+            let mut some: Vec<&mut [f32]> =
+                states.iter_mut().take(spans.len()).map(Vec::as_mut_slice).collect();
+            run(backend, spans, &mut some, &mut out);
+        }
+        (out, Tensor::from_vec(1, 3 * state, states.concat()))
+    };
+    let (expected, kept) = all(&Reference, &[&spans]);
+    // The first sequence by two rows and then the rest, the others not at all.
+    let steps = [vec![Span { rows: 0..2, past: 0 }], vec![Span { rows: 2..5, past: 2 }]];
+    for level in levels() {
+        let found = all(&cpu(level, 1), &[&spans]);
+        close(&found.0, &expected, 1e-5, &format!("{what}, {level:?}"));
+        close(&found.1, &kept, 1e-5, &format!("what {what} remembers, {level:?}"));
+        let threads = all(&cpu(level, 2), &[&spans]);
+        assert_eq!(
+            (bits(&found.0), bits(&found.1)),
+            (bits(&threads.0), bits(&threads.1)),
+            "{what}, {level:?}"
+        );
+        let steps = all(&cpu(level, 1), &[&steps[0], &steps[1]]);
+        assert_eq!(bits(&found.0)[..5 * cols], bits(&steps.0)[..5 * cols], "{what} in steps, {level:?}");
+        assert_eq!(bits(&found.1)[..state], bits(&steps.1)[..state], "{what} in steps, {level:?}");
+    }
+}
+
+#[test]
+fn causal_convolutions_agree() {
+    let mut random = Random(17);
+    for (channels, kernel, act) in [(1, 1, "silu"), (37, 4, "silu"), (200, 4, "tanh"), (133, 12, "silu")] {
+        let x = random.tensor(15, channels + 5);
+        let (weight, bias) = (random.vec(kernel * channels), random.vec(channels));
+        for bias in [None, Some(&*bias)] {
+            let act = Activation::from_name(act).unwrap();
+            let conv = CausalConv { x: &x, start: 3, weight: &weight, bias, act };
+            let what = format!("a convolution of {channels} channels over {kernel} rows");
+            recurrences_agree(&what, channels, (kernel - 1) * channels, &|backend, spans, states, out| {
+                backend.causal_conv(&conv, spans, states, out)
+            });
+        }
+    }
+}
+
+#[test]
+fn scans_agree() {
+    let mut random = Random(18);
+    for (inner, n) in [(1, 1), (37, 8), (130, 16), (70, 19)] {
+        let (x, bc) = (random.tensor(15, inner), random.tensor(15, 2 * n + 3));
+        let dt = Tensor::from_vec(15, inner, random.vec(15 * inner).iter().map(|x| x.abs()).collect());
+        let a: Vec<f32> = random.vec(inner * n).iter().map(|x| -4.0 * x.abs()).collect();
+        let d = random.vec(inner);
+        let scan = Scan { x: &x, dt: &dt, bc: &bc, start: 3, a: &a, d: &d };
+        recurrences_agree(
+            &format!("a scan of {inner} by {n}"),
+            inner,
+            inner * n,
+            &|backend, spans, states, out| backend.scan(&scan, spans, states, out),
+        );
+    }
+}
+
+#[test]
+fn scans_of_heads_agree() {
+    let mut random = Random(19);
+    for (heads, groups, head_dim, n) in [(1, 1, 1, 1), (4, 2, 5, 8), (6, 3, 33, 16), (2, 1, 64, 27)] {
+        let xbc = random.tensor(15, heads * head_dim + 2 * groups * n);
+        let dt = Tensor::from_vec(15, heads, random.vec(15 * heads).iter().map(|x| x.abs()).collect());
+        let a: Vec<f32> = random.vec(heads).iter().map(|x| -4.0 * x.abs()).collect();
+        let d = random.vec(heads);
+        let scan = HeadScan { xbc: &xbc, dt: &dt, a: &a, d: &d, head_dim, groups, state: n };
+        let (what, cols) = (format!("a scan of {heads} heads of {head_dim} by {n}"), heads * head_dim);
+        recurrences_agree(&what, cols, cols * n, &|backend, spans, states, out| {
+            backend.scan_heads(&scan, spans, states, out)
+        });
     }
 }
 

@@ -19,11 +19,13 @@ pub enum Activation {
     Tanh,
     /// `1 / (1 + exp(-x))`.
     Sigmoid,
+    /// `ln(1 + exp(x))`.
+    Softplus,
 }
 
 impl Activation {
     /// Names as they stand in `config.json` files, each with its function.
-    pub const NAMES: [(&'static str, Activation); 14] = [
+    pub const NAMES: [(&'static str, Activation); 15] = [
         ("gelu", Activation::Gelu),
         ("gelu_python", Activation::Gelu),
         ("gelu_new", Activation::GeluTanh),
@@ -38,6 +40,7 @@ impl Activation {
         ("swish", Activation::Silu),
         ("tanh", Activation::Tanh),
         ("sigmoid", Activation::Sigmoid),
+        ("softplus", Activation::Softplus),
     ];
 
     /// The function of that name, if it is known.
@@ -59,6 +62,7 @@ impl Activation {
             Activation::Silu => x * sigmoid(x),
             Activation::Tanh => x.tanh(),
             Activation::Sigmoid => sigmoid(x),
+            Activation::Softplus => relu(x) + (-x.abs()).exp().ln_1p(),
         }
     }
 }

@@ -3,8 +3,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use super::{
-    Activation, AttentionParams, Backend, Compute, Epilogue, HeadScan, KvCache, Linear, LinearWeights, Norm,
-    Rotation, Scan, Span, WeightType,
+    Activation, AttentionParams, Backend, CausalConv, Compute, Epilogue, HeadScan, KvCache, Linear,
+    LinearWeights, Norm, Rotation, Scan, Span, WeightType,
 };
 use crate::tensor::{Array, Tensor};
 
@@ -196,6 +196,19 @@ impl Backend for Counting {
         self.counts.counted(|| {
             self.inner.head_products(x, start, y, heads, head_dim, out);
             (2 * (x.rows() * y.rows() * heads * head_dim) as u64, 0)
+        });
+    }
+
+    fn causal_conv(
+        &self,
+        conv: &CausalConv<'_>,
+        spans: &[Span],
+        states: &mut [&mut [f32]],
+        out: &mut Tensor,
+    ) {
+        self.counts.counted(|| {
+            self.inner.causal_conv(conv, spans, states, out);
+            (2 * (out.rows() * conv.weight.len()) as u64, 0)
         });
     }
 

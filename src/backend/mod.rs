@@ -117,11 +117,15 @@ pub trait Backend: Send + Sync + fmt::Debug {
         out: &mut Tensor,
     );
 
-    /// Runs a selective state space over the rows of each span; `states[i]`, `[inner, state]`, is that of `spans[i]`: zeros before
+    /// Runs a causal convolution over the rows of each span; `states[i]`, `[kernel - 1, channels]`, has the last inputs before those of
+    /// `spans[i]`, zeros before its first row. `out` is `[rows, channels]`.
+    fn causal_conv(&self, conv: &CausalConv<'_>, spans: &[Span], states: &mut [&mut [f32]], out: &mut Tensor);
+
+    /// Runs a selective state space over the rows of each span; `states[i]`, `[state, inner]`, is that of `spans[i]`: zeros before
     /// its first row. `out` is `[rows, inner]`.
     fn scan(&self, scan: &Scan<'_>, spans: &[Span], states: &mut [&mut [f32]], out: &mut Tensor);
 
-    /// Runs a selective state space of heads over the rows of each span; `states[i]`, `[heads, head_dim, state]`, is that of
+    /// Runs a selective state space of heads over the rows of each span; `states[i]`, `[heads, state, head_dim]`, is that of
     /// `spans[i]`, zeros before its first row. `out` is `[rows, heads * head_dim]`.
     fn scan_heads(&self, scan: &HeadScan<'_>, spans: &[Span], states: &mut [&mut [f32]], out: &mut Tensor);
 }
@@ -284,8 +288,23 @@ impl DistanceScores<'_> {
     }
 }
 
+/// A causal depthwise convolution with an activation behind it: in each channel `act(Σ_k weight[k] · x[row + k + 1 - kernel] + bias)`.
+#[derive(Debug)]
+pub struct CausalConv<'a> {
+    /// The channels are columns of it, from `start` on.
+    pub x: &'a Tensor,
+    /// See `x`.
+    pub start: usize,
+    /// `[kernel, channels]`, what belongs to the oldest row first.
+    pub weight: &'a [f32],
+    /// One per channel.
+    pub bias: Option<&'a [f32]>,
+    /// Applied to the sums.
+    pub act: Activation,
+}
+
 /// A selective state space, without the maps before and after it: for each channel `c` of `inner` and each of its `state`
-/// numbers `n`, `s = exp(dt · a[c, n]) · s + dt · b[n] · x` and `y = Σ_n c[n] · s + d[c] · x`, token by token. Gu and Dao, arXiv:2312.00752,
+/// numbers `n`, `s = exp(dt · a[n, c]) · s + dt · b[n] · x` and `y = Σ_n c[n] · s + d[c] · x`, token by token. Gu and Dao, arXiv:2312.00752,
 /// 2023.
 #[derive(Debug)]
 pub struct Scan<'a> {
@@ -297,7 +316,7 @@ pub struct Scan<'a> {
     pub bc: &'a Tensor,
     /// See `bc`.
     pub start: usize,
-    /// `[inner, state]`.
+    /// `[state, inner]`, at most 0.
     pub a: &'a [f32],
     /// One per channel.
     pub d: &'a [f32],

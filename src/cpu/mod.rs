@@ -17,19 +17,20 @@ use std::marker::PhantomData;
 use std::sync::Arc;
 
 use crate::backend::{
-    Activation, AttentionParams, Backend, Compute, HeadScan, KvCache, Linear, LinearWeights, Norm, Pair,
-    Rotation, Scan, Span, WeightType,
+    Activation, AttentionParams, Backend, CausalConv, Compute, HeadScan, KvCache, Linear, LinearWeights,
+    Norm, Pair, Rotation, Scan, Span, WeightType,
 };
 use crate::error::count;
 use crate::tensor::{Array, Spare, Tensor};
 pub use dispatch::SimdLevel;
 use dispatch::{ProductSimds, Simds, with_product_simd, with_simd};
 use kernels::attention::{Attend, Scratch};
+use kernels::causal_conv::CausalConvolution;
 use kernels::fill::{FillPage, Places};
 use kernels::matmul::panel_width;
 use kernels::quantised::QuantisedRows;
 use kernels::rows::{Activate, Normalise, each_rows_mut, rotate};
-use kernels::scan::ScanHeads;
+use kernels::scan::{ScanChannels, ScanHeads};
 use kernels::simd::{Kernel, Simd};
 use linear::Packed;
 use pack::Format;
@@ -294,8 +295,18 @@ impl Backend for Cpu {
         });
     }
 
+    fn causal_conv(
+        &self,
+        conv: &CausalConv<'_>,
+        spans: &[Span],
+        states: &mut [&mut [f32]],
+        out: &mut Tensor,
+    ) {
+        self.engine.run(CausalConvolution { pool: &self.engine.pool, conv, spans, states, out });
+    }
+
     fn scan(&self, scan: &Scan<'_>, spans: &[Span], states: &mut [&mut [f32]], out: &mut Tensor) {
-        kernels::scan::scan(&self.engine.pool, scan, spans, states, out);
+        self.engine.run(ScanChannels { pool: &self.engine.pool, scan, spans, states, out });
     }
 
     fn scan_heads(&self, scan: &HeadScan<'_>, spans: &[Span], states: &mut [&mut [f32]], out: &mut Tensor) {

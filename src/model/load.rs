@@ -59,7 +59,7 @@ impl Network {
         // What is small comes first: reading it maps pages that may be large, beside weights that are not there yet.
         let element = |vector: &VectorUse| -> Vec<f32> {
             let stored = vector.parts.iter().flat_map(|TensorId(i)| arrays[*i].to_f32());
-            stored.map(|x| x + vector.offset).collect()
+            vector.prepare.apply(stored.collect())
         };
         parameters.vectors = plan.declared.vectors.iter().map(element).collect();
         parameters.tables = plan.declared.tables.iter().map(|TensorId(i)| arrays[*i].clone()).collect();

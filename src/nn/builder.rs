@@ -153,8 +153,41 @@ pub struct PartUse {
 pub struct VectorUse {
     /// The stored vectors.
     pub parts: Vec<TensorId>,
-    /// Added to each element.
-    pub offset: f32,
+    /// What becomes of its elements.
+    pub prepare: Prepare,
+}
+
+/// What becomes of the elements of a stored vector when a model is opened.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Prepare {
+    /// Nothing.
+    AsStored,
+    /// Something is added to each.
+    Plus(f32),
+    /// Rows of so many columns become columns.
+    Transpose(usize),
+    /// `-exp(x)` of each, and rows of so many columns become columns.
+    TransposeRates(usize),
+}
+
+impl Prepare {
+    /// The elements as they are used.
+    pub fn apply(self, mut elements: Vec<f32>) -> Vec<f32> {
+        match self {
+            Prepare::AsStored => elements,
+            Prepare::Plus(offset) => {
+                elements.iter_mut().for_each(|x| *x += offset);
+                elements
+            }
+            Prepare::Transpose(cols) => {
+                (0..cols).flat_map(|col| elements.iter().skip(col).step_by(cols)).copied().collect()
+            }
+            Prepare::TransposeRates(cols) => {
+                elements.iter_mut().for_each(|x| *x = -x.exp());
+                Prepare::Transpose(cols).apply(elements)
+            }
+        }
+    }
 }
 
 /// Computes a position bias from the elements of a table.
@@ -636,25 +669,25 @@ impl<'a> Builder<'a> {
 
     /// Declares the vector `suffix` (`weight`, `bias`) of a module, or the parameter itself if `suffix` is empty.
     pub fn vector(&mut self, path: &Path, suffix: &str, len: usize) -> Option<VectorId> {
-        self.parameter(path, suffix, vec![len], 0.0)
+        self.parameter(path, suffix, vec![len], Prepare::AsStored)
     }
 
-    /// As [`vector`](Self::vector), of several axes, with `offset` added to each element.
+    /// As [`vector`](Self::vector), of several axes.
     pub fn parameter(
         &mut self,
         path: &Path,
         suffix: &str,
         shape: Vec<usize>,
-        offset: f32,
+        prepare: Prepare,
     ) -> Option<VectorId> {
         let name = if suffix.is_empty() { path.name.clone() } else { format!("{}.{suffix}", path.name) };
         let tensor = self.tensor(name, shape, None, &path.at)?;
-        Some(self.vector_of(vec![tensor], offset))
+        Some(self.vector_of(vec![tensor], prepare))
     }
 
     /// Declares a vector of stored ones, one after another.
-    pub fn vector_of(&mut self, parts: Vec<TensorId>, offset: f32) -> VectorId {
-        self.declared.vectors.push(VectorUse { parts, offset });
+    pub fn vector_of(&mut self, parts: Vec<TensorId>, prepare: Prepare) -> VectorId {
+        self.declared.vectors.push(VectorUse { parts, prepare });
         let id = VectorId(self.declared.vectors.len() - 1);
         self.module(Site::Norm(id));
         id

@@ -1,6 +1,6 @@
 //! Norms of the queries or keys of an attention block.
 
-use super::builder::{Builder, VectorId};
+use super::builder::{Builder, Prepare, VectorId};
 use super::fields::{FieldType, NonNegative, Path, fields, nested, read_choice};
 use super::run::Run;
 use super::trace::Site;
@@ -96,8 +96,9 @@ impl HeadNorm {
     ) -> Option<PlannedHeadNorm> {
         b.field = field;
         let cols = heads * head_dim;
-        let weight = self.vector(b, "weight", heads, head_dim, self.offset as f32)?;
-        let bias = if self.bias { Some(self.vector(b, "bias", heads, head_dim, 0.0)?) } else { None };
+        let weight = self.vector(b, "weight", heads, head_dim, Prepare::Plus(self.offset as f32))?;
+        let bias =
+            if self.bias { Some(self.vector(b, "bias", heads, head_dim, Prepare::AsStored)?) } else { None };
         let width = if self.over == Over::All { cols } else { head_dim };
         Some(PlannedHeadNorm { kind: self.kind, weight, bias, eps: self.eps.0 as f32, width, cols })
     }
@@ -108,13 +109,13 @@ impl HeadNorm {
         suffix: &str,
         heads: usize,
         head_dim: usize,
-        offset: f32,
+        prepare: Prepare,
     ) -> Option<VectorId> {
         match self.over {
-            Over::Head => b.parameter(&self.at, suffix, vec![head_dim], offset),
-            Over::All => b.parameter(&self.at, suffix, vec![heads * head_dim], offset),
+            Over::Head => b.parameter(&self.at, suffix, vec![head_dim], prepare),
+            Over::All => b.parameter(&self.at, suffix, vec![heads * head_dim], prepare),
             Over::Each if !self.at.name.contains('*') => {
-                b.parameter(&self.at, suffix, vec![heads, head_dim], offset)
+                b.parameter(&self.at, suffix, vec![heads, head_dim], prepare)
             }
             Over::Each => {
                 let mut parts = Vec::with_capacity(heads);
@@ -122,7 +123,7 @@ impl HeadNorm {
                     let name = format!("{}.{suffix}", self.at.name.replace('*', &h.to_string()));
                     parts.push(b.tensor(name, vec![head_dim], None, &self.at.at)?);
                 }
-                Some(b.vector_of(parts, offset))
+                Some(b.vector_of(parts, prepare))
             }
         }
     }

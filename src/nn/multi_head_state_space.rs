@@ -1,8 +1,7 @@
-use super::builder::{Builder, LinearId, Rows, Shape, StateId, VectorId};
+use super::builder::{Builder, LinearId, Prepare, Rows, Shape, StateId, VectorId};
 use super::causal_conv::{CausalConv, MAX_KERNEL};
 use super::fields::{FieldType, NonNegative, Path, Projection, fields, nested};
 use super::run::Run;
-use super::state_space::softplus;
 use super::trace::Site;
 use super::{Block, Built, Plan};
 use crate::backend::{Activation, HeadScan, Norm};
@@ -97,11 +96,13 @@ impl FieldType for Limits {
 #[derive(Debug)]
 struct Planned {
     rows: Rows,
-    in_proj: LinearId,
+    z: LinearId,
+    /// `u` and `dt`.
+    u: LinearId,
     conv: CausalConv,
     dt_bias: VectorId,
     dt_limit: Limits,
-    a_log: VectorId,
+    a: VectorId,
     d: VectorId,
     norm: Option<PlannedNorm>,
     out_proj: LinearId,
@@ -109,8 +110,7 @@ struct Planned {
     head_dim: usize,
     groups: usize,
     state: usize,
-    act: Activation,
-    /// The states of the heads, `[heads, head_dim, state]`.
+    /// The states of the heads, `[heads, state, head_dim]`.
     kept: StateId,
 }
 
@@ -146,12 +146,18 @@ impl Plan for MultiHeadStateSpace {
             return None;
         }
         let convolved = inner + 2 * shared;
-        let in_proj = b.linear(&[("in_proj", &self.in_proj, inner + convolved + heads)], cols)?;
-        let conv = CausalConv::plan(b, &self.conv, self.conv_bias, convolved, self.kernel)?;
+        let projected = inner + convolved + heads;
+        let part = |b: &mut Builder<'_>, rows: std::ops::Range<usize>| {
+            let rows = Some(rows.map(|row| row as u32).collect());
+            let part = b.linear_part("in_proj", &self.in_proj, projected, cols, rows)?;
+            Some(b.linear_of(vec![part], cols))
+        };
+        let (z, u) = (part(b, 0..inner)?, part(b, inner..projected)?);
+        let conv = CausalConv::plan(b, &self.conv, self.conv_bias, convolved, self.kernel, self.act)?;
         b.field = "dt_bias";
         let dt_bias = b.vector(&self.dt_bias, "", heads)?;
         b.field = "a_log";
-        let a_log = b.vector(&self.a_log, "", heads)?;
+        let a = b.parameter(&self.a_log, "", vec![heads], Prepare::TransposeRates(1))?;
         b.field = "d";
         let d = b.vector(&self.d, "", heads)?;
         let norm = match &self.norm {
@@ -175,11 +181,12 @@ impl Plan for MultiHeadStateSpace {
         let rows = Rows::Tokens(stream);
         let block = Planned {
             rows,
-            in_proj,
+            z,
+            u,
             conv,
             dt_bias,
             dt_limit: self.dt_limit,
-            a_log,
+            a,
             d,
             norm,
             out_proj,
@@ -187,7 +194,6 @@ impl Plan for MultiHeadStateSpace {
             head_dim,
             groups,
             state,
-            act: self.act,
             kept,
         };
         Some((Box::new(block), Shape::Matrix { rows, cols }))
@@ -198,27 +204,22 @@ impl Planned {
     /// What `out_proj` is given, `[tokens, inner]`.
     fn gated(&self, run: &mut Run<'_>, input: &Tensor) -> Tensor {
         let (tokens, inner) = (input.rows(), self.heads * self.head_dim);
-        let projected = run.linear(self.in_proj, input, None, None); // [tokens, inner + convolved + heads]
-        let mut xbc = self.conv.apply(run, self.rows, &projected, inner); // [tokens, convolved]
-        run.backend.activate(self.act, &mut xbc);
+        let projected = run.linear(self.u, input, None, None); // [tokens, convolved + heads]
+        let xbc = self.conv.apply(run, self.rows, &projected, 0); // [tokens, convolved]
         let mut dt = run.take(tokens, self.heads);
-        let mut gate = run.take(tokens, inner);
         let (bias, Limits(low, high)) = (run.vector(self.dt_bias), self.dt_limit);
         for i in 0..tokens {
-            let row = projected.row(i);
-            gate.row_mut(i).copy_from_slice(&row[..inner]);
-            let steps = row[inner + xbc.cols()..].iter().zip(bias);
-            // Cannot panic: `Limits` has the smaller one first. What is not a number stays so.
-            let steps = steps.map(|(x, bias)| softplus(x + bias).clamp(low, high));
-            dt.row_mut(i).iter_mut().zip(steps).for_each(|(to, step)| *to = step);
+            let steps = projected.row(i)[xbc.cols()..].iter().zip(bias);
+            dt.row_mut(i).iter_mut().zip(steps).for_each(|(to, (x, bias))| *to = x + bias);
         }
-        run.backend.activate(Activation::Silu, &mut gate);
-        let a: Vec<f32> = run.vector(self.a_log).iter().map(|x| -x.exp()).collect();
+        run.backend.activate(Activation::Softplus, &mut dt);
+        // Cannot panic: `Limits` has the smaller one first. What is not a number stays so.
+        dt.data_mut().iter_mut().for_each(|step| *step = step.clamp(low, high));
         let mut y = run.take(tokens, inner);
         let scan = HeadScan {
             xbc: &xbc,
             dt: &dt,
-            a: &a,
+            a: run.vector(self.a),
             d: run.vector(self.d),
             head_dim: self.head_dim,
             groups: self.groups,
@@ -227,35 +228,31 @@ impl Planned {
         let spans = run.spans(self.rows);
         let mut states = Run::recurrent(run.states, self.kept, spans.len());
         run.backend.scan_heads(&scan, &spans, &mut states, &mut y);
+        let silu = Some(Activation::Silu);
         let gated = match &self.norm {
-            None => {
-                multiply(&mut gate, &y);
-                gate
-            }
+            None => run.linear(self.z, input, silu, Some(&y)),
             Some(norm) => {
                 let mut normed = run.take(tokens, inner);
                 let weight = Some(run.vector(norm.weight));
                 let rms = Norm { weight, bias: None, eps: norm.eps, width: norm.width };
                 if norm.before_gate {
                     run.backend.rms_norm(&y, &rms, &mut normed);
-                    multiply(&mut normed, &gate);
+                    run.trace(Site::Norm(norm.weight), Some(&y), &normed);
+                    let gated = run.linear(self.z, input, silu, Some(&normed));
+                    run.give(normed);
+                    gated
                 } else {
-                    multiply(&mut gate, &y);
-                    run.backend.rms_norm(&gate, &rms, &mut normed);
+                    let gated = run.linear(self.z, input, silu, Some(&y));
+                    run.backend.rms_norm(&gated, &rms, &mut normed);
+                    run.trace(Site::Norm(norm.weight), Some(&y), &normed);
+                    run.give(gated);
+                    normed
                 }
-                run.give(gate);
-                run.trace(Site::Norm(norm.weight), Some(&y), &normed);
-                normed
             }
         };
         [projected, xbc, dt, y].into_iter().for_each(|x| run.give(x));
         gated
     }
-}
-
-/// `x = x · y`, element by element.
-fn multiply(x: &mut Tensor, y: &Tensor) {
-    x.data_mut().iter_mut().zip(y.data()).for_each(|(x, y)| *x *= y);
 }
 
 impl Block for Planned {

@@ -1,4 +1,4 @@
-use super::builder::{Builder, Rows, Shape, VectorId};
+use super::builder::{Builder, Prepare, Rows, Shape, VectorId};
 use super::fields::{Path, fields};
 use super::run::Run;
 use super::{Block, Built, Plan};
@@ -44,7 +44,7 @@ impl Plan for Parameter {
 
     fn plan(self, b: &mut Builder<'_>, _: Option<Shape>, _: &Address) -> Built {
         let (rows, width) = (self.rows, self.width);
-        let learned = b.parameter(&self.at, "", vec![rows, width], 0.0)?;
+        let learned = b.parameter(&self.at, "", vec![rows, width], Prepare::AsStored)?;
         let shape = Shape::Matrix { rows: Rows::Learned(rows), cols: width };
         Some((Box::new(Planned { learned, rows, width }), shape))
     }
@@ -73,7 +73,7 @@ impl Plan for Positions {
                 .help("add an `embedding` of `positions` instead");
             return None;
         };
-        let learned = b.parameter(&self.at, "", vec![n, cols], 0.0)?;
+        let learned = b.parameter(&self.at, "", vec![n, cols], Prepare::AsStored)?;
         Some((Box::new(OfPositions(learned)), Shape::Matrix { rows, cols }))
     }
 }

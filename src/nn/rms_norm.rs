@@ -1,4 +1,4 @@
-use super::builder::{Builder, Shape, VectorId};
+use super::builder::{Builder, Prepare, Shape, VectorId};
 use super::fields::{NonNegative, Path, fields};
 use super::run::Run;
 use super::trace::Site;
@@ -31,7 +31,7 @@ struct Planned {
 impl Plan for RmsNorm {
     fn plan(self, b: &mut Builder<'_>, input: Option<Shape>, at: &Address) -> Built {
         let (rows, cols) = b.matrix(input, at)?;
-        let weight = b.parameter(&self.at, "weight", vec![cols], self.offset as f32)?;
+        let weight = b.parameter(&self.at, "weight", vec![cols], Prepare::Plus(self.offset as f32))?;
         Some((Box::new(Planned { weight, eps: self.eps.0 as f32 }), Shape::Matrix { rows, cols }))
     }
 }

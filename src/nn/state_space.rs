@@ -1,4 +1,4 @@
-use super::builder::{Builder, LinearId, Rows, Shape, StateId, VectorId};
+use super::builder::{Builder, LinearId, Prepare, Rows, Shape, StateId, VectorId};
 use super::causal_conv::{CausalConv, MAX_KERNEL};
 use super::fields::{Path, Projection, fields};
 use super::run::Run;
@@ -52,14 +52,14 @@ struct Planned {
     conv: CausalConv,
     x_proj: LinearId,
     dt_proj: LinearId,
-    a_log: VectorId,
+    /// `[state, inner]`.
+    a: VectorId,
     d: VectorId,
     out: LinearId,
     inner: usize,
-    state: usize,
     dt_rank: usize,
     act: Activation,
-    /// The state, `[inner, state]`.
+    /// The state, `[state, inner]`.
     kept: StateId,
 }
 
@@ -83,11 +83,11 @@ impl Plan for StateSpace {
             Some(b.linear_of(vec![part], cols))
         };
         let (x, z) = (half(b, 0..inner)?, half(b, inner..2 * inner)?);
-        let conv = CausalConv::plan(b, &self.conv, self.conv_bias, inner, kernel)?;
+        let conv = CausalConv::plan(b, &self.conv, self.conv_bias, inner, kernel, self.act)?;
         let x_proj = b.linear(&[("x_proj", &self.x_proj, self.dt_rank + 2 * state)], inner)?;
         let dt_proj = b.linear(&[("dt_proj", &self.dt_proj, inner)], self.dt_rank)?;
         b.field = "a_log";
-        let a_log = b.parameter(&self.a_log, "", vec![inner, state], 0.0)?;
+        let a = b.parameter(&self.a_log, "", vec![inner, state], Prepare::TransposeRates(state))?;
         b.field = "d";
         let d = b.vector(&self.d, "", inner)?;
         let out = b.linear(&[("out_proj", &self.out_proj, cols)], inner)?;
@@ -100,11 +100,10 @@ impl Plan for StateSpace {
             conv,
             x_proj,
             dt_proj,
-            a_log,
+            a,
             d,
             out,
             inner,
-            state,
             dt_rank: self.dt_rank,
             act: self.act,
             kept,
@@ -120,22 +119,19 @@ impl Block for Planned {
 
     fn forward(&self, run: &mut Run<'_>, input: &Tensor) -> Result<Tensor> {
         let x = run.linear(self.x, input, None, None); // [tokens, inner]
-        let mut u = self.conv.apply(run, self.rows, &x, 0);
+        let u = self.conv.apply(run, self.rows, &x, 0);
         run.give(x);
-        run.backend.activate(self.act, &mut u);
         let tbc = run.linear(self.x_proj, &u, None, None); // [tokens, dt_rank + 2 state]
         let mut t = run.take(tbc.rows(), self.dt_rank);
         for i in 0..tbc.rows() {
             t.row_mut(i).copy_from_slice(&tbc.row(i)[..self.dt_rank]);
         }
-        let mut dt = run.linear(self.dt_proj, &t, None, None); // [tokens, inner]
+        let dt = run.linear(self.dt_proj, &t, Some(Activation::Softplus), None); // [tokens, inner]
         run.give(t);
-        dt.data_mut().iter_mut().for_each(|x| *x = softplus(*x));
-        let a: Vec<f32> = run.vector(self.a_log).iter().map(|x| -x.exp()).collect();
+        let (a, d) = (run.vector(self.a), run.vector(self.d));
         let mut y = run.take(u.rows(), self.inner);
         let spans = run.spans(self.rows);
-        let scan = Scan { x: &u, dt: &dt, bc: &tbc, start: self.dt_rank, a: &a, d: run.vector(self.d) };
-        debug_assert_eq!(a.len(), self.inner * self.state);
+        let scan = Scan { x: &u, dt: &dt, bc: &tbc, start: self.dt_rank, a, d };
         let mut states = Run::recurrent(run.states, self.kept, spans.len());
         run.backend.scan(&scan, &spans, &mut states, &mut y);
         let gated = run.linear(self.z, input, Some(self.act), Some(&y));
@@ -143,9 +139,4 @@ impl Block for Planned {
         [u, tbc, dt, y, gated].into_iter().for_each(|x| run.give(x));
         Ok(out)
     }
-}
-
-/// `ln(1 + exp(x))`.
-pub fn softplus(x: f32) -> f32 {
-    if x > 20.0 { x } else { x.exp().ln_1p() }
 }

@@ -205,11 +205,16 @@ fn flops(plan: &Plan, block: &PlannedBlock, tokens: Tokens) -> u64 {
             flops = block.linears.iter().map(|id| of(id, out)).fold(0, u64::saturating_add);
         }
         "state_space" => {
-            flops = flops.saturating_add(product(&[6, rows, number("inner"), number("state")]));
+            let conv = product(&[2, rows, number("inner"), number("kernel")]);
+            let scan = product(&[6, rows, number("inner"), number("state")]);
+            flops = flops.saturating_add(conv).saturating_add(scan);
         }
         "multi_head_state_space" => {
-            let channels = [5, rows, number("heads"), number("head_dim"), number("state")];
-            flops = flops.saturating_add(product(&channels));
+            let inner = number("heads").saturating_mul(number("head_dim"));
+            let shared = product(&[2, number("groups"), number("state")]);
+            let conv = product(&[2, rows, inner.saturating_add(shared), number("kernel")]);
+            let scan = product(&[5, rows, inner, number("state")]);
+            flops = flops.saturating_add(conv).saturating_add(scan);
         }
         "disentangled_attention" => {
             // Scores and sums of values; the products with the vectors of distances, both ways.

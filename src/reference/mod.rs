@@ -4,7 +4,7 @@
 #![forbid(unsafe_code)]
 
 use crate::backend::{
-    Activation, AttentionParams, Backend, Compute, Epilogue, HeadScan, KvCache, Layout, Linear,
+    Activation, AttentionParams, Backend, CausalConv, Compute, Epilogue, HeadScan, KvCache, Layout, Linear,
     LinearWeights, Norm, Rotation, Scan, Span, WeightType,
     quantise::{block_inputs, quantise, scale},
 };
@@ -223,8 +223,35 @@ impl Backend for Reference {
         }
     }
 
+    fn causal_conv(
+        &self,
+        conv: &CausalConv<'_>,
+        spans: &[Span],
+        states: &mut [&mut [f32]],
+        out: &mut Tensor,
+    ) {
+        let channels = out.cols();
+        let before = conv.weight.len() / channels - 1;
+        for (span, state) in spans.iter().zip(states) {
+            for ch in 0..channels {
+                let kept = (0..before).map(|k| state[k * channels + ch]);
+                let inputs: Vec<f32> =
+                    kept.chain(span.rows.clone().map(|row| conv.x.row(row)[conv.start + ch])).collect();
+                let weights: Vec<f32> = (0..=before).map(|k| conv.weight[k * channels + ch]).collect();
+                for (i, row) in span.rows.clone().enumerate() {
+                    let sum =
+                        dot(&inputs[i..=i + before], &weights) + conv.bias.map_or(0.0, |b| b[ch].into());
+                    out.row_mut(row)[ch] = conv.act.exact(sum) as f32;
+                }
+                let last = &inputs[inputs.len() - before..];
+                last.iter().enumerate().for_each(|(k, x)| state[k * channels + ch] = *x);
+            }
+        }
+    }
+
     fn scan(&self, scan: &Scan<'_>, spans: &[Span], states: &mut [&mut [f32]], out: &mut Tensor) {
-        let n = scan.a.len() / scan.d.len();
+        let inner = scan.d.len();
+        let n = scan.a.len() / inner;
         for (span, state) in spans.iter().zip(states) {
             for row in span.rows.clone() {
                 let (b, c) = scan.bc.row(row)[scan.start..scan.start + 2 * n].split_at(n);
@@ -232,8 +259,8 @@ impl Backend for Reference {
                     let (x, dt) = (f64::from(scan.x.row(row)[ch]), f64::from(scan.dt.row(row)[ch]));
                     let mut y = f64::from(*d) * x;
                     for i in 0..n {
-                        let s = &mut state[ch * n + i];
-                        let decay = (dt * f64::from(scan.a[ch * n + i])).exp();
+                        let s = &mut state[i * inner + ch];
+                        let decay = (dt * f64::from(scan.a[i * inner + ch])).exp();
                         *s = (decay * f64::from(*s) + dt * f64::from(b[i]) * x) as f32;
                         y += f64::from(c[i]) * f64::from(*s);
                     }
@@ -257,7 +284,7 @@ impl Backend for Reference {
                         let x = f64::from(x[ch]);
                         let mut y = d * x;
                         for i in 0..n {
-                            let s = &mut state[ch * n + i];
+                            let s = &mut state[(h * n + i) * head_dim + ch % head_dim];
                             *s = (decay * f64::from(*s) + dt * x * f64::from(b[group * n + i])) as f32;
                             y += f64::from(c[group * n + i]) * f64::from(*s);
                         }

@@ -78,7 +78,12 @@ unsafe impl Sync for Shared {}
 impl Shared {
     /// A view of a matrix for the time that it is borrowed.
     pub fn new(x: &mut Tensor) -> Self {
-        Shared { cols: x.cols(), data: x.data_mut().as_mut_ptr() }
+        Shared::of(x.cols(), x.data_mut())
+    }
+
+    /// The same of elements in rows of so many columns.
+    pub fn of(cols: usize, data: &mut [f32]) -> Self {
+        Shared { cols, data: data.as_mut_ptr() }
     }
 
     /// Where element `[row, col]` lies.

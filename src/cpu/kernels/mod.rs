@@ -9,6 +9,7 @@
 pub mod attention;
 #[cfg(feature = "openblas")]
 pub mod blas;
+pub mod causal_conv;
 pub mod fill;
 pub mod math;
 pub mod matmul;

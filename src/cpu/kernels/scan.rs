@@ -1,5 +1,8 @@
 //! Selective state spaces: a recurrence over the rows of a sequence, for each channel or each head by itself.
 
+use std::ops::Range;
+
+use super::math::exp_to_0;
 use super::matmul::Shared;
 use super::simd::{Kernel, Simd, load, store};
 use crate::backend::{HeadScan, Scan, Span};
@@ -10,37 +13,104 @@ use crate::tensor::Tensor;
 const CHANNELS: usize = 64;
 
 /// See [`Backend::scan`](crate::backend::Backend::scan).
-pub fn scan(pool: &Pool, scan: &Scan<'_>, spans: &[Span], states: &mut [&mut [f32]], out: &mut Tensor) {
-    let inner = scan.d.len();
-    let n = scan.a.len() / inner.max(1);
-    assert!(n > 0 && scan.a.len() == inner * n, "a state for each channel");
-    assert_eq!((scan.x.cols(), scan.dt.cols(), out.cols()), (inner, inner, inner), "channels of a scan");
-    assert_eq!(spans.len(), states.len(), "a state for each sequence");
-    assert!(Span::are_in_order(spans, out.rows()), "rows of sequences");
-    let shared = Shared::new(out);
-    let mut tasks = Vec::new();
-    for (span, state) in spans.iter().zip(states) {
-        assert_eq!(state.len(), inner * n, "the state of a sequence");
-        for (part, state) in state.chunks_mut(CHANNELS * n).enumerate() {
-            tasks.push((span.rows.clone(), part * CHANNELS, state));
-        }
+pub struct ScanChannels<'a, 's> {
+    pub pool: &'a Pool,
+    pub scan: &'a Scan<'a>,
+    pub spans: &'a [Span],
+    pub states: &'a mut [&'s mut [f32]],
+    pub out: &'a mut Tensor,
+}
+
+impl Kernel for ScanChannels<'_, '_> {
+    type Output = ();
+
+    /// # Safety
+    /// Lengths are checked here.
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self, s: S) {
+        let ScanChannels { pool, scan, spans, states, out } = self;
+        let inner = scan.d.len();
+        let n = scan.a.len() / inner.max(1);
+        assert!(n > 0 && scan.a.len() == inner * n, "a state for each channel");
+        assert_eq!((scan.x.cols(), scan.dt.cols(), out.cols()), (inner, inner, inner), "channels of a scan");
+        assert!(scan.start + 2 * n <= scan.bc.cols(), "columns of a scan");
+        assert_eq!(spans.len(), states.len(), "a state for each sequence");
+        let rows = out.rows().min(scan.x.rows()).min(scan.dt.rows()).min(scan.bc.rows());
+        assert!(Span::are_in_order(spans, rows), "rows of sequences");
+        let shared = Shared::new(out);
+        let states = states.iter_mut().map(|state| {
+            assert_eq!(state.len(), inner * n, "the state of a sequence");
+            Shared::of(inner, state)
+        });
+        let (states, parts) = (states.collect::<Vec<_>>(), inner.div_ceil(CHANNELS));
+        pool.run(spans.len() * parts, &|i| {
+            let (rows, state, first) =
+                (spans[i / parts].rows.clone(), states[i / parts], i % parts * CHANNELS);
+            let channels = first..(first + CHANNELS).min(inner);
+            // SAFETY: the token turns its features on; lengths are checked above; tasks have different rows or channels.
+            unsafe { s.run(ScanPart { scan, rows, channels, state, out: shared }) }
+        });
     }
-    pool.run_each(tasks.into_iter(), |(rows, first, state)| {
-        for row in rows {
-            let (b, c) = scan.bc.row(row)[scan.start..scan.start + 2 * n].split_at(n);
-            for (i, state) in state.chunks_exact_mut(n).enumerate() {
-                let channel = first + i;
-                let (x, dt) = (scan.x.row(row)[channel], scan.dt.row(row)[channel]);
-                let mut y = scan.d[channel] * x;
-                for (i, s) in state.iter_mut().enumerate() {
-                    *s = (dt * scan.a[channel * n + i]).exp() * *s + dt * b[i] * x;
-                    y += c[i] * *s;
+}
+
+/// Some channels of one sequence.
+struct ScanPart<'a> {
+    scan: &'a Scan<'a>,
+    rows: Range<usize>,
+    channels: Range<usize>,
+    /// `[state, inner]`.
+    state: Shared,
+    out: Shared,
+}
+
+/// Numbers of a channel that stay in registers while it goes through the rows.
+const KEPT: usize = 8;
+
+impl Kernel for ScanPart<'_> {
+    type Output = ();
+
+    /// # Safety
+    /// `ScanChannels` has checked the lengths.
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self, s: S) {
+        let ScanPart { scan, rows, channels, state, out } = self;
+        let inner = scan.d.len();
+        let n = scan.a.len() / inner;
+        for first in channels.clone().step_by(S::LANES) {
+            let lanes = (channels.end - first).min(S::LANES);
+            for from in (0..n).step_by(KEPT) {
+                let count = (n - from).min(KEPT);
+                // SAFETY: `lanes` channels from `first` on, and `count` numbers from `from` on, lie inside of what is read and written.
+                unsafe {
+                    let d = load(s, scan.d.as_ptr().add(first), lanes);
+                    let (mut a, mut kept) = ([s.splat(0.0); KEPT], [s.splat(0.0); KEPT]);
+                    for i in 0..count {
+                        a[i] = load(s, scan.a.as_ptr().add((from + i) * inner + first), lanes);
+                        kept[i] = load(s, state.at(from + i, first), lanes);
+                    }
+                    for row in rows.clone() {
+                        let (dt, x) =
+                            (scan.dt.row(row).as_ptr().add(first), scan.x.row(row).as_ptr().add(first));
+                        let (dt, x) = (load(s, dt, lanes), load(s, x, lanes));
+                        let step = s.mul(dt, x);
+                        let bc = &scan.bc.row(row)[scan.start..];
+                        let (b, c) = (some(bc, from, count), some(bc, n + from, count));
+                        let to = out.at(row, first);
+                        let y = if from == 0 { s.mul(d, x) } else { load(s, to, lanes) };
+                        let mut decays = [s.splat(1.0); KEPT];
+                        for i in 0..KEPT {
+                            decays[i] = exp_to_0(s, s.mul(dt, a[i]));
+                        }
+                        let y = advance(s, &mut kept, decays, step, &b, &c, y);
+                        store(s, to, lanes, y);
+                    }
+                    for i in 0..count {
+                        store(s, state.at(from + i, first), lanes, kept[i]);
+                    }
                 }
-                // SAFETY: row and channel lie inside of the matrix, as is checked above; tasks differ in one or the other.
-                unsafe { *shared.at(row, channel) = y };
             }
         }
-    });
+    }
 }
 
 /// See [`Backend::scan_heads`](crate::backend::Backend::scan_heads).
@@ -71,14 +141,13 @@ impl Kernel for ScanHeads<'_, '_> {
         let rows = out.rows().min(scan.xbc.rows()).min(scan.dt.rows());
         assert!(Span::are_in_order(spans, rows), "rows of sequences");
         let shared = Shared::new(out);
-        let mut tasks = Vec::new();
-        for (span, state) in spans.iter().zip(states) {
+        let states = states.iter_mut().map(|state| {
             assert_eq!(state.len(), heads * size, "the state of a sequence");
-            for (head, state) in state.chunks_exact_mut(size).enumerate() {
-                tasks.push((span.rows.clone(), head, state));
-            }
-        }
-        pool.run_each(tasks.into_iter(), |(rows, head, state)| {
+            Shared::of(scan.head_dim, state)
+        });
+        let states = states.collect::<Vec<_>>();
+        pool.run(spans.len() * heads, &|i| {
+            let (rows, state, head) = (spans[i / heads].rows.clone(), states[i / heads], i % heads);
             // SAFETY: the token turns its features on; lengths are checked above; tasks have different rows or heads.
             unsafe { s.run(ScanHead { scan, rows, head, state, out: shared }) }
         });
@@ -88,10 +157,10 @@ impl Kernel for ScanHeads<'_, '_> {
 /// One head of one sequence.
 struct ScanHead<'a> {
     scan: &'a HeadScan<'a>,
-    rows: std::ops::Range<usize>,
+    rows: Range<usize>,
     head: usize,
-    /// `[head_dim, state]`.
-    state: &'a mut [f32],
+    /// `[heads, state, head_dim]`.
+    state: Shared,
     out: Shared,
 }
 
@@ -107,28 +176,33 @@ impl Kernel for ScanHead<'_> {
         let group = head / (heads / scan.groups);
         let b_start = heads * head_dim + group * n;
         let c_start = b_start + scan.groups * n;
-        // All rows for some channels, then for the next ones: what these remember stays in the nearest cache.
-        for (part, state) in state.chunks_mut(TOGETHER * n).enumerate() {
-            let (first, channels) = (head * head_dim + part * TOGETHER, state.len() / n);
-            for row in rows.clone() {
-                let xbc = scan.xbc.row(row);
-                let (x, b, c) = (&xbc[first..][..channels], &xbc[b_start..][..n], &xbc[c_start..][..n]);
-                let dt = scan.dt.row(row)[head];
-                let decay = (dt * scan.a[head]).exp();
-                // SAFETY: `b` and `c` have `n` elements and `state` `n` for each channel; the row and columns that are written
-                // lie inside of the matrix.
+        let decays: Vec<f32> =
+            rows.clone().map(|row| (scan.dt.row(row)[head] * scan.a[head]).exp()).collect();
+        for first in (0..head_dim).step_by(S::LANES) {
+            let lanes = (head_dim - first).min(S::LANES);
+            let channel = head * head_dim + first;
+            for from in (0..n).step_by(KEPT) {
+                let count = (n - from).min(KEPT);
+                // SAFETY: `lanes` channels from `channel` on, and `count` numbers from `from` on, lie inside of what is read and
+                // written.
                 unsafe {
-                    let (b, c, state, out) = (b.as_ptr(), c.as_ptr(), state.as_mut_ptr(), out.at(row, first));
-                    if let Ok(x) = <&[f32; TOGETHER]>::try_from(x) {
-                        let sums = advance(s, decay, x.map(|x| dt * x), b, c, state, n);
-                        for i in 0..TOGETHER {
-                            *out.add(i) = sums[i] + scan.d[head] * x[i];
-                        }
-                    } else {
-                        for i in 0..channels {
-                            let [sum] = advance(s, decay, [dt * x[i]], b, c, state.add(i * n), n);
-                            *out.add(i) = sum + scan.d[head] * x[i];
-                        }
+                    let d = s.splat(scan.d[head]);
+                    let mut kept = [s.splat(0.0); KEPT];
+                    for i in 0..count {
+                        kept[i] = load(s, state.at(head * n + from + i, first), lanes);
+                    }
+                    for (row, decay) in rows.clone().zip(&decays) {
+                        let xbc = scan.xbc.row(row);
+                        let x = load(s, xbc.as_ptr().add(channel), lanes);
+                        let step = s.mul(s.splat(scan.dt.row(row)[head]), x);
+                        let (b, c) = (some(&xbc[b_start..], from, count), some(&xbc[c_start..], from, count));
+                        let to = out.at(row, channel);
+                        let y = if from == 0 { s.mul(d, x) } else { load(s, to, lanes) };
+                        let y = advance(s, &mut kept, [s.splat(*decay); KEPT], step, &b, &c, y);
+                        store(s, to, lanes, y);
+                    }
+                    for i in 0..count {
+                        store(s, state.at(head * n + from + i, first), lanes, kept[i]);
                     }
                 }
             }
@@ -136,46 +210,35 @@ impl Kernel for ScanHead<'_> {
     }
 }
 
-/// Channels of a head that go through the rows together: their sums hide each other's latency.
-const TOGETHER: usize = 4;
-
-/// One step of `N` channels: `state = decay * state + step * b`, then the sums of `c * state`. The order of a channel's sum does not
-/// depend on `N`.
+/// One step of a vector of channels: `kept = decay * kept + step * b`, then `y` and the sum of `c * kept`, in this order.
 ///
 /// # Safety
-/// `b` and `c` have `n` elements, `state` has `N * n`.
+/// Only inside of a kernel.
 #[inline(always)]
-unsafe fn advance<S: Simd, const N: usize>(
+unsafe fn advance<S: Simd>(
     s: S,
-    decay: f32,
-    steps: [f32; N],
-    b: *const f32,
-    c: *const f32,
-    state: *mut f32,
-    n: usize,
-) -> [f32; N] {
-    // SAFETY: the caller's: offsets end at `n`, or at `N * n`.
+    kept: &mut [S::V; KEPT],
+    decays: [S::V; KEPT],
+    step: S::V,
+    b: &[f32; KEPT],
+    c: &[f32; KEPT],
+    mut y: S::V,
+) -> S::V {
+    // SAFETY: the caller's.
     unsafe {
-        let decay = s.splat(decay);
-        let (mut by, mut sums, mut results) = ([s.splat(0.0); N], [s.splat(0.0); N], [0.0; N]);
-        for k in 0..N {
-            by[k] = s.splat(steps[k]);
+        for i in 0..KEPT {
+            kept[i] = s.fma(decays[i], kept[i], s.mul(step, s.splat(b[i])));
+            y = s.fma(s.splat(c[i]), kept[i], y);
         }
-        let mut i = 0;
-        while i < n {
-            let some = (n - i).min(S::LANES);
-            let (b, c) = (load(s, b.add(i), some), load(s, c.add(i), some));
-            for k in 0..N {
-                let at = state.add(k * n + i);
-                let new = s.fma(decay, load(s, at, some), s.mul(by[k], b));
-                store(s, at, some, new);
-                sums[k] = s.fma(c, new, sums[k]);
-            }
-            i += some;
-        }
-        for k in 0..N {
-            results[k] = s.reduce_sum(sums[k]);
-        }
-        results
+        y
+    }
+}
+
+/// `count` numbers from `from` on, and zeros behind them.
+#[inline(always)]
+fn some(numbers: &[f32], from: usize, count: usize) -> [f32; KEPT] {
+    match numbers[from..].first_chunk() {
+        Some(whole) if count == KEPT => *whole,
+        _ => std::array::from_fn(|i| if i < count { numbers[from + i] } else { 0.0 }),
     }
 }
