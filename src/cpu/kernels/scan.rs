@@ -76,10 +76,10 @@ impl Kernel for ScanPart<'_> {
         let ScanPart { scan, rows, channels, state, out } = self;
         let inner = scan.d.len();
         let n = scan.a.len() / inner;
-        for first in channels.clone().step_by(S::LANES) {
-            let lanes = (channels.end - first).min(S::LANES);
-            for from in (0..n).step_by(KEPT) {
-                let count = (n - from).min(KEPT);
+        for from in (0..n).step_by(KEPT) {
+            let count = (n - from).min(KEPT);
+            for first in channels.clone().step_by(S::LANES) {
+                let lanes = (channels.end - first).min(S::LANES);
                 // SAFETY: `lanes` channels from `first` on, and `count` numbers from `from` on, lie inside of what is read and written.
                 unsafe {
                     let d = load(s, scan.d.as_ptr().add(first), lanes);
@@ -178,11 +178,11 @@ impl Kernel for ScanHead<'_> {
         let c_start = b_start + scan.groups * n;
         let decays: Vec<f32> =
             rows.clone().map(|row| (scan.dt.row(row)[head] * scan.a[head]).exp()).collect();
-        for first in (0..head_dim).step_by(S::LANES) {
-            let lanes = (head_dim - first).min(S::LANES);
-            let channel = head * head_dim + first;
-            for from in (0..n).step_by(KEPT) {
-                let count = (n - from).min(KEPT);
+        for from in (0..n).step_by(KEPT) {
+            let count = (n - from).min(KEPT);
+            for first in (0..head_dim).step_by(S::LANES) {
+                let lanes = (head_dim - first).min(S::LANES);
+                let channel = head * head_dim + first;
                 // SAFETY: `lanes` channels from `channel` on, and `count` numbers from `from` on, lie inside of what is read and
                 // written.
                 unsafe {
