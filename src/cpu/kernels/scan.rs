@@ -84,6 +84,7 @@ impl Kernel for ScanPart<'_> {
                 unsafe {
                     let d = load(s, scan.d.as_ptr().add(first), lanes);
                     let (mut a, mut kept) = ([s.splat(0.0); KEPT], [s.splat(0.0); KEPT]);
+                    let mut room = [[0.0; KEPT]; 2];
                     for i in 0..count {
                         a[i] = load(s, scan.a.as_ptr().add((from + i) * inner + first), lanes);
                         kept[i] = load(s, state.at(from + i, first), lanes);
@@ -94,14 +95,15 @@ impl Kernel for ScanPart<'_> {
                         let (dt, x) = (load(s, dt, lanes), load(s, x, lanes));
                         let step = s.mul(dt, x);
                         let bc = &scan.bc.row(row)[scan.start..];
-                        let (b, c) = (some(bc, from, count), some(bc, n + from, count));
+                        let b = some(&bc[from..], count, &mut room[0]);
+                        let c = some(&bc[n + from..], count, &mut room[1]);
                         let to = out.at(row, first);
                         let y = if from == 0 { s.mul(d, x) } else { load(s, to, lanes) };
                         let mut decays = [s.splat(1.0); KEPT];
                         for i in 0..KEPT {
                             decays[i] = exp_to_0(s, s.mul(dt, a[i]));
                         }
-                        let y = advance(s, &mut kept, decays, step, &b, &c, y);
+                        let y = advance(s, &mut kept, decays, step, b, c, y);
                         store(s, to, lanes, y);
                     }
                     for i in 0..count {
@@ -187,7 +189,7 @@ impl Kernel for ScanHead<'_> {
                 // written.
                 unsafe {
                     let d = s.splat(scan.d[head]);
-                    let mut kept = [s.splat(0.0); KEPT];
+                    let (mut kept, mut room) = ([s.splat(0.0); KEPT], [[0.0; KEPT]; 2]);
                     for i in 0..count {
                         kept[i] = load(s, state.at(head * n + from + i, first), lanes);
                     }
@@ -195,10 +197,11 @@ impl Kernel for ScanHead<'_> {
                         let xbc = scan.xbc.row(row);
                         let x = load(s, xbc.as_ptr().add(channel), lanes);
                         let step = s.mul(s.splat(scan.dt.row(row)[head]), x);
-                        let (b, c) = (some(&xbc[b_start..], from, count), some(&xbc[c_start..], from, count));
+                        let b = some(&xbc[b_start + from..], count, &mut room[0]);
+                        let c = some(&xbc[c_start + from..], count, &mut room[1]);
                         let to = out.at(row, channel);
                         let y = if from == 0 { s.mul(d, x) } else { load(s, to, lanes) };
-                        let y = advance(s, &mut kept, [s.splat(*decay); KEPT], step, &b, &c, y);
+                        let y = advance(s, &mut kept, [s.splat(*decay); KEPT], step, b, c, y);
                         store(s, to, lanes, y);
                     }
                     for i in 0..count {
@@ -213,32 +216,33 @@ impl Kernel for ScanHead<'_> {
 /// One step of a vector of channels: `kept = decay * kept + step * b`, then `y` and the sum of `c * kept`, in this order.
 ///
 /// # Safety
-/// Only inside of a kernel.
+/// Only inside of a kernel; `b` and `c` have `KEPT` elements. Where they lie in memory, a processor takes them for all channels at once.
 #[inline(always)]
 unsafe fn advance<S: Simd>(
     s: S,
     kept: &mut [S::V; KEPT],
     decays: [S::V; KEPT],
     step: S::V,
-    b: &[f32; KEPT],
-    c: &[f32; KEPT],
+    b: *const f32,
+    c: *const f32,
     mut y: S::V,
 ) -> S::V {
     // SAFETY: the caller's.
     unsafe {
         for i in 0..KEPT {
-            kept[i] = s.fma(decays[i], kept[i], s.mul(step, s.splat(b[i])));
-            y = s.fma(s.splat(c[i]), kept[i], y);
+            kept[i] = s.fma(decays[i], kept[i], s.mul(step, s.splat(*b.add(i))));
+            y = s.fma(s.splat(*c.add(i)), kept[i], y);
         }
         y
     }
 }
 
-/// `count` numbers from `from` on, and zeros behind them.
+/// Where the first `count` numbers lie, with zeros behind them up to `KEPT`.
 #[inline(always)]
-fn some(numbers: &[f32], from: usize, count: usize) -> [f32; KEPT] {
-    match numbers[from..].first_chunk() {
-        Some(whole) if count == KEPT => *whole,
-        _ => std::array::from_fn(|i| if i < count { numbers[from + i] } else { 0.0 }),
+fn some(numbers: &[f32], count: usize, room: &mut [f32; KEPT]) -> *const f32 {
+    if count == KEPT {
+        return numbers[..KEPT].as_ptr();
     }
+    room[..count].copy_from_slice(&numbers[..count]);
+    room.as_ptr()
 }
