@@ -297,6 +297,19 @@ fn norms_agree() {
                         close(&found, &expected[0], 1e-5, &format!("{level:?} layer norm of {width}"));
                         cpu(level, 2).rms_norm(&x, &norm, &mut found);
                         close(&found, &expected[1], 1e-5, &format!("{level:?} rms norm of {width}"));
+                        for (centre, expected) in [(true, &expected[0]), (false, &expected[1])] {
+                            let what = format!("{level:?} norm of {width} in place");
+                            let (mut wide, before) = (Tensor::zeros(9, cols + 5), random.tensor(9, cols + 5));
+                            for row in 0..9 {
+                                wide.row_mut(row).copy_from_slice(before.row(row));
+                                wide.row_mut(row)[3..3 + cols].copy_from_slice(x.row(row));
+                            }
+                            cpu(level, 2).norm_columns(&mut wide, 3..3 + cols, &norm, centre);
+                            close(&wide.columns(3..3 + cols), expected, 1e-5, &what);
+                            for beside in [0..3, 3 + cols..5 + cols] {
+                                assert_eq!(wide.columns(beside.clone()), before.columns(beside), "{what}");
+                            }
+                        }
                     }
                 }
             }

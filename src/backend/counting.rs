@@ -1,3 +1,4 @@
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -135,6 +136,10 @@ impl Backend for Counting {
 
     fn rms_norm(&self, x: &Tensor, norm: &Norm<'_>, out: &mut Tensor) {
         self.counts.timed(|| self.inner.rms_norm(x, norm, out));
+    }
+
+    fn norm_columns(&self, x: &mut Tensor, columns: Range<usize>, norm: &Norm<'_>, centre: bool) {
+        self.counts.timed(|| self.inner.norm_columns(x, columns, norm, centre));
     }
 
     fn activate(&self, act: Activation, x: &mut Tensor) {

@@ -65,6 +65,10 @@ pub trait Backend: Send + Sync + fmt::Debug {
     /// `out = x / sqrt(mean(x²) + eps) * weight`, as [`layer_norm`](Self::layer_norm).
     fn rms_norm(&self, x: &Tensor, norm: &Norm<'_>, out: &mut Tensor);
 
+    /// The same in place, of some columns of `x`: with `centre` as [`layer_norm`](Self::layer_norm), without it as
+    /// [`rms_norm`](Self::rms_norm).
+    fn norm_columns(&self, x: &mut Tensor, columns: Range<usize>, norm: &Norm<'_>, centre: bool);
+
     /// `x = act(x)`.
     fn activate(&self, act: Activation, x: &mut Tensor);
 

@@ -14,6 +14,7 @@ mod peaks;
 mod pool;
 
 use std::marker::PhantomData;
+use std::ops::Range;
 use std::sync::Arc;
 
 use crate::backend::{
@@ -29,7 +30,7 @@ use kernels::causal_conv::CausalConvolution;
 use kernels::fill::{FillPage, Places};
 use kernels::matmul::panel_width;
 use kernels::quantised::QuantisedRows;
-use kernels::rows::{Activate, Normalise, each_rows_mut, rotate};
+use kernels::rows::{Activate, Normalise, NormaliseColumns, each_rows_mut, rotate};
 use kernels::scan::{ScanChannels, ScanHeads};
 use kernels::simd::{Kernel, Simd};
 use linear::Packed;
@@ -210,6 +211,10 @@ impl Backend for Cpu {
 
     fn rms_norm(&self, x: &Tensor, norm: &Norm<'_>, out: &mut Tensor) {
         self.engine.run(Normalise { pool: &self.engine.pool, x, norm, centre: false, out });
+    }
+
+    fn norm_columns(&self, x: &mut Tensor, columns: Range<usize>, norm: &Norm<'_>, centre: bool) {
+        self.engine.run(NormaliseColumns { pool: &self.engine.pool, x, columns, norm, centre });
     }
 
     fn activate(&self, act: Activation, x: &mut Tensor) {

@@ -132,25 +132,17 @@ impl HeadNorm {
 impl PlannedHeadNorm {
     /// Norms the heads in the columns from `start` on.
     pub fn apply(&self, run: &mut Run<'_>, x: &mut Tensor, start: usize) {
-        let (mut heads, mut normed) = (run.take(x.rows(), self.cols), run.take(x.rows(), self.cols));
-        for i in 0..x.rows() {
-            heads.row_mut(i).copy_from_slice(&x.row(i)[start..start + self.cols]);
-        }
+        let columns = start..start + self.cols;
+        let heads = run.is_traced().then(|| x.columns(columns.clone()));
         let norm = Norm {
             weight: Some(run.vector(self.weight)),
             bias: self.bias.map(|id| run.vector(id)),
             eps: self.eps,
             width: self.width,
         };
-        match self.kind {
-            Kind::LayerNorm => run.backend.layer_norm(&heads, &norm, &mut normed),
-            Kind::RmsNorm => run.backend.rms_norm(&heads, &norm, &mut normed),
+        run.backend.norm_columns(x, columns.clone(), &norm, self.kind == Kind::LayerNorm);
+        if heads.is_some() {
+            run.trace(Site::Norm(self.weight), heads.as_ref(), &x.columns(columns));
         }
-        run.trace(Site::Norm(self.weight), Some(&heads), &normed);
-        for i in 0..x.rows() {
-            x.row_mut(i)[start..start + self.cols].copy_from_slice(normed.row(i));
-        }
-        run.give(heads);
-        run.give(normed);
     }
 }

@@ -193,9 +193,12 @@ impl Planned {
             }
         };
         let merit = |e: usize| weights[e] + correction.map_or(0.0, |c| f64::from(c[e]));
+        // Of those that are equally good the first ones.
         let best = |mut of: Vec<usize>, n: usize, merit: &dyn Fn(usize) -> f64| {
-            of.sort_by(|a, b| merit(*b).total_cmp(&merit(*a)));
-            of.truncate(n);
+            if n < of.len() {
+                of.select_nth_unstable_by(n, |a, b| merit(*b).total_cmp(&merit(*a)).then(a.cmp(b)));
+                of.truncate(n);
+            }
             of
         };
         let size = weights.len() / self.groups;
@@ -216,7 +219,9 @@ impl Planned {
         let mut up = run.linear(expert.up, x, None, None);
         let inner = match self.clamp {
             None => {
-                up.data_mut().iter_mut().for_each(|x| *x += self.up_offset);
+                if self.up_offset != 0.0 {
+                    up.data_mut().iter_mut().for_each(|x| *x += self.up_offset);
+                }
                 run.linear(expert.gate, x, Some(self.act), Some(&up))
             }
             Some(limit) => {

@@ -420,6 +420,11 @@ impl<'r> Run<'r> {
         states.iter_mut().take(sequences).map(|state| &mut *state.recurrent[id.0]).collect()
     }
 
+    /// Whether calls of modules are noted.
+    pub fn is_traced(&self) -> bool {
+        self.trace.is_some()
+    }
+
     /// Notes a call of a module, if the pass is traced.
     pub fn trace(&mut self, site: Site, input: Option<&Tensor>, output: &Tensor) {
         if let Some(calls) = &mut self.trace {

@@ -3,6 +3,8 @@
 
 #![forbid(unsafe_code)]
 
+use std::ops::Range;
+
 use crate::backend::{
     Activation, AttentionParams, Backend, CausalConv, Compute, Epilogue, HeadScan, KvCache, Layout, Linear,
     LinearWeights, Norm, Rotation, Scan, Span, WeightType,
@@ -133,6 +135,19 @@ impl Backend for Reference {
             let square = x.iter().map(|x| x * x).sum::<f64>() / x.len() as f64;
             (0.0, (square + f64::from(norm.eps)).sqrt())
         });
+    }
+
+    fn norm_columns(&self, x: &mut Tensor, columns: Range<usize>, norm: &Norm<'_>, centre: bool) {
+        let some = x.columns(columns.clone());
+        let mut normed = some.clone();
+        if centre {
+            self.layer_norm(&some, norm, &mut normed)
+        } else {
+            self.rms_norm(&some, norm, &mut normed)
+        }
+        for row in 0..x.rows() {
+            x.row_mut(row)[columns.clone()].copy_from_slice(normed.row(row));
+        }
     }
 
     fn activate(&self, act: Activation, x: &mut Tensor) {

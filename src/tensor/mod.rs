@@ -7,6 +7,7 @@ mod dtype;
 mod spare;
 
 use std::fmt;
+use std::ops::Range;
 
 pub use array::{Array, Storage};
 pub use buffers::Buffers;
@@ -112,6 +113,18 @@ impl Tensor {
     pub fn row_mut(&mut self, i: usize) -> &mut [f32] {
         let cols = self.cols;
         &mut self.data_mut()[i * cols..(i + 1) * cols]
+    }
+
+    /// Some columns, as a matrix of their own.
+    ///
+    /// # Panics
+    /// If there are not that many.
+    pub fn columns(&self, columns: Range<usize>) -> Tensor {
+        let mut some = Tensor::zeros(self.rows, columns.len());
+        for i in 0..self.rows {
+            some.row_mut(i).copy_from_slice(&self.row(i)[columns.clone()]);
+        }
+        some
     }
 
     /// Whether some element is not a number.

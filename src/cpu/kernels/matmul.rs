@@ -81,6 +81,11 @@ impl Shared {
         Shared::of(x.cols(), x.data_mut())
     }
 
+    /// The same of a matrix that nothing is written to.
+    pub fn of_read(x: &Tensor) -> Self {
+        Shared { cols: x.cols(), data: x.data().as_ptr().cast_mut() }
+    }
+
     /// The same of elements in rows of so many columns.
     pub fn of(cols: usize, data: &mut [f32]) -> Self {
         Shared { cols, data: data.as_mut_ptr() }

@@ -1,5 +1,7 @@
 //! What treats each row by itself: norms, activations, sums. Rows are shared between threads when there is enough to do.
 
+use std::ops::Range;
+
 use super::math::activate;
 use super::matmul::Shared;
 use super::simd::{Kernel, Simd, load, store};
@@ -16,7 +18,7 @@ pub fn rows_of_task(cols: usize) -> usize {
 }
 
 /// Calls `task` with ranges of rows that together are all rows.
-pub fn each_rows(pool: &Pool, rows: usize, cols: usize, task: &(dyn Fn(std::ops::Range<usize>) + Sync)) {
+pub fn each_rows(pool: &Pool, rows: usize, cols: usize, task: &(dyn Fn(Range<usize>) + Sync)) {
     let some = rows_of_task(cols);
     pool.run(rows.div_ceil(some), &|i| task(i * some..((i + 1) * some).min(rows)));
 }
@@ -45,49 +47,89 @@ impl Kernel for Normalise<'_> {
     #[inline(always)]
     unsafe fn run<S: Simd>(self, s: S) {
         let Normalise { pool, x, norm, centre, out } = self;
-        let cols = x.cols();
-        assert_eq!((out.rows(), out.cols()), (x.rows(), cols), "shapes of a norm");
-        assert!(norm.width > 0 && cols % norm.width == 0, "columns of a norm");
-        for v in norm.weight.iter().chain(&norm.bias) {
-            assert!(v.len() == norm.width || v.len() == cols, "weights of a norm");
-        }
-        let shared = Shared::new(out);
-        each_rows(pool, x.rows(), cols, &|rows| {
-            // SAFETY: the token turns its features on; lengths are checked above; ranges of rows do not overlap.
-            unsafe { s.run(NormRows { x, norm, centre, out: shared, rows }) }
-        });
+        let (rows, cols) = (x.rows(), x.cols());
+        assert_eq!((out.rows(), out.cols()), (rows, cols), "shapes of a norm");
+        let (from, to) = (Shared::of_read(x), Shared::new(out));
+        // SAFETY: the columns lie inside of both matrices.
+        unsafe { norm_all(s, pool, rows, NormRows { from, to, columns: 0..cols, norm, centre, rows: 0..0 }) }
     }
 }
 
+/// As [`Normalise`], of some columns in place.
+pub struct NormaliseColumns<'a> {
+    pub pool: &'a Pool,
+    pub x: &'a mut Tensor,
+    pub columns: Range<usize>,
+    pub norm: &'a Norm<'a>,
+    pub centre: bool,
+}
+
+impl Kernel for NormaliseColumns<'_> {
+    type Output = ();
+
+    /// # Safety
+    /// Lengths are checked here.
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self, s: S) {
+        let NormaliseColumns { pool, x, columns, norm, centre } = self;
+        let rows = x.rows();
+        assert!(columns.start <= columns.end && columns.end <= x.cols(), "columns of a norm");
+        let of = Shared::new(x);
+        // SAFETY: the columns lie inside of the matrix.
+        unsafe { norm_all(s, pool, rows, NormRows { from: of, to: of, columns, norm, centre, rows: 0..0 }) }
+    }
+}
+
+/// Norms so many rows as `some` says, which has none yet.
+///
+/// # Safety
+/// Only inside of a kernel; `some.columns` lie inside of both matrices, which have that many rows.
+#[inline(always)]
+unsafe fn norm_all<S: Simd>(s: S, pool: &Pool, rows: usize, some: NormRows<'_>) {
+    let (norm, cols) = (some.norm, some.columns.len());
+    assert!(norm.width > 0 && cols % norm.width == 0, "columns of a norm");
+    for v in norm.weight.iter().chain(&norm.bias) {
+        assert!(v.len() == norm.width || v.len() == cols, "weights of a norm");
+    }
+    each_rows(pool, rows, cols, &|rows| {
+        // SAFETY: the token turns its features on; lengths are checked above; ranges of rows do not overlap.
+        unsafe { s.run(NormRows { rows, ..some.clone() }) }
+    });
+}
+
+#[derive(Clone)]
 struct NormRows<'a> {
-    x: &'a Tensor,
+    from: Shared,
+    /// Perhaps the same.
+    to: Shared,
+    columns: Range<usize>,
     norm: &'a Norm<'a>,
     centre: bool,
-    out: Shared,
-    rows: std::ops::Range<usize>,
+    rows: Range<usize>,
 }
 
 impl Kernel for NormRows<'_> {
     type Output = ();
 
     /// # Safety
-    /// `Normalise` has checked the lengths.
+    /// `norm_all` has checked the lengths.
     #[inline(always)]
     unsafe fn run<S: Simd>(self, s: S) {
-        let Norm { weight, bias, eps, width } = *self.norm;
+        let NormRows { from, to, columns, norm, centre, rows } = self;
+        let Norm { weight, bias, eps, width } = *norm;
         // Of a weight per column of the row, each run takes its own part.
         let part = |v: Option<&[f32]>, start: usize| {
             v.map(|v| if v.len() == width { v.as_ptr() } else { v[start..].as_ptr() })
         };
-        for row in self.rows.clone() {
-            for start in (0..self.x.cols()).step_by(width) {
-                let x = self.x.row(row)[start..start + width].as_ptr();
+        for row in rows {
+            for start in (0..columns.len()).step_by(width) {
                 // SAFETY: each access is to at most `width` elements of the run or of its weights.
                 unsafe {
-                    let mean = if self.centre { sum(s, x, width, 0.0, false) / width as f32 } else { 0.0 };
+                    let x = from.at(row, columns.start + start).cast_const();
+                    let mean = if centre { sum(s, x, width, 0.0, false) / width as f32 } else { 0.0 };
                     let variance = sum(s, x, width, mean, true) / width as f32;
                     let factor = s.splat(1.0 / (variance + eps).sqrt());
-                    let (mean, to) = (s.splat(mean), self.out.at(row, start));
+                    let (mean, to) = (s.splat(mean), to.at(row, columns.start + start));
                     let (weight, bias) = (part(weight, start), part(bias, start));
                     let mut i = 0;
                     while i < width {
