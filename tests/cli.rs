@@ -53,6 +53,20 @@ fn fixture(case: &str) -> PathBuf {
     dirs.into_iter().find(|dir| dir.exists()).unwrap()
 }
 
+/// The directory of a fixture that has a `preprocessor_config.json` with this key.
+fn perceiving(key: &str) -> PathBuf {
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
+    let folders =
+        |dir: &Path| std::fs::read_dir(dir).into_iter().flatten().flatten().map(|entry| entry.path());
+    let mut dirs: Vec<_> = folders(&golden).flat_map(|family| folders(&family).collect::<Vec<_>>()).collect();
+    dirs.sort();
+    let has = |dir: &PathBuf| {
+        let text = std::fs::read_to_string(dir.join("preprocessor_config.json"));
+        text.is_ok_and(|text| text.contains(&format!("\"{key}\"")))
+    };
+    dirs.into_iter().find(has).unwrap()
+}
+
 #[test]
 fn the_embedded_models_answer() {
     let text = stdout(&smelt_run(&["Where is the nearest station?"]));
@@ -462,6 +476,80 @@ fn bench_takes_turns_with_other_programs() {
     assert!(lines[1..].iter().all(|line| line["ms"].as_f64().unwrap() > 0.0));
 }
 
+#[test]
+fn bench_times_encoder_decoders_images_and_sounds() {
+    let [texts, images, both] = ["conditional-generation", "image-classification", "model"].map(fixture);
+    let sounds = perceiving("sampling_rate");
+    // With how many tokens, images or sounds one of the times stands for.
+    let cases = [
+        (&texts, "2x8", "tokens", 16.0),
+        (&texts, "decode:20:4", "tokens", 1.0),
+        (&texts, "batch:3:20:4", "tokens", 3.0),
+        (&texts, "prefill:20", "tokens", 21.0), // and the one that the decoder begins with
+        (&texts, "total:2:20:4", "tokens", 48.0),
+        (&sounds, "decode:4:4", "tokens", 1.0),
+        (&sounds, "prefill:4", "tokens", 4.0),
+        (&sounds, "total:2:4:4", "tokens", 14.0),
+        (&sounds, "sounds2", "sounds", 2.0),
+        (&images, "images3", "images", 3.0),
+        (&both, "images3", "images", 3.0),
+    ];
+    let mut work = std::collections::HashMap::new();
+    for (dir, shape, unit, expected) in cases {
+        let dir = dir.to_str().unwrap();
+        let text = stdout(&smelt(&["bench", "-m", dir, shape, "--runs", "1", "--threads", "1", "--json"]));
+        let line: Value = serde_json::from_str(&text).unwrap();
+        let number = |key: &str| line[key].as_f64().unwrap_or_else(|| panic!("{key} of {line}"));
+        let amount = number(&format!("{unit}_per_s")) * number("ms_median") / 1e3;
+        assert!((amount / expected - 1.0).abs() < 0.2, "{dir} {shape}: {amount}");
+        work.insert((dir.to_owned(), shape), number("gflops_per_s") * number("ms_median"));
+        let text = stdout(&run(
+            env!("CARGO_BIN_EXE_smelt"),
+            &["bench", "-m", dir, shape, "--threads", "1", "--worker"],
+            "run\n",
+        ));
+        let last: Value = serde_json::from_str(text.lines().last().unwrap()).unwrap();
+        assert!(text.lines().count() == 2 && last["ms"].as_f64().unwrap() > 0.0, "{text}");
+    }
+    // What the encoder does belongs to the first token.
+    for (dir, decode, prefill) in
+        [(&texts, "decode:20:4", "prefill:20"), (&sounds, "decode:4:4", "prefill:4")]
+    {
+        let work = [decode, prefill].map(|shape| work[&(dir.to_str().unwrap().to_owned(), shape)]);
+        assert!(work[0] > 0.0 && 3.0 * work[0] < work[1], "{work:?}");
+    }
+}
+
+#[test]
+fn bench_says_what_a_model_reads() {
+    let [texts, images, both] = ["conditional-generation", "image-classification", "model"].map(fixture);
+    let (tower, sounds) = (fixture("vision-projection"), perceiving("sampling_rate"));
+    let cases = [
+        (&texts, "texts", "`8x128` or `decode:16:32`", "images1|sounds1"),
+        (&images, "images", "`images8`", "1x8|mixed2|lengths:8|decode:4:3|prefill:4|sounds1"),
+        (&tower, "images", "`images8`", "1x8|decode:4:3|sounds1"),
+        (&sounds, "sounds", "`sounds1` or `decode:4:32`", "1x8|images1"),
+        (&both, "texts and images", "`8x128` or `images8`", "decode:4:3|sounds1"),
+    ];
+    for (dir, reads, fitting, shapes) in cases {
+        for shape in shapes.split('|') {
+            let message = stderr(&smelt(&["bench", "-m", dir.to_str().unwrap(), shape]), 1);
+            let expected =
+                format!("error: expected a shape for a model that reads {reads}, found `{shape}`\n");
+            assert!(message.starts_with(&expected) && message.contains(fitting), "{message}");
+        }
+    }
+    let cases = [
+        (&texts, "decode:38:2", "expected at most 37 tokens in a sequence"),
+        (&sounds, "total:1:4:28", "expected at most 30 tokens in a sequence"),
+        (&images, "images1000000", "expected at most 268435456 numbers in all, found [1000000, 3, "),
+    ];
+    for (dir, shape, expected) in cases {
+        let message = stderr(&smelt(&["bench", "-m", dir.to_str().unwrap(), shape]), 1);
+        assert!(message.contains(expected), "{shape}: {message}");
+    }
+}
+
 /// What `smelt` answers into `out`: its exit code and its messages.
 fn smelt_into(out: impl Into<Stdio>, arguments: &[&str]) -> (Option<i32>, String) {
     let mut command = Command::new(env!("CARGO_BIN_EXE_smelt"));
@@ -516,7 +604,10 @@ fn output_that_nobody_reads_is_no_mistake_and_a_full_disk_is_one() {
 fn bench_refuses_what_is_no_shape() {
     let cases = [
         ("expected a shape such as 8x128", "|8|0x8|8x|x|mixed|mixed0|mixed4,5|decode:4|lengths:|total:1:2"),
+        ("expected a shape such as 8x128", "images|images0|images-1|images2x2|sounds|sounds0|sounds:2"),
         ("expected at most 64 sequences", "mixed65"),
+        ("expected at most 1048576 images in all", "images1048577"),
+        ("expected at most 1048576 sounds in all", "sounds99999999999999"),
         ("expected at least 2 new tokens", "decode:4:1|batch:2:4:1"),
         (
             "expected at most 1048576 tokens in all",
@@ -556,21 +647,6 @@ fn weights_of_fewer_bits_give_nearly_the_same_answer() {
     }
     let message = stderr(&smelt_run(&["--dtype", "q5", "a text"]), 2);
     assert!(message.contains("expected one of f32, f16, bf16, q8, q4"), "{message}");
-}
-
-/// The directory of a fixture that has a `preprocessor_config.json` with this key.
-#[cfg(not(all(feature = "image", feature = "audio")))]
-fn perceiving(key: &str) -> PathBuf {
-    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
-    let folders =
-        |dir: &Path| std::fs::read_dir(dir).into_iter().flatten().flatten().map(|entry| entry.path());
-    let mut dirs: Vec<_> = folders(&golden).flat_map(|family| folders(&family).collect::<Vec<_>>()).collect();
-    dirs.sort();
-    let has = |dir: &PathBuf| {
-        let text = std::fs::read_to_string(dir.join("preprocessor_config.json"));
-        text.is_ok_and(|text| text.contains(&format!("\"{key}\"")))
-    };
-    dirs.into_iter().find(has).unwrap()
 }
 
 #[test]

@@ -62,7 +62,7 @@ enum Command {
     Explain(explain::Arguments),
     /// Draft a description from config.json and the names and shapes of the tensors
     New(new::Arguments),
-    /// Time a model on made-up tokens
+    /// Time a model on made-up tokens, images or sounds
     Bench(bench::Arguments),
     /// Print a JSON Schema of the language, for editors
     Schema,

@@ -98,7 +98,7 @@ pub fn run(arguments: &Arguments, started: Instant) -> Result<()> {
                 Compute::Bf16 => "bf16",
             },
             threads: cpu.threads(),
-            tokens: shape.tokens(),
+            amount: bench.amount(shape),
             peaks: Peaks {
                 bytes_per_s: median(peaks.iter().map(|p| p.bytes_per_s)),
                 flops_per_s: median(peaks.iter().map(|p| p.flops_per_s)),

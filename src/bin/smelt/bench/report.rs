@@ -17,7 +17,8 @@ pub struct Measured {
     pub dtype: String,
     pub compute: &'static str,
     pub threads: usize,
-    pub tokens: usize,
+    /// How many tokens, images or sounds one of the times stands for.
+    pub amount: usize,
     pub times: Vec<f64>,
     /// Of a time, what is not spent in the backend.
     pub interpreter_ms: f64,
@@ -31,8 +32,8 @@ impl Measured {
         median(self.times.iter().copied())
     }
 
-    fn tokens_per_s(&self) -> f64 {
-        self.tokens as f64 * 1e3 / self.ms()
+    fn amount_per_s(&self) -> f64 {
+        self.amount as f64 * 1e3 / self.ms()
     }
 
     fn gb_per_s(&self) -> f64 {
@@ -56,7 +57,7 @@ impl Measured {
             "runs": self.times.len(),
             "cold_ms": self.cold.as_ref().map(|cold| rounded(cold.ms, 1)),
             "rss_mb": self.cold.as_ref().and_then(|cold| cold.rss_mb),
-            "tokens_per_s": rounded(self.tokens_per_s(), 1),
+            (format!("{}_per_s", shape.unit())): rounded(self.amount_per_s(), 1),
             "gb_per_s": rounded(self.gb_per_s(), 2),
             "gflops_per_s": rounded(self.gflops_per_s(), 2),
             "peak_gb_per_s": rounded(self.peaks.bytes_per_s / 1e9, 2),
@@ -72,7 +73,7 @@ impl Measured {
         let share = |found: f64, peak: f64| 100.0 * found / peak;
         format!(
             "{shape}: {name}, {dtype}, compute {compute}, {backend}\n  \
-             time        {ms:.3} ms ({min:.3} to {max:.3} in {runs}), {tokens:.1} tokens/s\n  \
+             time        {ms:.3} ms ({min:.3} to {max:.3} in {runs}), {amount:.1} {unit}/s\n  \
              memory      {gb:.1} GB/s, {gb_share:.0} % of the {bytes:.1} that the machine reads\n  \
              arithmetic  {gf:.1} GFLOP/s, {gf_share:.0} % of the {flops:.1} that the machine computes\n  \
              threads     {region:.2} us to hand an empty loop to all of them and to come back\n  \
@@ -82,7 +83,8 @@ impl Measured {
             backend = self.backend,
             compute = self.compute,
             runs = count(self.times.len(), "run"),
-            tokens = self.tokens_per_s(),
+            amount = self.amount_per_s(),
+            unit = shape.unit(),
             gb = self.gb_per_s(),
             gb_share = share(self.gb_per_s(), bytes),
             gf = self.gflops_per_s(),

@@ -1,7 +1,11 @@
 //! What is computed, as a command line says it.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::str::FromStr;
+
+use smelt::nn::Stream;
+use smelt::{Error, ErrorKind};
 
 pub const SHAPES: &str = "\
 Shapes:
@@ -12,7 +16,11 @@ Shapes:
   prefill:P       one pass over a prompt of P tokens, the next token included
   batch:B:P:N     as decode, B sequences together; time per step of all of them
   total:B:P:N     as batch; time of everything, prompts included
-For decode and batch N is at least 2, as the first new token is the prompt's. A shape has at most 1048576 tokens in all.";
+  imagesB         vectors of B images, of the size that the model is for
+  soundsB         vectors of B sounds, of the length that the model is for
+For decode and batch N is at least 2, as the first new token is the prompt's. A shape has at most 1048576 tokens in all.
+The prompt of an encoder-decoder goes to its encoder. Where the encoder takes sounds, each sequence has one, and its prompt goes
+to the decoder.";
 
 /// What is computed.
 #[derive(Clone, Debug)]
@@ -21,6 +29,8 @@ pub enum Shape {
     Encode { text: String, lengths: Vec<usize> },
     /// Tokens one after another.
     Generate { text: String, timed: Timed, sequences: usize, prompt: usize, new: usize },
+    /// Vectors of this many images or sounds.
+    Items { text: String, stream: Stream, count: usize },
 }
 
 /// Which part of a generation is timed.
@@ -46,16 +56,19 @@ impl FromStr for Shape {
     type Err = String;
 
     fn from_str(text: &str) -> std::result::Result<Self, String> {
-        let numbers = |list: &str, separator: char| -> Option<Vec<usize>> {
-            let number = |n: &str| n.parse::<usize>().ok().filter(|n| *n > 0);
-            // A number that is too large stays so, and can be multiplied.
-            list.split(separator).map(|n| Some(number(n)?.min(MOST_TOKENS + 1))).collect()
-        };
+        // A number that is too large stays so, and can be multiplied.
+        let number = |n: &str| Some(n.parse::<usize>().ok().filter(|n| *n > 0)?.min(MOST_TOKENS + 1));
+        let numbers =
+            |list: &str, separator: char| list.split(separator).map(number).collect::<Option<Vec<usize>>>();
         let text = text.to_owned();
         let parsed = if let Some(count) = text.strip_prefix("mixed") {
-            let count = count.parse::<usize>().ok().filter(|n| *n > 0);
+            let count = number(count);
             let lengths = count.map(|n| MIXED.get(..n).ok_or("expected at most 64 sequences behind `mixed`"));
             lengths.transpose()?.map(|n| Shape::Encode { text: text.clone(), lengths: n.to_vec() })
+        } else if let Some(count) = text.strip_prefix("images") {
+            number(count).map(|count| Shape::Items { text: text.clone(), stream: Stream::Images, count })
+        } else if let Some(count) = text.strip_prefix("sounds") {
+            number(count).map(|count| Shape::Items { text: text.clone(), stream: Stream::Audio, count })
         } else if let Some((kind, rest)) = text.split_once(':') {
             let numbers = numbers(rest, if kind == "lengths" { ',' } else { ':' });
             let generate = |timed, sequences, prompt, new| {
@@ -78,13 +91,14 @@ impl FromStr for Shape {
             let numbers = numbers(&text, 'x').filter(|n| n.len() == 2);
             numbers.map(|n| Shape::Encode { text: text.clone(), lengths: vec![n[1]; n[0]] })
         };
-        let shape = parsed.ok_or("expected a shape such as 8x128, mixed32 or decode:16:128")?;
+        let shape = parsed.ok_or("expected a shape such as 8x128, mixed32, decode:16:128 or images8")?;
         let all = match &shape {
             Shape::Encode { lengths, .. } => lengths.iter().sum(),
             Shape::Generate { sequences, prompt, new, .. } => sequences.saturating_mul(prompt + new),
+            Shape::Items { count, .. } => *count,
         };
         if all > MOST_TOKENS {
-            Err(format!("expected at most {MOST_TOKENS} tokens in all"))
+            Err(format!("expected at most {MOST_TOKENS} {} in all", shape.unit()))
         } else {
             Ok(shape)
         }
@@ -93,23 +107,63 @@ impl FromStr for Shape {
 
 impl fmt::Display for Shape {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (Shape::Encode { text, .. } | Shape::Generate { text, .. }) = self;
+        let (Shape::Encode { text, .. } | Shape::Generate { text, .. } | Shape::Items { text, .. }) = self;
         f.write_str(text)
     }
 }
 
 impl Shape {
-    /// The head that the shape needs.
-    pub fn task(&self) -> Option<String> {
-        matches!(self, Shape::Encode { .. }).then(|| "embed".into())
+    /// What the speed is told in.
+    pub fn unit(&self) -> &'static str {
+        match self {
+            Shape::Encode { .. } | Shape::Generate { .. } => "tokens",
+            Shape::Items { stream: Stream::Images, .. } => "images",
+            Shape::Items { .. } => "sounds",
+        }
     }
 
-    /// Tokens that one of the times that are reported stands for.
-    pub fn tokens(&self) -> usize {
+    /// How many of them one of the times that are reported stands for, in a model whose encoder reads the prompt or in another.
+    pub fn amount(&self, encoded: bool) -> usize {
         match self {
             Shape::Encode { lengths, .. } => lengths.iter().sum(),
             Shape::Generate { timed: Timed::Step, sequences, .. } => *sequences,
-            Shape::Generate { sequences, prompt, new, .. } => sequences * (prompt + new - 1),
+            // The last new token is read by nobody. A decoder that is not given the prompt begins with a token of its own.
+            Shape::Generate { sequences, prompt, new, .. } => {
+                sequences * (prompt + new - 1 + usize::from(encoded))
+            }
+            Shape::Items { count, .. } => *count,
         }
+    }
+
+    /// An error unless a model that computes from these streams can compute the shape.
+    pub fn check(&self, streams: &BTreeSet<Stream>) -> smelt::Result<()> {
+        let reads: Vec<Stream> = streams.iter().copied().filter(|s| *s != Stream::Decoder).collect();
+        let fits = match self {
+            Shape::Encode { .. } => reads == [Stream::Input],
+            Shape::Generate { .. } => {
+                reads == [Stream::Input] || reads == [Stream::Audio] && streams.contains(&Stream::Decoder)
+            }
+            Shape::Items { stream, .. } => reads == [*stream],
+        };
+        if fits {
+            return Ok(());
+        }
+        let known = |stream: &Stream| match stream {
+            Stream::Input | Stream::Decoder => ("texts", "`8x128`"),
+            Stream::Images => ("images", "`images8`"),
+            Stream::Audio => ("sounds", "`sounds1`"),
+        };
+        let (names, mut shapes): (Vec<&str>, Vec<&str>) = reads.iter().map(known).unzip();
+        match reads[..] {
+            [Stream::Input] => shapes.push("`decode:16:32`"),
+            [Stream::Audio] => shapes.push("`decode:4:32`"),
+            _ => {}
+        }
+        let names = if names.is_empty() { "nothing".into() } else { names.join(" and ") };
+        let message = format!("expected a shape for a model that reads {names}, found `{self}`");
+        let lists = "`smelt bench --help` lists the shapes";
+        let help =
+            if shapes.is_empty() { lists.into() } else { format!("try {}; {lists}", shapes.join(" or ")) };
+        Err(Error::new(ErrorKind::Input, message).help(help))
     }
 }
