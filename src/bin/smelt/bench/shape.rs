@@ -19,8 +19,8 @@ Shapes:
   imagesB         vectors of B images, of the size that the model is for
   soundsB         vectors of B sounds, of the length that the model is for
 For decode and batch N is at least 2, as the first new token is the prompt's. A shape has at most 1048576 tokens in all.
-The prompt of an encoder-decoder goes to its encoder. Where the encoder takes sounds, each sequence has one, and its prompt goes
-to the decoder.";
+In an encoder-decoder the prompt is what the encoder reads, and the token vectors are the encoder's. Where it reads sounds, \
+each sequence has one, and the prompt is what the decoder begins with.";
 
 /// What is computed.
 #[derive(Clone, Debug)]
