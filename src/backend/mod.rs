@@ -395,6 +395,28 @@ pub enum PositionBias {
 }
 
 impl PositionBias {
+    /// Adds the bias of head `h` for query position `i` to the scores of some keys.
+    #[inline(always)]
+    pub fn add(&self, h: usize, i: usize, keys: Range<usize>, scores: &mut [f32]) {
+        match self {
+            PositionBias::Distance { table, limit } => {
+                let row = &table[h * (2 * limit + 1)..][..2 * limit + 1];
+                // The keys that are as far before the query as is told apart, those between, and those as far behind it.
+                let near = i.saturating_sub(*limit).clamp(keys.start, keys.end);
+                let far = (i + limit + 1).clamp(near, keys.end);
+                let (before, rest) = scores.split_at_mut(near - keys.start);
+                let (between, behind) = rest.split_at_mut(far - near);
+                before.iter_mut().for_each(|score| *score += row[0]);
+                if !between.is_empty() {
+                    let row = &row[near + limit - i..][..between.len()];
+                    between.iter_mut().zip(row).for_each(|(score, bias)| *score += bias);
+                }
+                behind.iter_mut().for_each(|score| *score += row[2 * limit]);
+            }
+            _ => keys.zip(scores).for_each(|(j, score)| *score += self.at(h, i, j)),
+        }
+    }
+
     /// The bias of head `h` for query position `i` and key position `j`.
     pub fn at(&self, h: usize, i: usize, j: usize) -> f32 {
         match self {

@@ -288,6 +288,11 @@ impl<T: Word> Tile<'_, T> {
             // SAFETY: `n` rows of queries and scores; a page has `k` rows of keys, and there are as many pages as are taken.
             page += unsafe {
                 match (PAGE_KEYS / S::LANES, end - page) {
+                    // Few queries wait for memory, which gives more in more streams.
+                    (1, 8..) if n <= 4 => {
+                        product.run::<S, 8>(s);
+                        8
+                    }
                     (1, 4..) => {
                         product.run::<S, 4>(s);
                         4
@@ -336,9 +341,8 @@ impl<T: Word> Tile<'_, T> {
                 }
             }
             if let Some(bias) = p.bias {
-                for j in seen.clone() {
-                    scores[j] += bias.at(row.head, row.position, start + j);
-                }
+                let keys = start + seen.start..start + seen.end;
+                bias.add(row.head, row.position, keys, &mut scores[seen.clone()]);
             }
             if let Some(distances) = p.distances {
                 for j in seen.clone() {
@@ -521,7 +525,7 @@ impl<T: Word> Product<T> {
                 self.tile::<S, N, 8>(s, row);
                 row += 8;
             }
-            while row + 6 <= self.n {
+            while N <= 4 && row + 6 <= self.n {
                 self.tile::<S, N, 6>(s, row);
                 row += 6;
             }
