@@ -1,8 +1,8 @@
 //! The fast backend against the plain one, and bit for bit against itself.
 
 use smelt::backend::{
-    Activation, AttentionParams, Backend, CausalConv, Compute, Epilogue, HeadScan, KvCache, Layout,
-    LinearPart, Norm, PositionBias, Reach, Rotation, Scan, Span, WeightType,
+    Activation, AttentionParams, Backend, CausalConv, Compute, DistanceVectors, Epilogue, HeadScan, KvCache,
+    Layout, LinearPart, Norm, PositionBias, Reach, Rotation, Scan, Span, WeightType,
 };
 use smelt::cpu::{Cpu, SimdLevel};
 use smelt::reference::Reference;
@@ -478,14 +478,36 @@ struct Case {
     softcap: Option<f32>,
     bias: Option<PositionBias>,
     sinks: bool,
+    distances: Option<Distances>,
+}
+
+/// Vectors of distances: which there are, and the distances on either side that have buckets of their own, `together` to a bucket.
+#[derive(Clone, Copy)]
+struct Distances {
+    keys: bool,
+    queries: bool,
+    span: i64,
+    together: i64,
 }
 
 fn plain(name: &'static str, heads: usize, kv_heads: usize, dim: usize, reach: Reach) -> Case {
-    Case { name, heads, kv_heads, k_dim: dim, v_dim: dim, reach, softcap: None, bias: None, sinks: false }
+    Case {
+        name,
+        heads,
+        kv_heads,
+        k_dim: dim,
+        v_dim: dim,
+        reach,
+        softcap: None,
+        bias: None,
+        sinks: false,
+        distances: None,
+    }
 }
 
 fn cases() -> Vec<Case> {
     let window = |back, ahead| Reach { back: Some(back), ahead };
+    let distances = |keys, queries, span, together| Some(Distances { keys, queries, span, together });
     let table = (0..4 * 11).map(|i| (i as f32 * 0.37).sin()).collect();
     vec![
         plain("bidirectional", 4, 4, 16, Reach::ALL),
@@ -509,6 +531,26 @@ fn cases() -> Vec<Case> {
             bias: Some(PositionBias::Slope { slopes: vec![0.5, 0.25, 0.1, 0.05] }),
             ..plain("slopes", 4, 2, 8, Reach::CAUSAL)
         },
+        Case { distances: distances(true, true, 299, 1), ..plain("distances", 3, 3, 16, Reach::ALL) },
+        Case {
+            v_dim: 5,
+            distances: distances(true, true, 40, 3),
+            ..plain("buckets of distances", 2, 2, 33, Reach::ALL)
+        },
+        Case { distances: distances(true, false, 9, 1), ..plain("keys of distances", 2, 2, 8, Reach::ALL) },
+        Case {
+            softcap: Some(2.0),
+            distances: distances(false, true, 100, 2),
+            ..plain("queries of distances", 2, 2, 9, Reach::CAUSAL)
+        },
+        Case {
+            distances: distances(true, true, 500, 1),
+            ..plain("distances in a window", 2, 2, 12, window(70, Some(5)))
+        },
+        Case {
+            distances: distances(true, true, 30, 1),
+            ..plain("distances backwards", 1, 1, 64, window(260, Some(0)))
+        },
     ]
 }
 
@@ -516,6 +558,15 @@ fn cases() -> Vec<Case> {
 fn attend(backend: &dyn Backend, case: &Case, x: &Tensor, spans: &[Span], caches: &mut [KvCache]) -> Tensor {
     let sinks: Vec<f32> = (0..case.heads).map(|h| h as f32 - 0.5).collect();
     let (q, k) = (case.heads * case.k_dim, case.kv_heads * case.k_dim);
+    let most = spans.iter().map(|span| span.past + span.rows.len()).max().unwrap_or(0) as i64;
+    let Distances { keys, queries, span, together } =
+        case.distances.unwrap_or(Distances { keys: false, queries: false, span: 1, together: 1 });
+    let bucket = |distance: i64| ((distance.clamp(-span, span) + span) / together) as u32;
+    let bucket: Vec<u32> = (1 - most..most).map(bucket).collect();
+    let mut random = Random(16);
+    let mut vectors = || random.tensor((2 * span / together + 1) as usize, q);
+    let (keys, queries) = (keys.then(&mut vectors), queries.then(&mut vectors));
+    let distances = DistanceVectors { keys: keys.as_ref(), queries: queries.as_ref(), bucket: &bucket };
     let params = AttentionParams {
         heads: case.heads,
         kv_heads: case.kv_heads,
@@ -526,7 +577,7 @@ fn attend(backend: &dyn Backend, case: &Case, x: &Tensor, spans: &[Span], caches
         bias: case.bias.as_ref(),
         reach: case.reach,
         sinks: case.sinks.then_some(&sinks),
-        distances: None,
+        distances: case.distances.is_some().then_some(&distances),
     };
     let mut all: Vec<&mut KvCache> = caches.iter_mut().collect();
     backend.append_kv(x, q, q + k, spans, &mut all);

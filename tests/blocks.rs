@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use smelt::backend::{Backend, Counting};
+use smelt::backend::{Backend, Counting, WeightType};
 use smelt::cpu::{Cpu, SimdLevel};
 use smelt::model::{Batch, LoadOptions, Network, Output};
 use smelt::nn::BLOCKS;
@@ -26,6 +26,17 @@ const QKV: &[(&str, &[usize])] = &[
     ("k.bias", &[10]),
     ("v.weight", &[10, 20]),
     ("v.bias", &[10]),
+    ("o.weight", &[20, 20]),
+    ("o.bias", &[20]),
+];
+
+const SQUARE: &[(&str, &[usize])] = &[
+    ("q.weight", &[20, 20]),
+    ("q.bias", &[20]),
+    ("k.weight", &[20, 20]),
+    ("k.bias", &[20]),
+    ("v.weight", &[20, 20]),
+    ("v.bias", &[20]),
     ("o.weight", &[20, 20]),
     ("o.bias", &[20]),
 ];
@@ -187,16 +198,28 @@ const CASES: &[Case] = &[
         block: "disentangled_attention",
         steps: "[{disentangled_attention: {q: q, k: k, v: v, o: o, heads: 4, distances: learned, pos_k: k, pos_q: q,
                   max_distance: 30}}]",
-        tensors: &[
-            ("q.weight", &[20, 20]),
-            ("q.bias", &[20]),
-            ("k.weight", &[20, 20]),
-            ("k.bias", &[20]),
-            ("v.weight", &[20, 20]),
-            ("v.bias", &[20]),
-            ("o.weight", &[20, 20]),
-            ("o.bias", &[20]),
-        ],
+        tensors: SQUARE,
+    },
+    Case {
+        block: "disentangled_attention",
+        steps: "[{disentangled_attention: {q: q, k: k, v: v, o: o, heads: 4, distances: learned, pos_k: k, pos_q: q}}]",
+        tensors: SQUARE,
+    },
+    Case {
+        block: "disentangled_attention",
+        steps: "[{disentangled_attention: {q: q, k: k, v: v, o: o, heads: 4, distances: learned, pos_k: q}}]",
+        tensors: SQUARE,
+    },
+    Case {
+        block: "disentangled_attention",
+        steps: "[{disentangled_attention: {q: q, k: k, v: v, o: o, heads: 2, distances: learned, pos_q: v,
+                  max_distance: 3}}]",
+        tensors: SQUARE,
+    },
+    Case {
+        block: "disentangled_attention",
+        steps: "[{disentangled_attention: {q: q, k: k, v: v, o: o, heads: 4, distances: learned}}]",
+        tensors: SQUARE,
     },
     Case {
         block: "latent_attention",
@@ -659,8 +682,9 @@ fn a_kind_of_rope_that_is_null_is_none() {
 }
 
 #[test]
-fn the_work_of_a_state_space_is_what_is_explained() {
-    for case in CASES.iter().filter(|case| case.block.ends_with("state_space")) {
+fn the_work_of_a_block_is_what_is_explained() {
+    let is_tested = |case: &&Case| case.block.ends_with("state_space") || case.block.starts_with("disent");
+    for case in CASES.iter().filter(is_tested) {
         let dir = tempfile::tempdir().unwrap();
         write(case, dir.path());
         let counting = Arc::new(Counting::new(Arc::new(Reference)));
@@ -670,6 +694,34 @@ fn the_work_of_a_state_space_is_what_is_explained() {
         let tokens = plan::Tokens { new: 7, past: 0 };
         let costs = plan::costs(network.plan(), &index, &Reference, None, tokens);
         assert_eq!(plan::totals(&costs).flops, counting.take().flops, "{}", case.steps);
+    }
+}
+
+#[test]
+fn learned_distances_have_the_same_bits_beside_longer_sequences() {
+    let sequences: [&[u32]; 4] = [&[1, 2, 3, 4, 5], &LONG, &[3], &LONG[11..28]];
+    let batch = Batch::of(sequences);
+    for case in CASES.iter().filter(|case| case.block == "disentangled_attention") {
+        let dir = tempfile::tempdir().unwrap();
+        write(case, dir.path());
+        for level in SimdLevel::ALL {
+            for kept in [WeightType::F32, WeightType::Bf16, WeightType::Q8, WeightType::Q4] {
+                let Some(cpu) = Cpu::with_level(level, Some(2)) else { continue };
+                let compute = cpu.compute_for(Some(kept));
+                let cpu = cpu.with_compute(compute);
+                let options = LoadOptions { dtype: Some(kept), ..LoadOptions::default() };
+                let network = network_with(case, dir.path(), Arc::new(cpu), &options);
+                let result = |batch: &Batch| network.forward(batch, &["result"], false).unwrap().remove(0);
+                let together = result(&batch);
+                for (ids, span) in sequences.into_iter().zip(&batch.input.spans) {
+                    let alone = result(&Batch::of([ids])).value;
+                    let rows = span.rows.start * alone.cols()..span.rows.end * alone.cols();
+                    let same = together.value.data()[rows].iter().zip(alone.data());
+                    let same = same.into_iter().all(|(a, b)| a.to_bits() == b.to_bits());
+                    assert!(same, "{} {level:?} {kept:?}: {} tokens", case.steps, ids.len());
+                }
+            }
+        }
     }
 }
 

@@ -183,7 +183,8 @@ impl Backend for Counting {
             let work = spans.iter().zip(caches).map(|(span, cache)| {
                 let positions = span.past..span.past + span.rows.len();
                 let scores: usize = positions.map(|i| params.reach.of(i, cache.len()).len()).sum();
-                (2 * scores * params.heads * (params.k_dim + params.v_dim), cache.bytes())
+                let k_dim = params.k_dim * (1 + params.distances.map_or(0, |distances| distances.parts()));
+                (2 * scores * params.heads * (k_dim + params.v_dim), cache.bytes())
             });
             work.fold((0, 0), |(flops, bytes), (f, b)| (flops + f as u64, bytes + b))
         });

@@ -251,7 +251,7 @@ pub struct AttentionParams<'a> {
     pub k_dim: usize,
     /// Columns of one value head.
     pub v_dim: usize,
-    /// Scores are `scale * q·k`.
+    /// Scores are `scale * q·k`, with what [`DistanceVectors`] add to the product.
     pub scale: f32,
     /// Scores become `c * tanh(score / c)`, before the bias.
     pub softcap: Option<f32>,
@@ -261,34 +261,31 @@ pub struct AttentionParams<'a> {
     pub reach: Reach,
     /// One extra score per head that takes part in the softmax but has no value.
     pub sinks: Option<&'a [f32]>,
-    /// Scores of queries and keys with the distance between them, added to the scores.
-    pub distances: Option<&'a DistanceScores<'a>>,
+    /// Vectors of the distances between queries and keys. With them every query head has a key head of its own.
+    pub distances: Option<&'a DistanceVectors<'a>>,
 }
 
-/// Scores that queries and keys have with the distance between them (He et al., “DeBERTa”, 2021): query `i` and key `j` get
-/// `factor * (of_queries[i, h, b] + of_keys[j, h, b])` for the bucket `b` of `i - j`. Of use where every key is a row of
-/// the batch.
+/// Vectors of the distances between queries and keys (He et al., “DeBERTa”, 2021): to the product `q_i·k_j` of head `h` come
+/// `q_i·keys[b, h] + k_j·queries[b, h]` for the bucket `b` of `i - j`.
 #[derive(Clone, Copy, Debug)]
-pub struct DistanceScores<'a> {
-    /// `[rows, heads * buckets]`.
-    pub of_queries: Option<&'a Tensor>,
-    /// `[rows, heads * buckets]`.
-    pub of_keys: Option<&'a Tensor>,
-    /// How many buckets there are.
-    pub buckets: usize,
+pub struct DistanceVectors<'a> {
+    /// Keys of the buckets, for the queries: `[buckets, heads * k_dim]`.
+    pub keys: Option<&'a Tensor>,
+    /// Queries of the buckets, for the keys: `[buckets, heads * k_dim]`.
+    pub queries: Option<&'a Tensor>,
     /// The bucket of each distance from `-(n - 1)` to `n - 1`, for sequences of up to `n` tokens.
     pub bucket: &'a [u32],
-    /// Of both.
-    pub factor: f32,
 }
 
-impl DistanceScores<'_> {
-    /// What is added to the score of head `h` for the query and key at positions `i` and `j` of the sequence that begins at
-    /// row `start`.
-    pub fn at(&self, h: usize, start: usize, i: usize, j: usize) -> f32 {
-        let bucket = self.bucket[i + self.bucket.len() / 2 - j] as usize + h * self.buckets;
-        let of = |scores: Option<&Tensor>, row: usize| scores.map_or(0.0, |s| s.row(start + row)[bucket]);
-        self.factor * (of(self.of_queries, i) + of(self.of_keys, j))
+impl DistanceVectors<'_> {
+    /// The row of the bucket of the distance from the key at position `j` to the query at position `i`.
+    pub fn row(&self, i: usize, j: usize) -> usize {
+        self.bucket[i + self.bucket.len() / 2 - j] as usize
+    }
+
+    /// How many products they add to each score.
+    pub fn parts(&self) -> usize {
+        usize::from(self.keys.is_some()) + usize::from(self.queries.is_some())
     }
 }
 

@@ -18,8 +18,8 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use crate::backend::{
-    Activation, AttentionParams, Backend, CausalConv, Compute, HeadScan, KvCache, Linear, LinearWeights,
-    Norm, Pair, Rotation, Scan, Span, WeightType,
+    Activation, AttentionParams, Backend, CausalConv, Compute, DistanceVectors, HeadScan, KvCache, Linear,
+    LinearWeights, Norm, Pair, Rotation, Scan, Span, WeightType,
 };
 use crate::error::count;
 use crate::tensor::{Array, Spare, Tensor};
@@ -27,6 +27,7 @@ pub use dispatch::SimdLevel;
 use dispatch::{ProductSimds, Simds, with_product_simd, with_simd};
 use kernels::attention::{Attend, Scratch};
 use kernels::causal_conv::CausalConvolution;
+use kernels::distances::in_order_of_keys;
 use kernels::fill::{FillPage, Places};
 use kernels::matmul::panel_width;
 use kernels::quantised::QuantisedRows;
@@ -57,6 +58,7 @@ struct Engine {
     quantised: Spare<QuantisedRows>,
     pairs: Spare<Vec<Pair>>,
     attention: Spare<Scratch>,
+    distances: Spare<Vec<f32>>,
 }
 
 impl Engine {
@@ -101,6 +103,7 @@ impl Cpu {
                 quantised: Spare::default(),
                 pairs: Spare::default(),
                 attention: Spare::default(),
+                distances: Spare::default(),
             }),
             level,
             compute: Compute::F32,
@@ -133,6 +136,29 @@ impl Cpu {
     pub fn with_openblas(mut self) -> Cpu {
         self.openblas = true;
         self
+    }
+
+    /// Writes keys and values into the pages of caches.
+    fn fill(&self, parts: Vec<Places<'_>>) {
+        self.engine.pool.run_each(parts.into_iter(), |places| match places.layout.compute {
+            Compute::F32 => self.engine.run(FillPage { places, kept: PhantomData::<f32> }),
+            Compute::Bf16 => self.engine.run_products(FillPage { places, kept: PhantomData::<Pair> }),
+        });
+    }
+
+    /// The keys of distances as a cache has them, one for each distance, in the order in which keys lie.
+    fn distance_keys(
+        &self,
+        distances: &DistanceVectors<'_>,
+        params: &AttentionParams<'_>,
+    ) -> Option<KvCache> {
+        let keys = distances.keys?;
+        let cache = KvCache::new(self.compute, params.heads, params.k_dim, 0);
+        let mut cache = cache.in_memory(self.engine.distances.take());
+        let rows = in_order_of_keys(distances.bucket);
+        let span = Span { rows: 0..rows.len(), past: 0 };
+        self.fill(Places::divided(keys, Some(&rows), 0, 0, &[span], &mut [&mut cache], self.threads()));
+        Some(cache)
     }
 }
 
@@ -251,11 +277,7 @@ impl Backend for Cpu {
         caches: &mut [&mut KvCache],
     ) {
         assert_eq!(spans.len(), caches.len(), "a cache per sequence");
-        let parts = Places::divided(x, k_start, v_start, spans, caches, self.threads());
-        self.engine.pool.run_each(parts.into_iter(), |places| match places.layout.compute {
-            Compute::F32 => self.engine.run(FillPage { places, kept: PhantomData::<f32> }),
-            Compute::Bf16 => self.engine.run_products(FillPage { places, kept: PhantomData::<Pair> }),
-        });
+        self.fill(Places::divided(x, None, k_start, v_start, spans, caches, self.threads()));
     }
 
     fn attention(
@@ -268,14 +290,29 @@ impl Backend for Cpu {
         out: &mut Tensor,
     ) {
         let (pool, spare) = (&self.engine.pool, &self.engine.attention);
+        let distance_keys = params.distances.and_then(|distances| self.distance_keys(distances, params));
         macro_rules! attend {
             ($Word:ty) => {
-                Attend { pool, x, q_start, spans, caches, params, out, spare, kept: PhantomData::<$Word> }
+                Attend {
+                    pool,
+                    x,
+                    q_start,
+                    spans,
+                    caches,
+                    params,
+                    distance_keys: distance_keys.as_ref(),
+                    out,
+                    spare,
+                    kept: PhantomData::<$Word>,
+                }
             };
         }
         match self.compute {
             Compute::F32 => self.engine.run(attend!(f32)),
             Compute::Bf16 => self.engine.run_products(attend!(Pair)),
+        }
+        if let Some(keys) = distance_keys {
+            self.engine.distances.give(keys.into_pages());
         }
     }
 

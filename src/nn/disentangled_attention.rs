@@ -2,7 +2,9 @@ use super::builder::{Builder, LinearId, Rows, Shape, ValueId};
 use super::fields::{Projection, Reference, fields};
 use super::run::Run;
 use super::{Block, Built, Plan};
-use crate::backend::{AttentionParams, DistanceScores, KvCache, Reach};
+use std::ops::Range;
+
+use crate::backend::{AttentionParams, DistanceVectors, KvCache, Reach};
 use crate::error::{Error, ErrorKind, Result};
 use crate::spec::Address;
 use crate::tensor::Tensor;
@@ -96,7 +98,6 @@ impl Plan for DisentangledAttention {
                     None => Some(None),
                 };
                 let (pos_k, pos_q) = (map("pos_k", &self.pos_k)?, map("pos_q", &self.pos_q)?);
-                b.note_width(heads.saturating_mul(rows));
                 Some(Distances { value, rows, pos_k, pos_q, max_distance: self.max_distance })
             }
         };
@@ -124,19 +125,31 @@ fn bucket(distance: i64, rows: usize, max_distance: Option<usize>) -> u32 {
     (bucket + span).clamp(0, rows as i64 - 1) as u32
 }
 
+/// The buckets of the distances from `-(n - 1)` to `n - 1`.
+fn buckets(n: usize, rows: usize, max_distance: Option<usize>) -> impl Iterator<Item = u32> {
+    let n = n as i64;
+    (1 - n..n).map(move |distance| bucket(distance, rows, max_distance))
+}
+
+/// From the first to the last of some buckets.
+fn range(buckets: impl Iterator<Item = u32>) -> Range<usize> {
+    let (first, end) = buckets
+        .map(|bucket| bucket as usize)
+        .fold((usize::MAX, 0), |(first, end), bucket| (first.min(bucket), end.max(bucket + 1)));
+    first.min(end)..end
+}
+
+/// How many of the learned rows are read for a sequence of `n` tokens.
+pub fn rows_read(n: usize, rows: usize, max_distance: Option<usize>) -> usize {
+    range(buckets(n, rows, max_distance)).len()
+}
+
 impl Planned {
-    /// The scores of queries and keys with all distances.
-    fn distance_scores(&self, run: &mut Run<'_>, d: &Distances, qkv: &Tensor) -> Result<[Option<Tensor>; 2]> {
-        let learned = run.value(d.value)?;
-        let cols = self.heads * self.head_dim;
-        let scores = |run: &mut Run<'_>, map: Option<LinearId>, start: usize| {
-            let of = run.linear(map?, &learned, None, None); // [2 span, cols]
-            let mut out = run.take(qkv.rows(), self.heads * d.rows);
-            run.backend.head_products(qkv, start, &of, self.heads, self.head_dim, &mut out);
-            run.give(of);
-            Some(out)
-        };
-        Ok([scores(run, d.pos_k, 0), scores(run, d.pos_q, cols)])
+    /// A cache that this pass alone needs.
+    fn cache(&self, run: &mut Run<'_>, tokens: usize) -> KvCache {
+        let cache = KvCache::new(run.backend.compute(), self.heads, self.head_dim, self.head_dim);
+        let pages = run.buffers.take_memory(cache.elements(tokens));
+        cache.in_memory(pages)
     }
 }
 
@@ -147,26 +160,25 @@ impl Block for Planned {
 
     fn forward(&self, run: &mut Run<'_>, x: &Tensor) -> Result<Tensor> {
         let cols = self.heads * self.head_dim;
-        let qkv = run.linear(self.qkv, x, None, None); // [tokens, 3 cols]
         let spans = run.spans(self.rows);
         if spans.iter().any(|span| span.past > 0) {
             return Err(Error::new(ErrorKind::Input, "this attention cannot go on from earlier tokens"));
         }
-        let scores = match &self.distances {
-            Some(distances) => self.distance_scores(run, distances, &qkv)?,
-            None => [None, None],
-        };
-        let longest = spans.iter().map(|span| span.rows.len()).max().unwrap_or(0) as i64;
-        let rows = self.distances.as_ref().map_or(1, |d| d.rows);
-        let most = self.distances.as_ref().and_then(|d| d.max_distance);
-        let buckets: Vec<u32> = (1 - longest..longest).map(|d| bucket(d, rows, most)).collect();
-        let distances = self.distances.as_ref().map(|_| DistanceScores {
-            of_queries: scores[0].as_ref(),
-            of_keys: scores[1].as_ref(),
-            buckets: rows,
-            bucket: &buckets,
-            factor: self.scale,
-        });
+        let (mut keys, mut queries, mut bucket) = (None, None, Vec::new());
+        if let Some(distances) = &self.distances {
+            let longest = spans.iter().map(|span| span.rows.len()).max().unwrap_or(0);
+            bucket.extend(buckets(longest, distances.rows, distances.max_distance));
+            // Only what occurs is projected: with few tokens, little of it.
+            let occurring = range(bucket.iter().copied());
+            bucket.iter_mut().for_each(|bucket| *bucket -= occurring.start as u32);
+            let learned = run.value(distances.value)?;
+            let mut some = run.take(occurring.len(), cols);
+            some.data_mut().copy_from_slice(&learned.data()[occurring.start * cols..occurring.end * cols]);
+            keys = distances.pos_k.map(|map| run.linear(map, &some, None, None));
+            queries = distances.pos_q.map(|map| run.linear(map, &some, None, None));
+            run.give(some);
+        }
+        let distances = DistanceVectors { keys: keys.as_ref(), queries: queries.as_ref(), bucket: &bucket };
         let params = AttentionParams {
             heads: self.heads,
             kv_heads: self.heads,
@@ -177,15 +189,18 @@ impl Block for Planned {
             bias: None,
             reach: Reach::ALL,
             sinks: None,
-            distances: distances.as_ref(),
+            distances: (distances.parts() > 0).then_some(&distances),
         };
-        let cache = || KvCache::new(run.backend.compute(), self.heads, self.head_dim, self.head_dim);
-        let mut own: Vec<KvCache> = spans.iter().map(|_| cache()).collect();
+        let qkv = run.linear(self.qkv, x, None, None); // [tokens, 3 cols]
+        let mut own: Vec<KvCache> = spans.iter().map(|span| self.cache(run, span.rows.len())).collect();
         run.backend.append_kv(&qkv, cols, 2 * cols, &spans, &mut own.iter_mut().collect::<Vec<_>>());
         let mut found = run.take(x.rows(), cols);
         run.backend.attention(&qkv, 0, &spans, &own.iter().collect::<Vec<_>>(), &params, &mut found);
+        own.into_iter().for_each(|cache| run.buffers.give_memory(cache.into_pages()));
+        run.give(qkv);
+        keys.into_iter().chain(queries).for_each(|x| run.give(x));
         let out = run.linear(self.o, &found, None, None);
-        scores.into_iter().flatten().chain([qkv, found]).for_each(|x| run.give(x));
+        run.give(found);
         Ok(out)
     }
 }
@@ -205,5 +220,24 @@ mod tests {
         assert_eq!(bucket(-20, 16, None), 0);
         assert_eq!(bucket(20, 16, None), 15);
         assert_eq!(bucket(-2, 16, None), 6);
+    }
+
+    #[test]
+    fn only_rows_of_distances_that_occur_are_read() {
+        let v3 = (512, Some(512));
+        for (n, (rows, max_distance), expected) in [
+            (0, v3, 0),
+            (1, v3, 1),
+            (8, v3, 15),
+            (128, v3, 255),
+            (512, v3, 511),
+            (4096, v3, 512),
+            (5, (16, None), 9),
+            (9, (16, None), 16),
+            (100, (16, None), 16),
+        ] {
+            assert_eq!(rows_read(n, rows, max_distance), expected, "{n} tokens, {rows} rows");
+        }
+        assert_eq!(range([5, 9, 2].into_iter()), 2..10);
     }
 }

@@ -22,7 +22,7 @@ mod columns;
 pub(crate) mod combinators;
 mod concat;
 mod conv1d;
-mod disentangled_attention;
+pub(crate) mod disentangled_attention;
 mod embedding;
 mod fields;
 mod frames;

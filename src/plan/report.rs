@@ -5,6 +5,7 @@ use std::collections::{BTreeSet, HashMap};
 use super::memory::linear_bytes;
 use super::{Memory, Plan, PlannedBlock};
 use crate::backend::{Backend, Layout, PACKED_AT_ONCE, PAGE_KEYS, Reach, WeightType};
+use crate::nn::disentangled_attention::rows_read;
 use crate::nn::{LinearId, PartUse, Rows, Shape, Stream};
 use crate::tensor::DType;
 use crate::weights::Index;
@@ -183,8 +184,12 @@ fn flops(plan: &Plan, block: &PlannedBlock, tokens: Tokens) -> u64 {
         // A checkpoint of which only the headers are there may claim any size.
         rows.saturating_mul((linear.inputs as u64).saturating_mul(2 * linear.outputs as u64))
     };
-    let read_rows = block.reads.as_ref().map_or(0, |(_, shape)| row_count(plan, *shape, tokens));
+    let mut read_rows = block.reads.as_ref().map_or(0, |(_, shape)| row_count(plan, *shape, tokens));
     let number = |field: &str| block.number(field).unwrap_or(0);
+    if block.name == "disentangled_attention" && block.reads.is_some() {
+        let max_distance = block.number("max_distance").map(|n| n as usize);
+        read_rows = rows_read(rows as usize, read_rows as usize, max_distance) as u64;
+    }
     let is_read = |position: usize| match block.name {
         "attention" => block.reads.is_some() && position == 1,
         "disentangled_attention" => position > 1,
@@ -217,10 +222,9 @@ fn flops(plan: &Plan, block: &PlannedBlock, tokens: Tokens) -> u64 {
             flops = flops.saturating_add(conv).saturating_add(scan);
         }
         "disentangled_attention" => {
-            // Scores and sums of values; the products with the vectors of distances, both ways.
+            // Scores, of which those with the vectors of distances are as many again, one way or both ways, and sums of values.
             let cols = block.linears.get(1).map_or(0, |id| plan.declared.linears[id.0].outputs as u64);
-            let distances = product(&[(block.linears.len() as u64).saturating_sub(2), read_rows]);
-            flops = flops.saturating_add(product(&[2, rows, cols, distances.saturating_add(2 * rows)]));
+            flops = flops.saturating_add(product(&[2, rows, rows, cols, block.linears.len() as u64]));
         }
         _ => {}
     }

@@ -211,7 +211,7 @@ impl Backend for Reference {
             for (i, row) in span.rows.clone().enumerate() {
                 for h in 0..params.heads {
                     let q = &x.row(row)[q_start + h * params.k_dim..][..params.k_dim];
-                    let head = attend(q, h, span.rows.start, span.past + i, cache, params);
+                    let head = attend(q, h, span.past + i, cache, params);
                     out.row_mut(row)[h * params.v_dim..][..params.v_dim].copy_from_slice(&head);
                 }
             }
@@ -311,26 +311,24 @@ impl Backend for Reference {
     }
 }
 
-/// One query head `h` at position `i` of the sequence whose rows begin at `start`, over a cache; zeros if it sees no key.
-fn attend(
-    q: &[f32],
-    h: usize,
-    start: usize,
-    i: usize,
-    cache: &KvCache,
-    params: &AttentionParams<'_>,
-) -> Vec<f32> {
+/// One query head `h` at position `i`, over a cache; zeros if it sees no key.
+fn attend(q: &[f32], h: usize, i: usize, cache: &KvCache, params: &AttentionParams<'_>) -> Vec<f32> {
     let kv_head = h / (params.heads / params.kv_heads);
     let keys = params.reach.of(i, cache.len());
     let score = |j: usize| {
-        let product: f64 =
-            (0..params.k_dim).map(|d| f64::from(q[d]) * f64::from(cache.key(kv_head, j, d))).sum();
+        let k: Vec<f32> = (0..params.k_dim).map(|d| cache.key(kv_head, j, d)).collect();
+        let mut product = dot(q, &k);
+        if let Some(distances) = params.distances {
+            let with = |of: Option<&Tensor>, x: &[f32]| {
+                of.map_or(0.0, |of| dot(x, &of.row(distances.row(i, j))[h * params.k_dim..][..params.k_dim]))
+            };
+            product += with(distances.keys, q) + with(distances.queries, &k);
+        }
         let mut score = product * f64::from(params.scale);
         if let Some(cap) = params.softcap {
             score = f64::from(cap) * (score / f64::from(cap)).tanh();
         }
-        let distance = params.distances.map_or(0.0, |d| f64::from(d.at(h, start, i, j)));
-        score + params.bias.map_or(0.0, |bias| f64::from(bias.at(h, i, j))) + distance
+        score + params.bias.map_or(0.0, |bias| f64::from(bias.at(h, i, j)))
     };
     let scores: Vec<f64> = keys.clone().map(score).collect();
     let sink = params.sinks.map(|sinks| f64::from(sinks[h]));

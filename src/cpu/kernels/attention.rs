@@ -7,6 +7,7 @@ use std::f32::consts::LOG2_E;
 use std::marker::PhantomData;
 use std::ops::Range;
 
+use super::distances::{AddDistances, MARGIN};
 use super::fill::{Word, store_words};
 use super::math::{exp2, tanh};
 use super::matmul::{ROW_BLOCK, Shared};
@@ -24,6 +25,12 @@ const BLOCK_KEYS: usize = PAGES * PAGE_KEYS;
 /// Rows (queries times the query heads that share a key head) that go through the keys together.
 const TILE: usize = 24;
 
+/// The same where there are vectors of distances: with few rows, many of the products of keys and distances are of no use.
+const TILE_WITH_DISTANCES: usize = 48;
+
+/// From the scores of a row to those of the next one.
+pub const SCORES_STEP: usize = BLOCK_KEYS + MARGIN;
+
 /// The number of each element of a vector.
 const LANE_NUMBERS: [f32; MAX_LANES] =
     [0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0, 10.0, 11.0, 12.0, 13.0, 14.0, 15.0];
@@ -36,6 +43,8 @@ pub struct Attend<'a, T> {
     pub spans: &'a [Span],
     pub caches: &'a [&'a KvCache],
     pub params: &'a AttentionParams<'a>,
+    /// The keys of distances, in the order in which keys lie.
+    pub distance_keys: Option<&'a KvCache>,
     pub out: &'a mut Tensor,
     /// Memory of earlier tasks.
     pub spare: &'a Spare<Scratch>,
@@ -48,6 +57,8 @@ pub struct Scratch {
     rows: Vec<Row>,
     /// Queries, scores, sums of weights and of values.
     numbers: Vec<f32>,
+    /// Vectors of distances and products with them.
+    distances: Vec<f32>,
 }
 
 /// Queries `queries` of span `span`, for the query heads `heads`, which read key head `kv_head`.
@@ -66,7 +77,7 @@ impl<T: Word> Kernel for Attend<'_, T> {
     /// Lengths are checked here.
     #[inline(always)]
     unsafe fn run<S: Simd>(self, s: S) {
-        let Attend { pool, x, q_start, spans, caches, params, out, spare, kept } = self;
+        let Attend { pool, x, q_start, spans, caches, params, distance_keys, out, spare, kept } = self;
         let p = params;
         assert!(p.kv_heads > 0 && p.heads % p.kv_heads == 0, "heads of attention");
         assert!(q_start + p.heads * p.k_dim <= x.cols(), "columns of the queries");
@@ -82,7 +93,19 @@ impl<T: Word> Kernel for Attend<'_, T> {
             assert_eq!(cache.layout().compute, T::COMPUTE, "what a cache is kept for");
         }
         let group = p.heads / p.kv_heads;
-        let step = (TILE / group).max(1);
+        if let Some(distances) = p.distances {
+            let most = caches.iter().map(|cache| cache.len()).max().unwrap_or(0);
+            assert!(most <= distances.bucket.len().div_ceil(2), "distances between keys");
+            assert_eq!(group, 1, "query heads of a key head with distances");
+        }
+        if let Some(keys) = distance_keys {
+            let known = p.distances.map_or(0, |distances| distances.bucket.len().div_ceil(2));
+            assert_eq!((keys.kv_heads(), keys.k_dim()), (p.heads, p.k_dim), "keys of distances");
+            assert!(keys.len() == 2 * known.next_multiple_of(PAGE_KEYS), "pages of distances");
+            assert_eq!(keys.layout().compute, T::COMPUTE, "what keys of distances are kept for");
+        }
+        let tile = if p.distances.is_some() { TILE_WITH_DISTANCES } else { TILE };
+        let step = (tile / group).max(1);
         // With few queries and key heads, threads share the query heads of a key head, whose keys all of them read then.
         let pieces = pool.threads().div_ceil((x.rows() * p.kv_heads).max(1)).min(group);
         let mut tasks = Vec::with_capacity(x.rows().div_ceil(step) * p.kv_heads * pieces);
@@ -110,6 +133,7 @@ impl<T: Word> Kernel for Attend<'_, T> {
                 span: &spans[span],
                 cache: caches[span],
                 params,
+                distance_keys,
                 kv_head,
                 heads,
                 queries,
@@ -129,6 +153,7 @@ struct Tile<'a, T> {
     span: &'a Span,
     cache: &'a KvCache,
     params: &'a AttentionParams<'a>,
+    distance_keys: Option<&'a KvCache>,
     kv_head: usize,
     heads: Range<usize>,
     queries: Range<usize>,
@@ -169,7 +194,7 @@ impl<T: Word> Kernel for Tile<'_, T> {
     unsafe fn run<S: Simd>(self, s: S) {
         let p = self.params;
         let mut scratch = self.spare.take();
-        let Scratch { rows, numbers } = &mut scratch;
+        let Scratch { rows, numbers, distances } = &mut scratch;
         rows.clear();
         for i in self.queries.clone() {
             let position = self.span.past + i;
@@ -189,10 +214,10 @@ impl<T: Word> Kernel for Tile<'_, T> {
         let n = rows.len();
         // Queries are written in whole vectors.
         let q_step = p.k_dim.next_multiple_of(2 * S::LANES) / T::NUMBERS;
-        let numbers = at_least(numbers, n * (q_step + BLOCK_KEYS + S::LANES + p.v_dim));
+        let numbers = at_least(numbers, MARGIN + n * (q_step + SCORES_STEP + S::LANES + p.v_dim));
         let (q, rest) = numbers.split_at_mut(n * q_step);
         let q = View { first: q.as_mut_ptr().cast::<T>(), step: q_step };
-        let (scores, rest) = rest.split_at_mut(n * BLOCK_KEYS);
+        let (scores, rest) = rest.split_at_mut(MARGIN + n * SCORES_STEP);
         rest.fill(0.0);
         let (sums, values) = rest.split_at_mut(n * S::LANES);
         for (r, row) in rows.iter().enumerate() {
@@ -215,18 +240,36 @@ impl<T: Word> Kernel for Tile<'_, T> {
             }
             // SAFETY: pages exist up to the cache's length; scratch rows are `n`.
             unsafe {
-                self.scores(s, pages.clone(), n, q, scores);
+                let a = View { first: q.first.cast_const(), step: q.step };
+                let c = View { first: scores.as_mut_ptr().add(MARGIN), step: SCORES_STEP };
+                times_pages::<S, T>(s, n, a, self.cache, self.kv_head, pages.clone(), c, false);
+                if let Some(vectors) = p.distances {
+                    let add = AddDistances {
+                        vectors,
+                        keys: self.distance_keys,
+                        cache: self.cache,
+                        pages: pages.clone(),
+                        head: self.kv_head,
+                        position: self.span.past + self.queries.start,
+                        n,
+                        q: a,
+                        scale: p.scale,
+                        scores: c.first,
+                        memory: distances,
+                    };
+                    add.run(s);
+                }
                 // Of all rows first the largest, then the weights: what a row waits for, others do in the meantime.
                 for (r, row) in rows.iter_mut().enumerate() {
-                    let scores = &mut scores[r * BLOCK_KEYS..][..BLOCK_KEYS];
+                    let scores = &mut scores[MARGIN + r * SCORES_STEP..][..BLOCK_KEYS];
                     let sums = &mut sums[r * S::LANES..][..S::LANES];
                     self.limit(s, &pages, row, scores, sums, &mut values[r * p.v_dim..][..p.v_dim]);
                 }
                 for (r, row) in rows.iter().enumerate() {
-                    let scores = &mut scores[r * BLOCK_KEYS..][..BLOCK_KEYS];
+                    let scores = &mut scores[MARGIN + r * SCORES_STEP..][..BLOCK_KEYS];
                     self.weigh(s, &pages, row, scores, &mut sums[r * S::LANES..][..S::LANES]);
                 }
-                self.add_values(s, pages, n, scores, values);
+                self.add_values(s, pages, n, &scores[MARGIN..], values);
             }
         }
         for (r, row) in rows.iter().enumerate() {
@@ -256,64 +299,6 @@ impl<T: Word> Kernel for Tile<'_, T> {
 }
 
 impl<T: Word> Tile<'_, T> {
-    /// Scores of all rows for the keys of some pages of a block.
-    #[inline(always)]
-    unsafe fn scores<S: Simd>(
-        &self,
-        s: S,
-        pages: Range<usize>,
-        n: usize,
-        q: View<*mut T>,
-        scores: &mut [f32],
-    ) {
-        let k = self.params.k_dim.div_ceil(T::NUMBERS);
-        let keys = self.cache.pages();
-        let (mut page, end) = (pages.start, pages.end);
-        while page < end {
-            let b = keys[self.cache.keys_at(page, self.kv_head)..].as_ptr();
-            let to = scores[(page - pages.start) * PAGE_KEYS..].as_mut_ptr();
-            let product = Product {
-                n,
-                k,
-                runs: 1,
-                last: k,
-                a: View { first: q.first.cast_const(), step: q.step },
-                b: View { first: b.cast::<T>(), step: PAGE_KEYS },
-                b_run: 0,
-                b_page: self.cache.page_len(),
-                c: View { first: to, step: BLOCK_KEYS },
-                width: S::LANES,
-                add: false,
-            };
-            // SAFETY: `n` rows of queries and scores; a page has `k` rows of keys, and there are as many pages as are taken.
-            page += unsafe {
-                match (PAGE_KEYS / S::LANES, end - page) {
-                    // Few queries wait for memory, which gives more in more streams.
-                    (1, 8..) if n <= 4 => {
-                        product.run::<S, 8>(s);
-                        8
-                    }
-                    (1, 4..) => {
-                        product.run::<S, 4>(s);
-                        4
-                    }
-                    (1, 2..) => {
-                        product.run::<S, 2>(s);
-                        2
-                    }
-                    (1, _) => {
-                        product.run::<S, 1>(s);
-                        1
-                    }
-                    _ => {
-                        product.run::<S, 2>(s);
-                        1
-                    }
-                }
-            };
-        }
-    }
-
     /// The scores of one row for the keys of some pages: capped, biased, masked, and the largest so far found. What was summed relative
     /// to an earlier one is scaled down.
     #[inline(always)]
@@ -343,11 +328,6 @@ impl<T: Word> Tile<'_, T> {
             if let Some(bias) = p.bias {
                 let keys = start + seen.start..start + seen.end;
                 bias.add(row.head, row.position, keys, &mut scores[seen.clone()]);
-            }
-            if let Some(distances) = p.distances {
-                for j in seen.clone() {
-                    scores[j] += distances.at(row.head, self.span.rows.start, row.position, start + j);
-                }
             }
             let none = s.splat(f32::NEG_INFINITY);
             let mut largest = none;
@@ -449,7 +429,7 @@ impl<T: Word> Tile<'_, T> {
                     k: PAGE_KEYS / T::NUMBERS,
                     runs: pages.len(),
                     last,
-                    a: View { first: weights.as_ptr().cast::<T>(), step: BLOCK_KEYS },
+                    a: View { first: weights.as_ptr().cast::<T>(), step: SCORES_STEP },
                     b: View { first: stored.add(d), step: v },
                     b_run: self.cache.page_len(),
                     b_page: PAGE_KEYS,
@@ -484,28 +464,90 @@ impl<T: Word> Tile<'_, T> {
     }
 }
 
+/// Products of `n` rows with the keys of some pages of a head, into `c`, which begins with those of the first page, or added to it.
+///
+/// # Safety
+/// Only inside of a kernel; rows, pages, and elements of `c` must be there.
+#[inline(always)]
+#[allow(clippy::too_many_arguments)]
+pub unsafe fn times_pages<S: Simd, T: Word>(
+    s: S,
+    n: usize,
+    a: View<*const T>,
+    keys: &KvCache,
+    head: usize,
+    pages: Range<usize>,
+    c: View<*mut f32>,
+    add: bool,
+) {
+    let k = keys.k_dim().div_ceil(T::NUMBERS);
+    let mut page = pages.start;
+    while page < pages.end {
+        let b = keys.pages()[keys.keys_at(page, head)..].as_ptr();
+        // SAFETY: the caller's; a page has `k` rows of keys, and there are as many pages as are taken.
+        page += unsafe {
+            let product = Product {
+                n,
+                k,
+                runs: 1,
+                last: k,
+                a,
+                b: View { first: b.cast::<T>(), step: PAGE_KEYS },
+                b_run: 0,
+                b_page: keys.page_len(),
+                c: View { first: c.first.add((page - pages.start) * PAGE_KEYS), step: c.step },
+                width: S::LANES,
+                add,
+            };
+            match (PAGE_KEYS / S::LANES, pages.end - page) {
+                // Few queries wait for memory, which gives more in more streams.
+                (1, 8..) if n <= 4 => {
+                    product.run::<S, 8>(s);
+                    8
+                }
+                (1, 4..) => {
+                    product.run::<S, 4>(s);
+                    4
+                }
+                (1, 2..) => {
+                    product.run::<S, 2>(s);
+                    2
+                }
+                (1, _) => {
+                    product.run::<S, 1>(s);
+                    1
+                }
+                _ => {
+                    product.run::<S, 2>(s);
+                    1
+                }
+            }
+        };
+    }
+}
+
 /// A matrix by its first element and the distance between its rows.
 #[derive(Clone, Copy)]
-struct View<P> {
-    first: P,
-    step: usize,
+pub struct View<P> {
+    pub first: P,
+    pub step: usize,
 }
 
 /// `c = a b`, or `c += a b`: `[n, (runs - 1) * k + last]` times as many rows of `N` vectors, the last vector with `width` elements.
-struct Product<T> {
-    n: usize,
+pub struct Product<T> {
+    pub n: usize,
     /// Rows of b that follow each other, and how many such runs there are, `b_run` elements apart; the last is shorter.
-    k: usize,
-    runs: usize,
-    last: usize,
-    a: View<*const T>,
-    b: View<*const T>,
-    b_run: usize,
+    pub k: usize,
+    pub runs: usize,
+    pub last: usize,
+    pub a: View<*const T>,
+    pub b: View<*const T>,
+    pub b_run: usize,
     /// Elements between groups of [`PAGE_KEYS`] columns of b.
-    b_page: usize,
-    c: View<*mut f32>,
-    width: usize,
-    add: bool,
+    pub b_page: usize,
+    pub c: View<*mut f32>,
+    pub width: usize,
+    pub add: bool,
 }
 
 impl<T: Word> Product<T> {
@@ -540,8 +582,11 @@ impl<T: Word> Product<T> {
     }
 
     /// `R` rows from `row` on.
+    ///
+    /// # Safety
+    /// As [`run`](Self::run).
     #[inline(always)]
-    unsafe fn tile<S: Simd, const N: usize, const R: usize>(&self, s: S, row: usize) {
+    pub unsafe fn tile<S: Simd, const N: usize, const R: usize>(&self, s: S, row: usize) {
         // SAFETY: the caller's.
         unsafe {
             let a = self.a.first.add(row * self.a.step);

@@ -85,9 +85,11 @@ pub struct Places<'a> {
     /// The heads' part of the page.
     heads: &'a mut [f32],
     pub layout: HeadLayout,
-    /// Which places of the page are filled, with the rows of `x` from `first_row` on. No later one holds anything.
+    /// Which places of the page are filled, with the rows from `first_row` on. No later one holds anything.
     lanes: Range<usize>,
     x: &'a Tensor,
+    /// Which row of `x` each row is; none where they are the same.
+    rows: Option<&'a [u32]>,
     first_row: usize,
     k_start: usize,
     v_start: usize,
@@ -127,8 +129,11 @@ impl<T: Word> Kernel for FillPage<'_, T> {
 impl<'a> Places<'a> {
     /// The places of all new keys and values, divided as [`Attend`](super::attention::Attend) divides its tasks, so that threads read what they have written: the
     /// heads of few rows, else sequences or rows.
+    ///
+    /// Spans are of rows of `x`, or of `rows_of_x`.
     pub fn divided(
         x: &'a Tensor,
+        rows_of_x: Option<&'a [u32]>,
         k_start: usize,
         v_start: usize,
         spans: &[Span],
@@ -150,7 +155,16 @@ impl<'a> Places<'a> {
                 all.extend(heads.chunks_mut(part_len).enumerate().map(|(i, heads)| {
                     let head = i * heads_of_part;
                     let (k_start, v_start) = (k_start + head * layout.k_dim, v_start + head * layout.v_dim);
-                    Places { heads, layout, lanes: lanes.clone(), x, first_row, k_start, v_start }
+                    Places {
+                        heads,
+                        layout,
+                        lanes: lanes.clone(),
+                        x,
+                        rows: rows_of_x,
+                        first_row,
+                        k_start,
+                        v_start,
+                    }
                 }));
             }
             all[first_of_span..].sort_by_key(|places| places.k_start);
@@ -161,7 +175,8 @@ impl<'a> Places<'a> {
     /// The row of `x` for a place of the page.
     #[inline(always)]
     fn row(&self, lane: usize) -> &[f32] {
-        self.x.row(self.first_row + lane - self.lanes.start)
+        let row = self.first_row + lane - self.lanes.start;
+        self.x.row(self.rows.map_or(row, |rows| rows[row] as usize))
     }
 
     /// Up to `LANES` keys of a head.
