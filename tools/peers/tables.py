@@ -99,7 +99,8 @@ def render(args):
         lines = [json.loads(line) for line in f if line.strip()]
     with open(args.page) as f:
         page = f.read()
-    parts = {"encode": table([l for l in lines if l["model"] != "gpt2"]), "decode": table([l for l in lines if l["model"] == "gpt2"]), "starts": starts(lines)}
+    kinds = {model: kind for model, kind, _ in RUNS}
+    parts = {kind: table([l for l in lines if kinds[l["model"]] == kind]) for kind in ("encode", "decode")} | {"starts": starts(lines)}
     for name, text in parts.items():
         marker = f"{name} {args.of}" if args.of else name
         page = re.sub(rf"(<!-- {marker} -->\n).*?(<!-- end -->)", lambda m: m[1] + text + "\n" + m[2], page, flags=re.S)
