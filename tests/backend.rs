@@ -364,14 +364,12 @@ fn rotations_agree() {
     }
 }
 
+/// One of a backend, by the spans of sequences and what they remember.
+type Recurrence<'a> = &'a dyn Fn(&dyn Backend, &[Span], &mut [&mut [f32]], &mut Tensor);
+
 /// Runs a recurrence over sequences that have a past, on the plain backend and on each level, where two threads and one row after
 /// another have to give the same bits. What it gives and what it remembers are compared.
-fn recurrences_agree(
-    what: &str,
-    cols: usize,
-    state: usize,
-    run: &dyn Fn(&dyn Backend, &[Span], &mut [&mut [f32]], &mut Tensor),
-) {
+fn recurrences_agree(what: &str, cols: usize, state: usize, run: Recurrence<'_>) {
     let mut random = Random(7);
     let spans = spans(&[5, 1, 9]);
     let past: Vec<Vec<f32>> = spans.iter().map(|_| random.vec(state)).collect();

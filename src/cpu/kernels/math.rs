@@ -112,7 +112,7 @@ unsafe fn softplus<S: Simd>(s: S, x: S::V) -> S::V {
     unsafe {
         let e = exp_to_0(s, s.sub(s.splat(0.0), abs(s, x)));
         let t = s.div(e, s.add(s.splat(2.0), e));
-        let p = polynomial(s, s.mul(t, t), [0.140_891_67, 0.139_803_01, 0.200_124_55, 0.333_331_58, 1.0]);
+        let p = polynomial(s, s.mul(t, t), [0.140_891_67, 0.139_803, 0.200_124_55, 0.333_331_58, 1.0]);
         s.fma(s.add(t, t), p, s.max(s.splat(0.0), x))
     }
 }
