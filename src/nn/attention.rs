@@ -353,7 +353,10 @@ impl Planned {
                 let mut caches = match self.cache {
                     Some(cache) => Run::caches(run.states, cache, spans.len()),
                     None => {
-                        own = spans.iter().map(|span| self.short_lived_cache(run, span.rows.len())).collect();
+                        own = spans
+                            .iter()
+                            .map(|span| run.own_cache(self.kv_heads, self.head_dim, span.rows.len()))
+                            .collect();
                         own.iter_mut().collect()
                     }
                 };
@@ -369,7 +372,10 @@ impl Planned {
                 let memory_spans = run.spans(*rows);
                 let mut own: Vec<KvCache> = Vec::new();
                 if self.cache.is_none() {
-                    own = memory_spans.iter().map(|s| self.short_lived_cache(run, s.rows.len())).collect();
+                    own = memory_spans
+                        .iter()
+                        .map(|s| run.own_cache(self.kv_heads, self.head_dim, s.rows.len()))
+                        .collect();
                 }
                 let mut states = run.states.iter().take(spans.len());
                 if self.cache.is_none_or(|cache| states.any(|state| state.caches[cache.0].is_empty())) {
@@ -420,14 +426,6 @@ impl Planned {
         if let Some(limit) = self.clamp {
             x.data_mut().iter_mut().for_each(|x| *x = x.clamp(-limit, limit));
         }
-    }
-
-    /// A cache that this pass alone needs.
-    fn short_lived_cache(&self, run: &mut Run<'_>, tokens: usize) -> KvCache {
-        let dim = self.head_dim;
-        let cache = KvCache::new(run.backend.compute(), self.kv_heads, dim, dim);
-        let pages = run.buffers.take_memory(cache.elements(tokens));
-        cache.in_memory(pages)
     }
 }
 

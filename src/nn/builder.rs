@@ -2,6 +2,7 @@
 //! it declares the tensors it owns.
 
 use std::collections::HashMap;
+use std::ops::Range;
 
 use super::fields::{Bias, FieldType, Fields, Given, Path, Projection, Reference};
 use super::rope::Rope;
@@ -567,6 +568,22 @@ impl<'a> Builder<'a> {
             Bias::At(path) => Some(self.tensor(path.name.clone(), vec![outputs], None, &path.at)?),
         };
         Some(PartUse { weight, item: None, layout: projection.layout, order, bias, outputs })
+    }
+
+    /// Declares a linear map to some outputs of a stored one.
+    pub fn linear_rows(
+        &mut self,
+        field: &'static str,
+        projection: &Projection,
+        outputs: usize,
+        inputs: usize,
+        rows: Range<usize>,
+        at: &Address,
+    ) -> Option<LinearId> {
+        self.order(rows.len(), at)?;
+        let rows = Some(rows.map(|row| row as u32).collect());
+        let part = self.linear_part(field, projection, outputs, inputs, rows)?;
+        Some(self.linear_of(vec![part], inputs))
     }
 
     /// As [`linear_part`](Self::linear_part) for item `of.0` of the `of.1` that one parameter holds; the path is that of the

@@ -4,7 +4,7 @@ use super::run::Run;
 use super::{Block, Built, Plan};
 use std::ops::Range;
 
-use crate::backend::{AttentionParams, DistanceVectors, KvCache, Reach};
+use crate::backend::{AttentionParams, DistanceVectors, KvCache, Reach, Span};
 use crate::error::{Error, ErrorKind, Result};
 use crate::spec::Address;
 use crate::tensor::Tensor;
@@ -144,15 +144,6 @@ pub fn rows_read(n: usize, rows: usize, max_distance: Option<usize>) -> usize {
     range(buckets(n, rows, max_distance)).len()
 }
 
-impl Planned {
-    /// A cache that this pass alone needs.
-    fn cache(&self, run: &mut Run<'_>, tokens: usize) -> KvCache {
-        let cache = KvCache::new(run.backend.compute(), self.heads, self.head_dim, self.head_dim);
-        let pages = run.buffers.take_memory(cache.elements(tokens));
-        cache.in_memory(pages)
-    }
-}
-
 impl Block for Planned {
     fn is_row_wise(&self) -> bool {
         false
@@ -192,7 +183,8 @@ impl Block for Planned {
             distances: (distances.parts() > 0).then_some(&distances),
         };
         let qkv = run.linear(self.qkv, x, None, None); // [tokens, 3 cols]
-        let mut own: Vec<KvCache> = spans.iter().map(|span| self.cache(run, span.rows.len())).collect();
+        let cache = |span: &Span| run.own_cache(self.heads, self.head_dim, span.rows.len());
+        let mut own: Vec<KvCache> = spans.iter().map(cache).collect();
         run.backend.append_kv(&qkv, cols, 2 * cols, &spans, &mut own.iter_mut().collect::<Vec<_>>());
         let mut found = run.take(x.rows(), cols);
         run.backend.attention(&qkv, 0, &spans, &own.iter().collect::<Vec<_>>(), &params, &mut found);

@@ -154,10 +154,7 @@ impl Plan for LatentAttention {
 impl Planned {
     /// `norm(x)` of the first `width` columns.
     fn norm(&self, run: &mut Run<'_>, x: &Tensor, weight: VectorId, width: usize) -> Tensor {
-        let (mut some, mut out) = (run.take(x.rows(), width), run.take(x.rows(), width));
-        for i in 0..x.rows() {
-            some.row_mut(i).copy_from_slice(&x.row(i)[..width]);
-        }
+        let (some, mut out) = (run.columns(x, 0..width), run.take(x.rows(), width));
         let norm = Norm { weight: Some(run.vector(weight)), bias: None, eps: self.eps, width };
         run.backend.rms_norm(&some, &norm, &mut out);
         run.trace(Site::Norm(weight), Some(&some), &out);
@@ -193,10 +190,7 @@ impl Block for Planned {
         let down = run.linear(self.kv_down, x, None, None); // [tokens, latent + rope_dim]
         let normed = self.norm(run, &down, self.kv_norm, self.latent);
         let up = run.linear(self.kv_up, &normed, None, None); // [tokens, heads * nope + heads * v_dim]
-        let mut shared = run.take(x.rows(), rotated);
-        for i in 0..x.rows() {
-            shared.row_mut(i).copy_from_slice(&down.row(i)[self.latent..]);
-        }
+        let mut shared = run.columns(&down, self.latent..self.latent + rotated);
         run.rotate(self.rope, self.stream, &mut shared, 0, 1, rotated);
         let mut kv = run.take(x.rows(), heads * (k_dim + v_dim));
         for i in 0..x.rows() {

@@ -147,12 +147,8 @@ impl Plan for MultiHeadStateSpace {
         }
         let convolved = inner + 2 * shared;
         let projected = inner + convolved + heads;
-        let part = |b: &mut Builder<'_>, rows: std::ops::Range<usize>| {
-            let rows = Some(rows.map(|row| row as u32).collect());
-            let part = b.linear_part("in_proj", &self.in_proj, projected, cols, rows)?;
-            Some(b.linear_of(vec![part], cols))
-        };
-        let (z, u) = (part(b, 0..inner)?, part(b, inner..projected)?);
+        let mut rows_of_in = |rows| b.linear_rows("in_proj", &self.in_proj, projected, cols, rows, at);
+        let (z, u) = (rows_of_in(0..inner)?, rows_of_in(inner..projected)?);
         let conv = CausalConv::plan(b, &self.conv, self.conv_bias, convolved, self.kernel, self.act)?;
         b.field = "dt_bias";
         let dt_bias = b.vector(&self.dt_bias, "", heads)?;

@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::ops::Range;
 use std::sync::Arc;
 
 use super::builder::{
@@ -344,6 +345,20 @@ impl<'r> Run<'r> {
     /// A matrix of unspecified contents.
     pub fn take(&mut self, rows: usize, cols: usize) -> Tensor {
         self.buffers.take(rows, cols)
+    }
+
+    /// A matrix of some columns of another.
+    pub fn columns(&mut self, x: &Tensor, columns: Range<usize>) -> Tensor {
+        let mut some = self.take(x.rows(), columns.len());
+        x.read_columns(columns, &mut some);
+        some
+    }
+
+    /// A cache that this pass alone needs, in memory that is given back by [`Buffers::give_memory`].
+    pub fn own_cache(&mut self, heads: usize, head_dim: usize, tokens: usize) -> KvCache {
+        let cache = KvCache::new(self.backend.compute(), heads, head_dim, head_dim);
+        let pages = self.buffers.take_memory(cache.elements(tokens));
+        cache.in_memory(pages)
     }
 
     /// Gives the memory of a matrix back.

@@ -76,13 +76,8 @@ impl Plan for StateSpace {
             b.wrong_fields(at, &["inner", "state", "kernel"], message);
             return None;
         }
-        b.order(2 * inner, at)?;
-        let half = |b: &mut Builder<'_>, rows: std::ops::Range<usize>| {
-            let rows = Some(rows.map(|row| row as u32).collect());
-            let part = b.linear_part("in_proj", &self.in_proj, 2 * inner, cols, rows)?;
-            Some(b.linear_of(vec![part], cols))
-        };
-        let (x, z) = (half(b, 0..inner)?, half(b, inner..2 * inner)?);
+        let mut rows_of_in = |rows| b.linear_rows("in_proj", &self.in_proj, 2 * inner, cols, rows, at);
+        let (x, z) = (rows_of_in(0..inner)?, rows_of_in(inner..2 * inner)?);
         let conv = CausalConv::plan(b, &self.conv, self.conv_bias, inner, kernel, self.act)?;
         let x_proj = b.linear(&[("x_proj", &self.x_proj, self.dt_rank + 2 * state)], inner)?;
         let dt_proj = b.linear(&[("dt_proj", &self.dt_proj, inner)], self.dt_rank)?;
@@ -122,10 +117,7 @@ impl Block for Planned {
         let u = self.conv.apply(run, self.rows, &x, 0);
         run.give(x);
         let tbc = run.linear(self.x_proj, &u, None, None); // [tokens, dt_rank + 2 state]
-        let mut t = run.take(tbc.rows(), self.dt_rank);
-        for i in 0..tbc.rows() {
-            t.row_mut(i).copy_from_slice(&tbc.row(i)[..self.dt_rank]);
-        }
+        let t = run.columns(&tbc, 0..self.dt_rank);
         let dt = run.linear(self.dt_proj, &t, Some(Activation::Softplus), None); // [tokens, inner]
         run.give(t);
         let (a, d) = (run.vector(self.a), run.vector(self.d));
