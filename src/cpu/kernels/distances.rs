@@ -149,9 +149,10 @@ impl<T: Word> AddDistances<'_, T> {
                     c: View { first: products, step: S::LANES },
                     width: S::LANES,
                     add: false,
+                    ahead: 0,
                 };
                 for row in (0..n + S::LANES - 1).step_by(TILE) {
-                    product.tile::<S, 1, TILE>(s, row);
+                    product.tile::<S, 1, TILE, false>(s, row);
                 }
                 add_diagonals(s, products, n, self.scores.add(first - pages.start * PAGE_KEYS));
             }
