@@ -33,7 +33,7 @@ use kernels::matmul::panel_width;
 use kernels::quantised::QuantisedRows;
 use kernels::rows::{Activate, Normalise, NormaliseColumns, each_rows_mut, rotate};
 use kernels::scan::{ScanChannels, ScanHeads};
-use kernels::simd::{Kernel, Simd};
+use kernels::simd::{Checked, Simd};
 use linear::Packed;
 use pack::Format;
 pub use peaks::{Meter, Peaks};
@@ -62,13 +62,13 @@ struct Engine {
 }
 
 impl Engine {
-    fn run<K: Kernel>(&self, kernel: K) -> K::Output {
-        // SAFETY: the token stands for features that the machine has.
+    fn run<K: Checked>(&self, kernel: K) -> K::Output {
+        // SAFETY: the token stands for features that the machine has; the kernel asks for nothing else.
         with_simd!(self.simds, s => unsafe { s.run(kernel) })
     }
 
     /// Runs a kernel that multiplies small numbers.
-    fn run_products<K: Kernel>(&self, kernel: K) -> K::Output {
+    fn run_products<K: Checked>(&self, kernel: K) -> K::Output {
         // SAFETY: as above.
         with_product_simd!(self.products, s => unsafe { s.run(kernel) })
     }

@@ -11,7 +11,7 @@ use super::distances::{AddDistances, MARGIN};
 use super::fill::{Word, store_words};
 use super::math::{exp2, tanh};
 use super::matmul::{ROW_BLOCK, Shared};
-use super::simd::{Kernel, MAX_LANES, Simd, load, store};
+use super::simd::{Checked, Kernel, MAX_LANES, Simd, load, store};
 use crate::backend::{AttentionParams, KvCache, PAGE_KEYS, Span};
 use crate::cpu::pool::{Pool, part};
 use crate::tensor::{Spare, Tensor, at_least};
@@ -78,7 +78,7 @@ impl<T: Word> Kernel for Attend<'_, T> {
     type Output = ();
 
     /// # Safety
-    /// Lengths are checked here.
+    /// None beyond the features.
     #[inline(always)]
     unsafe fn run<S: Simd>(self, s: S) {
         let Attend { pool, x, q_start, spans, caches, params, distance_keys, out, spare, kept } = self;
@@ -150,6 +150,9 @@ impl<T: Word> Kernel for Attend<'_, T> {
         });
     }
 }
+
+// SAFETY: lengths are checked before anything else.
+unsafe impl<T: Word> Checked for Attend<'_, T> {}
 
 struct Tile<'a, T> {
     x: &'a Tensor,

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use super::math::activate;
 use super::matmul::Shared;
-use super::simd::{Kernel, Simd, load, store};
+use super::simd::{Checked, Kernel, Simd, load, store};
 use crate::backend::{CausalConv, Span};
 use crate::cpu::pool::Pool;
 use crate::tensor::Tensor;
@@ -25,7 +25,7 @@ impl Kernel for CausalConvolution<'_, '_> {
     type Output = ();
 
     /// # Safety
-    /// Lengths are checked here.
+    /// None beyond the features.
     #[inline(always)]
     unsafe fn run<S: Simd>(self, s: S) {
         let CausalConvolution { pool, conv, spans, states, out } = self;
@@ -51,6 +51,9 @@ impl Kernel for CausalConvolution<'_, '_> {
         });
     }
 }
+
+// SAFETY: lengths are checked before anything else.
+unsafe impl Checked for CausalConvolution<'_, '_> {}
 
 /// Some channels of one sequence.
 struct ConvPart<'a> {

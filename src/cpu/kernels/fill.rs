@@ -5,7 +5,7 @@ use std::mem::MaybeUninit;
 use std::ops::Range;
 
 use super::matmul::ROW_BLOCK;
-use super::simd::{Kernel, MAX_LANES, Simd, Weight, load, store};
+use super::simd::{Checked, Kernel, MAX_LANES, Simd, Weight, load, store};
 use crate::backend::{Compute, HeadLayout, KvCache, PAGE_KEYS, Pair, Span};
 use crate::tensor::Tensor;
 
@@ -125,6 +125,9 @@ impl<T: Word> Kernel for FillPage<'_, T> {
         }
     }
 }
+
+// SAFETY: every place is a slice of its own length.
+unsafe impl<T: Word> Checked for FillPage<'_, T> {}
 
 impl<'a> Places<'a> {
     /// The places of all new keys and values, divided as [`Attend`](super::attention::Attend) divides its tasks, so that threads read what they have written: the

@@ -8,7 +8,7 @@ use std::mem::MaybeUninit;
 use std::ops::Range;
 
 use super::math::activate;
-use super::simd::{Fetch, Kernel, MAX_LANES, MAX_WIDTH, Simd, Weight, load, store};
+use super::simd::{Checked, Fetch, Kernel, MAX_LANES, MAX_WIDTH, Simd, Weight, load, store};
 use crate::backend::{Activation, Epilogue};
 use crate::cpu::pool::{Pool, part};
 use crate::tensor::Tensor;
@@ -106,7 +106,7 @@ impl<T: Weight> Kernel for Product<'_, T> {
     type Output = ();
 
     /// # Safety
-    /// Lengths are checked here.
+    /// None beyond the features.
     #[inline(always)]
     unsafe fn run<S: Simd>(self, s: S) {
         let Product { pool, x, weights, epilogue, out } = self;
@@ -127,6 +127,9 @@ impl<T: Weight> Kernel for Product<'_, T> {
         });
     }
 }
+
+// SAFETY: lengths are checked before anything else.
+unsafe impl<T: Weight> Checked for Product<'_, T> {}
 
 /// How a product is shared out: blocks of rows of about equal size, times groups of panels. The tasks of a thread's share come one after
 /// another, since a pool hands them out like that: rows stay in the caches of the thread that has computed them.

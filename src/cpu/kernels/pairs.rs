@@ -2,7 +2,7 @@
 //! instructions for it.
 
 use super::rows::rows_of_task;
-use super::simd::{Kernel, Simd, Weight};
+use super::simd::{Checked, Kernel, Simd, Weight};
 use crate::backend::Pair;
 use crate::cpu::pool::Pool;
 use crate::tensor::Tensor;
@@ -53,6 +53,9 @@ impl Kernel for RoundToPairs<'_> {
         });
     }
 }
+
+// SAFETY: rows and pairs are slices of their own length.
+unsafe impl Checked for RoundToPairs<'_> {}
 
 struct RoundRow<'a> {
     row: &'a [f32],

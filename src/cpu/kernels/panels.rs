@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use super::matmul::panel_width;
-use super::simd::{Kernel, Simd};
+use super::simd::{Checked, Kernel, Simd};
 
 /// Up to a panel's width of rows become columns of a panel.
 pub struct Transpose<'a> {
@@ -20,7 +20,7 @@ impl Kernel for Transpose<'_> {
     type Output = ();
 
     /// # Safety
-    /// None beyond the features: lengths are checked here.
+    /// None beyond the features.
     #[inline(always)]
     unsafe fn run<S: Simd>(self, s: S) {
         let Transpose { rows, step, lanes, panel } = self;
@@ -47,6 +47,9 @@ impl Kernel for Transpose<'_> {
     }
 }
 
+// SAFETY: lengths are checked before anything else.
+unsafe impl Checked for Transpose<'_> {}
+
 /// A row is dealt out to panels, each of which gets so many elements as it is wide.
 pub struct Deal<'a> {
     pub row: &'a [f32],
@@ -59,7 +62,7 @@ impl Kernel for Deal<'_> {
     type Output = ();
 
     /// # Safety
-    /// None beyond the features: lengths are checked here.
+    /// None beyond the features.
     #[inline(always)]
     unsafe fn run<S: Simd>(self, s: S) {
         let Deal { row, panels, step } = self;
@@ -80,3 +83,6 @@ impl Kernel for Deal<'_> {
         }
     }
 }
+
+// SAFETY: lengths are checked before anything else.
+unsafe impl Checked for Deal<'_> {}

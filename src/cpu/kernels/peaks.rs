@@ -1,6 +1,6 @@
 //! Loops that do nothing but what a machine can do at most of: multiply and add, and read memory.
 
-use super::simd::{Kernel, Simd};
+use super::simd::{Checked, Kernel, Simd};
 
 /// Multiplies and adds in registers; gives the number of floating-point operations.
 pub struct Multiply {
@@ -31,6 +31,9 @@ impl Kernel for Multiply {
         (self.rounds * SUMS * S::LANES * 2) as u64
     }
 }
+
+// SAFETY: nothing but registers.
+unsafe impl Checked for Multiply {}
 
 /// Reads every element once.
 pub struct Read<'a> {
@@ -64,3 +67,6 @@ impl Kernel for Read<'_> {
         }
     }
 }
+
+// SAFETY: streams are parts of the data.
+unsafe impl Checked for Read<'_> {}

@@ -17,7 +17,7 @@ use half::bf16;
 
 use super::matmul::{LINE, Shared, Split, Store, panel_width};
 use super::rows::rows_of_task;
-use super::simd::{Fetch, Kernel, MAX_LANES, MAX_WIDTH, Simd, load};
+use super::simd::{Checked, Fetch, Kernel, MAX_LANES, MAX_WIDTH, Simd, load};
 use crate::backend::Epilogue;
 use crate::backend::quantise::{block_inputs, quantise, scale};
 use crate::cpu::pool::{Pool, part};
@@ -155,6 +155,9 @@ impl Kernel for QuantisePanel<'_> {
     }
 }
 
+// SAFETY: no pointers.
+unsafe impl Checked for QuantisePanel<'_> {}
+
 /// Inputs of a row that share a scale where they become numbers of 8 bits: a multiple of all blocks. Fewer would be a little more exact,
 /// and slower.
 const RUN: usize = 256;
@@ -231,6 +234,9 @@ impl Kernel for QuantiseRows<'_> {
         quantised
     }
 }
+
+// SAFETY: memory is made as long as it has to be.
+unsafe impl Checked for QuantiseRows<'_> {}
 
 struct QuantiseRow<'a> {
     row: &'a [f32],
@@ -336,7 +342,7 @@ impl Kernel for QuantisedProduct<'_> {
     type Output = ();
 
     /// # Safety
-    /// Lengths are checked here.
+    /// None beyond the features.
     #[inline(always)]
     unsafe fn run<S: Simd>(self, s: S) {
         let QuantisedProduct { pool, x, panels, bits, inputs, outputs, epilogue, out } = self;
@@ -361,6 +367,9 @@ impl Kernel for QuantisedProduct<'_> {
         });
     }
 }
+
+// SAFETY: lengths are checked before anything else.
+unsafe impl Checked for QuantisedProduct<'_> {}
 
 /// Rows of a tile. Registers would hold the sums of more, but not what is multiplied as well; with short blocks they hold the sums of
 /// several blocks too. Sums of pairs on the way take another register.

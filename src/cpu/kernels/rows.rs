@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use super::math::activate;
 use super::matmul::Shared;
-use super::simd::{Kernel, Simd, load, store};
+use super::simd::{Checked, Kernel, Simd, load, store};
 use crate::backend::{Activation, Norm, Rotation};
 use crate::cpu::pool::Pool;
 use crate::tensor::Tensor;
@@ -43,7 +43,7 @@ impl Kernel for Normalise<'_> {
     type Output = ();
 
     /// # Safety
-    /// Lengths are checked here.
+    /// None beyond the features.
     #[inline(always)]
     unsafe fn run<S: Simd>(self, s: S) {
         let Normalise { pool, x, norm, centre, out } = self;
@@ -54,6 +54,9 @@ impl Kernel for Normalise<'_> {
         unsafe { norm_all(s, pool, rows, NormRows { from, to, columns: 0..cols, norm, centre, rows: 0..0 }) }
     }
 }
+
+// SAFETY: lengths are checked before anything else.
+unsafe impl Checked for Normalise<'_> {}
 
 /// As [`Normalise`], of some columns in place.
 pub struct NormaliseColumns<'a> {
@@ -68,7 +71,7 @@ impl Kernel for NormaliseColumns<'_> {
     type Output = ();
 
     /// # Safety
-    /// Lengths are checked here.
+    /// None beyond the features.
     #[inline(always)]
     unsafe fn run<S: Simd>(self, s: S) {
         let NormaliseColumns { pool, x, columns, norm, centre } = self;
@@ -79,6 +82,9 @@ impl Kernel for NormaliseColumns<'_> {
         unsafe { norm_all(s, pool, rows, NormRows { from: of, to: of, columns, norm, centre, rows: 0..0 }) }
     }
 }
+
+// SAFETY: lengths are checked before anything else.
+unsafe impl Checked for NormaliseColumns<'_> {}
 
 /// Norms so many rows as `some` says, which has none yet.
 ///
@@ -200,6 +206,9 @@ impl Kernel for Activate<'_> {
     }
 }
 
+// SAFETY: chunks of the data.
+unsafe impl Checked for Activate<'_> {}
+
 /// Rotates pairs of columns; see [`Backend::rope`](crate::backend::Backend::rope).
 pub fn rotate(x: &mut [f32], heads: usize, head_dim: usize, row: usize, rope: &Rotation<'_>) {
     let (cos, sin) = (rope.cos.row(row), rope.sin.row(row));
@@ -256,3 +265,7 @@ impl Kernel for Finish<'_> {
         }
     }
 }
+
+// SAFETY: no pointers but those of `Activate`.
+#[cfg(feature = "openblas")]
+unsafe impl Checked for Finish<'_> {}

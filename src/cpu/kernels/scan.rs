@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use super::math::exp_to_0;
 use super::matmul::Shared;
-use super::simd::{Kernel, Simd, load, store};
+use super::simd::{Checked, Kernel, Simd, load, store};
 use crate::backend::{HeadScan, Scan, Span};
 use crate::cpu::pool::Pool;
 use crate::tensor::Tensor;
@@ -25,7 +25,7 @@ impl Kernel for ScanChannels<'_, '_> {
     type Output = ();
 
     /// # Safety
-    /// Lengths are checked here.
+    /// None beyond the features.
     #[inline(always)]
     unsafe fn run<S: Simd>(self, s: S) {
         let ScanChannels { pool, scan, spans, states, out } = self;
@@ -52,6 +52,9 @@ impl Kernel for ScanChannels<'_, '_> {
         });
     }
 }
+
+// SAFETY: lengths are checked before anything else.
+unsafe impl Checked for ScanChannels<'_, '_> {}
 
 /// Some channels of one sequence.
 struct ScanPart<'a> {
@@ -128,7 +131,7 @@ impl Kernel for ScanHeads<'_, '_> {
     type Output = ();
 
     /// # Safety
-    /// Lengths are checked here.
+    /// None beyond the features.
     #[inline(always)]
     unsafe fn run<S: Simd>(self, s: S) {
         let ScanHeads { pool, scan, spans, states, out } = self;
@@ -155,6 +158,9 @@ impl Kernel for ScanHeads<'_, '_> {
         });
     }
 }
+
+// SAFETY: lengths are checked before anything else.
+unsafe impl Checked for ScanHeads<'_, '_> {}
 
 /// One head of one sequence.
 struct ScanHead<'a> {

@@ -15,6 +15,12 @@ pub trait Kernel {
     unsafe fn run<S: Simd>(self, s: S) -> Self::Output;
 }
 
+/// A kernel that asks for nothing but the features: what it counts on, it checks by itself.
+///
+/// # Safety
+/// [`Kernel::run`], with the features turned on, is sound whatever the kernel is made of.
+pub unsafe trait Checked: Kernel {}
+
 /// How weights that are used once are brought into a cache before they are needed, where the processor does not do it well enough by
 /// itself.
 #[derive(Clone, Copy, Debug)]
