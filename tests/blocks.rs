@@ -689,16 +689,23 @@ fn the_work_of_a_block_is_what_is_explained() {
         write(case, dir.path());
         let counting = Arc::new(Counting::new(Arc::new(Reference)));
         let network = network(case, dir.path(), counting.clone());
-        network.forward(&Batch::of([&[1, 2, 3, 4, 5, 6, 7][..]]), &["result"], false).unwrap();
+        let work = || {
+            counting.take();
+            network.forward(&Batch::of([&[1, 2, 3, 4, 5, 6, 7][..]]), &["result"], false).unwrap();
+            counting.take().flops
+        };
+        let (first, second) = (work(), work());
         let index = Index::open(&Repository::open(dir.path()).unwrap()).unwrap();
         let tokens = plan::Tokens { new: 7, past: 0 };
         let costs = plan::costs(network.plan(), &index, &Reference, None, tokens);
-        assert_eq!(plan::totals(&costs).flops, counting.take().flops, "{}", case.steps);
+        assert_eq!(plan::totals(&costs).flops, first, "{}", case.steps);
+        // Keys and queries of distances are kept.
+        assert_eq!(second < first, case.steps.contains("pos_"), "{}: {second} of {first}", case.steps);
     }
 }
 
 #[test]
-fn learned_distances_have_the_same_bits_beside_longer_sequences() {
+fn learned_distances_have_the_same_bits_beside_and_after_other_sequences() {
     let sequences: [&[u32]; 4] = [&[1, 2, 3, 4, 5], &LONG, &[3], &LONG[11..28]];
     let batch = Batch::of(sequences);
     for case in CASES.iter().filter(|case| case.block == "disentangled_attention") {
@@ -710,15 +717,21 @@ fn learned_distances_have_the_same_bits_beside_longer_sequences() {
                 let compute = cpu.compute_for(Some(kept));
                 let cpu = cpu.with_compute(compute);
                 let options = LoadOptions { dtype: Some(kept), ..LoadOptions::default() };
-                let network = network_with(case, dir.path(), Arc::new(cpu), &options);
-                let result = |batch: &Batch| network.forward(batch, &["result"], false).unwrap().remove(0);
-                let together = result(&batch);
+                let cpu = Arc::new(cpu);
+                let open = || network_with(case, dir.path(), cpu.clone(), &options);
+                let result = |network: &Network, batch: &Batch| {
+                    network.forward(batch, &["result"], false).unwrap().remove(0).value
+                };
+                let together = result(&open(), &batch);
+                let used = open();
                 for (ids, span) in sequences.into_iter().zip(&batch.input.spans) {
-                    let alone = result(&Batch::of([ids])).value;
+                    let alone = result(&open(), &Batch::of([ids]));
+                    let after = result(&used, &Batch::of([ids]));
                     let rows = span.rows.start * alone.cols()..span.rows.end * alone.cols();
-                    let same = together.value.data()[rows].iter().zip(alone.data());
-                    let same = same.into_iter().all(|(a, b)| a.to_bits() == b.to_bits());
-                    assert!(same, "{} {level:?} {kept:?}: {} tokens", case.steps, ids.len());
+                    let bits = |x: &[f32]| x.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
+                    let message = format!("{} {level:?} {kept:?}: {} tokens", case.steps, ids.len());
+                    assert_eq!(bits(&together.data()[rows]), bits(alone.data()), "{message}");
+                    assert_eq!(bits(after.data()), bits(alone.data()), "{message}, after others");
                 }
             }
         }

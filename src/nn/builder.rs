@@ -270,6 +270,8 @@ pub struct Declared {
     pub items: Vec<(Stream, Vec<usize>)>,
     /// What is kept of a sequence beside keys and values: elements of each block's state.
     pub recurrent: Vec<usize>,
+    /// What is computed from weights alone, and kept: elements, at most.
+    pub kept: usize,
     /// Streams that are read.
     pub streams: std::collections::BTreeSet<Stream>,
     /// What is looked up in tables.
@@ -651,6 +653,12 @@ impl<'a> Builder<'a> {
     pub fn state(&mut self, elements: usize) -> StateId {
         self.declared.recurrent.push(elements);
         StateId(self.declared.recurrent.len() - 1)
+    }
+
+    /// Declares a matrix that is computed from weights alone, and kept.
+    pub fn keep(&mut self, rows: usize, cols: usize) {
+        let kept = &mut self.declared.kept;
+        *kept = kept.saturating_add(rows.saturating_mul(cols));
     }
 
     /// Declares a linear map of these parts; layers that share their weights share the map.

@@ -3,6 +3,7 @@ use super::fields::{Projection, Reference, fields};
 use super::run::Run;
 use super::{Block, Built, Plan};
 use std::ops::Range;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::backend::{AttentionParams, DistanceVectors, KvCache, Reach, Span};
 use crate::error::{Error, ErrorKind, Result};
@@ -45,6 +46,54 @@ struct Distances {
     pos_k: Option<LinearId>,
     pos_q: Option<LinearId>,
     max_distance: Option<usize>,
+    /// Those that have occurred so far: they depend on weights alone.
+    projected: Mutex<Arc<Projected>>,
+}
+
+/// Keys and queries of some distances.
+#[derive(Debug, Default)]
+struct Projected {
+    /// Of these learned rows.
+    rows: Range<usize>,
+    keys: Option<Tensor>,
+    queries: Option<Tensor>,
+}
+
+impl Distances {
+    /// Keys and queries of these learned rows at least, for a width of `cols`.
+    fn projected(&self, run: &mut Run<'_>, mut rows: Range<usize>, cols: usize) -> Result<Arc<Projected>> {
+        // A trace shows what a pass by itself computes.
+        let keeps = !run.is_traced();
+        // What was put there is whole, whoever panicked afterwards.
+        let kept = || self.projected.lock().unwrap_or_else(PoisonError::into_inner);
+        if keeps {
+            let found = kept().clone();
+            if found.rows.start <= rows.start && rows.end <= found.rows.end {
+                return Ok(found);
+            }
+            if !found.rows.is_empty() {
+                rows = rows.start.min(found.rows.start)..rows.end.max(found.rows.end);
+            }
+        }
+        let learned = run.value(self.value)?;
+        let mut some = run.take(rows.len(), cols);
+        some.data_mut().copy_from_slice(&learned.data()[rows.start * cols..rows.end * cols]);
+        let mut project = |map: Option<LinearId>| {
+            map.map(|map| {
+                let projected = run.linear(map, &some, None, None);
+                let copy = projected.clone(); // in memory of its own size
+                run.give(projected);
+                copy
+            })
+        };
+        let (keys, queries) = (project(self.pos_k), project(self.pos_q));
+        run.give(some);
+        let projected = Arc::new(Projected { rows, keys, queries });
+        if keeps {
+            *kept() = projected.clone();
+        }
+        Ok(projected)
+    }
 }
 
 #[derive(Debug)]
@@ -98,7 +147,15 @@ impl Plan for DisentangledAttention {
                     None => Some(None),
                 };
                 let (pos_k, pos_q) = (map("pos_k", &self.pos_k)?, map("pos_q", &self.pos_q)?);
-                Some(Distances { value, rows, pos_k, pos_q, max_distance: self.max_distance })
+                b.keep((parts - 1) * rows, cols);
+                Some(Distances {
+                    value,
+                    rows,
+                    pos_k,
+                    pos_q,
+                    max_distance: self.max_distance,
+                    projected: Mutex::default(),
+                })
             }
         };
         let head_dim = cols / heads;
@@ -155,20 +212,15 @@ impl Block for Planned {
         if spans.iter().any(|span| span.past > 0) {
             return Err(Error::new(ErrorKind::Input, "this attention cannot go on from earlier tokens"));
         }
-        let (mut keys, mut queries, mut bucket) = (None, None, Vec::new());
+        let (mut projected, mut bucket) = (Arc::default(), Vec::new());
         if let Some(distances) = &self.distances {
             let longest = spans.iter().map(|span| span.rows.len()).max().unwrap_or(0);
             bucket.extend(buckets(longest, distances.rows, distances.max_distance));
             // Only what occurs is projected: with few tokens, little of it.
-            let occurring = range(bucket.iter().copied());
-            bucket.iter_mut().for_each(|bucket| *bucket -= occurring.start as u32);
-            let learned = run.value(distances.value)?;
-            let mut some = run.take(occurring.len(), cols);
-            some.data_mut().copy_from_slice(&learned.data()[occurring.start * cols..occurring.end * cols]);
-            keys = distances.pos_k.map(|map| run.linear(map, &some, None, None));
-            queries = distances.pos_q.map(|map| run.linear(map, &some, None, None));
-            run.give(some);
+            projected = distances.projected(run, range(bucket.iter().copied()), cols)?;
+            bucket.iter_mut().for_each(|bucket| *bucket -= projected.rows.start as u32);
         }
+        let Projected { keys, queries, .. } = &*projected;
         let distances = DistanceVectors { keys: keys.as_ref(), queries: queries.as_ref(), bucket: &bucket };
         let params = AttentionParams {
             heads: self.heads,
@@ -190,7 +242,6 @@ impl Block for Planned {
         run.backend.attention(&qkv, 0, &spans, &own.iter().collect::<Vec<_>>(), &params, &mut found);
         own.into_iter().for_each(|cache| run.buffers.give_memory(cache.into_pages()));
         run.give(qkv);
-        keys.into_iter().chain(queries).for_each(|x| run.give(x));
         let out = run.linear(self.o, &found, None, None);
         run.give(found);
         Ok(out)

@@ -16,6 +16,8 @@ pub struct Memory {
     pub cache_per_token: u64,
     /// What a sequence remembers beside keys and values, all layers together.
     pub state_per_sequence: u64,
+    /// What is computed from weights alone and kept, at most.
+    pub derived: u64,
     /// Activations of one token, at most.
     pub activations_per_token: u64,
     /// Keys and values of one token that do not outlive their block, of the block that has most. They come in pages too.
@@ -56,6 +58,7 @@ impl Memory {
                 memory.passing_cache_per_token = memory.passing_cache_per_token.max(bytes);
             }
         }
+        memory.derived = (declared.kept as u64).saturating_mul(4);
         for elements in &declared.recurrent {
             memory.state_per_sequence = memory.state_per_sequence.saturating_add(4 * *elements as u64);
         }
@@ -86,7 +89,7 @@ impl Memory {
     ) -> Result<()> {
         // Keys and values lie in whole pages.
         let in_pages = |tokens: usize| tokens.next_multiple_of(PAGE_KEYS) as u64;
-        let (mut tokens, mut batch) = (0, results);
+        let (mut tokens, mut batch) = (0, results.saturating_add(self.derived));
         for Span { rows, past } in spans {
             tokens += rows.len();
             batch = batch

@@ -99,7 +99,8 @@ pub fn peak(
         });
         (rows.min(at_once.max(tokens.new)), 4 * rows * cols.max().unwrap_or(0))
     };
-    let batch = at_once * activations + joined + sequences.saturating_mul(kept);
+    let derived = plan.blocks.iter().map(|block| derived(plan, block, tokens)).fold(0, u64::saturating_add);
+    let batch = at_once * activations + joined + sequences.saturating_mul(kept) + derived;
     // What is stored of the outputs that are packed at once is mapped, and all of a part whose outputs do not lie together, and of
     // the one behind it.
     let parts = || plan.declared.linears.iter().flat_map(|linear| &linear.parts);
@@ -177,6 +178,25 @@ fn row_count(plan: &Plan, shape: Shape, tokens: Tokens) -> u64 {
     }
 }
 
+/// Learned rows of distances that a pass over one sequence reads.
+fn distances(plan: &Plan, block: &PlannedBlock, tokens: Tokens) -> u64 {
+    let Some((_, shape)) = &block.reads else { return 0 };
+    let max_distance = block.number("max_distance").map(|n| n as usize);
+    let learned = row_count(plan, *shape, tokens);
+    rows_read(tokens.new as usize, learned as usize, max_distance) as u64
+}
+
+/// What a block computes from its weights alone and keeps, for sequences of so many tokens.
+fn derived(plan: &Plan, block: &PlannedBlock, tokens: Tokens) -> u64 {
+    if block.name != "disentangled_attention" {
+        return 0;
+    }
+    // Keys and queries of the distances come behind the two maps that every such block has.
+    let outputs = block.linears.iter().skip(2).map(|id| plan.declared.linears[id.0].outputs as u64);
+    product(&[4, distances(plan, block, tokens), outputs.sum()])
+}
+
+/// Floating-point operations of a first pass: what is kept of it, later ones do not compute again.
 fn flops(plan: &Plan, block: &PlannedBlock, tokens: Tokens) -> u64 {
     let rows = row_count(plan, block.input.unwrap_or(block.output), tokens);
     let of = |id: &LinearId, rows: u64| {
@@ -184,12 +204,11 @@ fn flops(plan: &Plan, block: &PlannedBlock, tokens: Tokens) -> u64 {
         // A checkpoint of which only the headers are there may claim any size.
         rows.saturating_mul((linear.inputs as u64).saturating_mul(2 * linear.outputs as u64))
     };
-    let mut read_rows = block.reads.as_ref().map_or(0, |(_, shape)| row_count(plan, *shape, tokens));
+    let read_rows = match block.name {
+        "disentangled_attention" => distances(plan, block, tokens),
+        _ => block.reads.as_ref().map_or(0, |(_, shape)| row_count(plan, *shape, tokens)),
+    };
     let number = |field: &str| block.number(field).unwrap_or(0);
-    if block.name == "disentangled_attention" && block.reads.is_some() {
-        let max_distance = block.number("max_distance").map(|n| n as usize);
-        read_rows = rows_read(rows as usize, read_rows as usize, max_distance) as u64;
-    }
     let is_read = |position: usize| match block.name {
         "attention" => block.reads.is_some() && position == 1,
         "disentangled_attention" => position > 1,
