@@ -1,4 +1,4 @@
-use std::borrow::Cow;
+use std::cmp::Ordering;
 
 use crate::error::{Error, ErrorKind, Result};
 
@@ -62,6 +62,9 @@ impl SamplingOptions {
 pub struct Sampler {
     options: SamplingOptions,
     state: u64,
+    /// Logits with the repetition penalty.
+    penalised: Vec<f32>,
+    candidates: Candidates,
 }
 
 impl Sampler {
@@ -71,10 +74,16 @@ impl Sampler {
     /// As [`SamplingOptions::validate`].
     pub fn new(options: &SamplingOptions, sequence: usize) -> Result<Sampler> {
         options.validate()?;
-        let mut seed = Sampler { options: options.clone(), state: options.seed };
+        let sampler = |state| Sampler {
+            options: options.clone(),
+            state,
+            penalised: Vec::new(),
+            candidates: Candidates::default(),
+        };
+        let mut seed = sampler(options.seed);
         // Streams of neighbouring numbers would run in step; a scrambled number does not.
         let offset = (0..=sequence % 4096).fold(0, |_, _| seed.next());
-        Ok(Sampler { options: options.clone(), state: offset ^ (sequence as u64 / 4096) })
+        Ok(sampler(offset ^ (sequence as u64 / 4096)))
     }
 
     /// The next token. `history` are the tokens so far, for the repetition penalty.
@@ -92,69 +101,28 @@ impl Sampler {
             return Err(Error::new(ErrorKind::Config, message)
                 .help("what `generation_config.json` says of tokens rules all of them out"));
         }
-        let scores = self.penalised(logits, history);
+        let penalty = self.options.repetition_penalty.unwrap_or(1.0);
+        let scores = if penalty == 1.0 {
+            logits
+        } else {
+            penalise(logits, history, penalty, &mut self.penalised);
+            &self.penalised
+        };
         if self.options.temperature == 0.0 {
-            return Ok(argmax(&scores));
+            return Ok(argmax(scores));
         }
-        let kept = self.candidates(&scores);
-        let total: f64 = kept.iter().map(|(_, p)| p).sum();
+        self.candidates.choose(&self.options, scores);
+        let total = total(&self.candidates.kept);
         let mut left = self.uniform() * total;
-        for (id, p) in &kept {
-            left -= p;
+        for (id, weight) in &self.candidates.kept {
+            left -= f64::from(*weight);
             if left < 0.0 {
                 return Ok(*id);
             }
         }
         // Rounding may leave a rest: the last candidate that has a probability gets it.
-        Ok(kept.iter().rev().find(|(_, p)| *p > 0.0).map_or(0, |(id, _)| *id))
-    }
-
-    /// The logits with the repetition penalty.
-    fn penalised<'l>(&self, logits: &'l [f32], history: &[u32]) -> Cow<'l, [f32]> {
-        let penalty = self.options.repetition_penalty.unwrap_or(1.0);
-        if penalty == 1.0 {
-            return Cow::Borrowed(logits);
-        }
-        let mut scores = logits.to_vec();
-        let mut seen: Vec<u32> = history.to_vec();
-        seen.sort_unstable();
-        seen.dedup();
-        for id in seen {
-            if let Some(score) = scores.get_mut(id as usize) {
-                *score = if *score < 0.0 { *score * penalty } else { *score / penalty };
-            }
-        }
-        Cow::Owned(scores)
-    }
-
-    /// Tokens that may be chosen with their probabilities up to a common factor, likeliest first. The order of the filters
-    /// is that of transformers 5.23: temperature, top-k, top-p, min-p.
-    fn candidates(&self, scores: &[f32]) -> Vec<(u32, f64)> {
-        let temperature = f64::from(self.options.temperature);
-        let mut kept: Vec<(u32, f64)> =
-            scores.iter().enumerate().map(|(id, s)| (id as u32, f64::from(*s) / temperature)).collect();
-        let order = |(a, x): &(u32, f64), (b, y): &(u32, f64)| y.total_cmp(x).then(a.cmp(b));
-        if let Some(k) = self.options.top_k.filter(|k| *k < kept.len()) {
-            let least = kept.select_nth_unstable_by(k - 1, order).1.1;
-            kept.retain(|(_, score)| *score >= least); // ties with the last one stay
-        }
-        kept.sort_unstable_by(order);
-        let best = kept.first().map_or(0.0, |(_, score)| *score);
-        kept.iter_mut().for_each(|(_, score)| *score = (*score - best).exp());
-        if let Some(p) = self.options.top_p {
-            let total: f64 = kept.iter().map(|(_, p)| p).sum();
-            let mut sum = 0.0;
-            let enough = kept.iter().position(|(_, weight)| {
-                sum += weight / total;
-                sum >= f64::from(p)
-            });
-            kept.truncate(enough.map_or(kept.len(), |last| last + 1));
-        }
-        if let Some(p) = self.options.min_p {
-            // The likeliest token's weight is 1.
-            kept.retain(|(_, weight)| *weight >= f64::from(p));
-        }
-        kept
+        let mut last = self.candidates.kept.iter().rev();
+        Ok(last.find(|(_, weight)| *weight > 0.0).map_or(0, |(id, _)| *id))
     }
 
     /// A number in 0 .. 1 with 53 random bits.
@@ -170,6 +138,104 @@ impl Sampler {
         z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
         z ^ (z >> 31)
     }
+}
+
+/// Logits with the repetition penalty.
+fn penalise(logits: &[f32], history: &[u32], penalty: f32, scores: &mut Vec<f32>) {
+    scores.clear();
+    scores.extend_from_slice(logits);
+    for id in history {
+        // Once, however often it occurred.
+        if let (Some(score), Some(logit)) = (scores.get_mut(*id as usize), logits.get(*id as usize)) {
+            *score = if *logit < 0.0 { logit * penalty } else { logit / penalty };
+        }
+    }
+}
+
+/// Tokens that may be chosen.
+#[derive(Clone, Debug, Default)]
+struct Candidates {
+    /// Each with its probability up to a common factor, by their ids.
+    kept: Vec<(u32, f32)>,
+    /// Those among which a limit is looked for.
+    among: Vec<(u32, f32)>,
+}
+
+/// Elements of a block of which only the largest is looked at first.
+const BLOCK: usize = 32;
+
+impl Candidates {
+    /// The order of the filters is that of transformers 5.23: temperature, top-k, top-p, min-p.
+    ///
+    /// Nothing is sorted: a vocabulary is large, and where a filter ends is found by partitions.
+    fn choose(&mut self, options: &SamplingOptions, scores: &[f32]) {
+        let all = || scores.iter().enumerate().map(|(id, score)| (id as u32, *score));
+        self.kept.clear();
+        match options.top_k {
+            Some(k) if k < scores.len() => {
+                let least = self.kth_largest(scores, k);
+                self.kept.extend(all().filter(|(_, score)| *score >= least)); // ties with the last one stay
+            }
+            _ => self.kept.extend(all()),
+        }
+        let best = scores.get(argmax(scores) as usize).copied().unwrap_or(0.0);
+        self.kept.iter_mut().for_each(|(_, score)| *score = ((*score - best) / options.temperature).exp());
+        if let Some(p) = options.top_p.filter(|p| *p < 1.0) {
+            let last = self.last_of_share(f64::from(p));
+            self.kept.retain(|candidate| likelier(candidate, &last) != Ordering::Greater);
+        }
+        if let Some(p) = options.min_p {
+            // The likeliest token's weight is 1.
+            self.kept.retain(|(_, weight)| *weight >= p);
+        }
+    }
+
+    /// The `k`-th largest score, where there are more than `k`.
+    fn kth_largest(&mut self, scores: &[f32], k: usize) -> f32 {
+        let nth = |of: &mut Vec<(u32, f32)>| of.select_nth_unstable_by(k - 1, likelier).1.1;
+        // The k-th largest of the blocks' largest is at most the one that is looked for.
+        self.among.clear();
+        self.among.extend(scores.chunks(BLOCK).map(|block| (0, largest_of(block))));
+        let least = if k <= self.among.len() { nth(&mut self.among) } else { f32::NEG_INFINITY };
+        self.among.clear();
+        self.among.extend(scores.iter().filter(|score| **score >= least).map(|score| (0, *score)));
+        nth(&mut self.among)
+    }
+
+    /// The last of the fewest likeliest candidates that together have this share of all.
+    fn last_of_share(&mut self, p: f64) -> (u32, f32) {
+        let all = total(&self.kept);
+        // Together, those that are below this average of what is left out have less than it.
+        let least = (1.0 - p) * all / self.kept.len() as f64;
+        self.among.clear();
+        self.among.extend(self.kept.iter().filter(|(_, weight)| f64::from(*weight) >= least));
+        let (mut before, mut from, mut to) = (0.0, 0, self.among.len());
+        while to - from > 1 {
+            let middle = from + (to - from) / 2;
+            self.among[from..to].select_nth_unstable_by(middle - from, likelier);
+            let more = total(&self.among[from..middle]);
+            if before + more >= p * all {
+                to = middle;
+            } else {
+                (before, from) = (before + more, middle);
+            }
+        }
+        self.among.get(from).copied().unwrap_or((u32::MAX, 0.0))
+    }
+}
+
+/// The likelier one first; of those that are as likely, the one with the smaller id.
+fn likelier((a, x): &(u32, f32), (b, y): &(u32, f32)) -> Ordering {
+    y.total_cmp(x).then(a.cmp(b))
+}
+
+/// The sum of all weights, in several sums side by side: one addition need not wait for the other.
+fn total(candidates: &[(u32, f32)]) -> f64 {
+    let mut sums = [0.0; 8];
+    for some in candidates.chunks(sums.len()) {
+        sums.iter_mut().zip(some).for_each(|(sum, (_, weight))| *sum += f64::from(*weight));
+    }
+    sums.iter().sum()
 }
 
 /// The index of the largest element, the first of equals; 0 without elements.
@@ -204,9 +270,10 @@ fn largest_of(x: &[f32]) -> f32 {
 mod tests {
     use super::*;
 
-    fn candidates(options: SamplingOptions, logits: &[f32]) -> Vec<u32> {
-        let sampler = Sampler::new(&options, 0).unwrap();
-        sampler.candidates(logits).into_iter().map(|(id, _)| id).collect()
+    fn candidates(options: &SamplingOptions, logits: &[f32]) -> Vec<u32> {
+        let mut candidates = Candidates::default();
+        candidates.choose(options, logits);
+        candidates.kept.into_iter().map(|(id, _)| id).collect()
     }
 
     #[test]
@@ -215,17 +282,54 @@ mod tests {
         let logits = [1.0, 3.0, 2.0, 3.0, -1.0];
         let base = SamplingOptions { temperature: 1.0, ..SamplingOptions::default() };
         let cases = [
-            (base.clone(), vec![1, 3, 2, 0, 4]),
+            (base.clone(), vec![0, 1, 2, 3, 4]),
             (SamplingOptions { top_k: Some(1), ..base.clone() }, vec![1, 3]),
-            (SamplingOptions { top_k: Some(3), ..base.clone() }, vec![1, 3, 2]),
+            (SamplingOptions { top_k: Some(3), ..base.clone() }, vec![1, 2, 3]),
             (SamplingOptions { top_p: Some(0.5), ..base.clone() }, vec![1, 3]),
             (SamplingOptions { top_p: Some(0.3), ..base.clone() }, vec![1]),
-            (SamplingOptions { top_p: Some(0.9), ..base.clone() }, vec![1, 3, 2]),
-            (SamplingOptions { min_p: Some(0.3), ..base.clone() }, vec![1, 3, 2]),
-            (SamplingOptions { min_p: Some(0.1), temperature: 0.5, ..base.clone() }, vec![1, 3, 2]),
+            (SamplingOptions { top_p: Some(0.9), ..base.clone() }, vec![1, 2, 3]),
+            (SamplingOptions { min_p: Some(0.3), ..base.clone() }, vec![1, 2, 3]),
+            (SamplingOptions { min_p: Some(0.1), temperature: 0.5, ..base.clone() }, vec![1, 2, 3]),
         ];
         for (options, expected) in cases {
-            assert_eq!(candidates(options.clone(), &logits), expected, "{options:?}");
+            assert_eq!(candidates(&options, &logits), expected, "{options:?}");
+        }
+    }
+
+    #[test]
+    fn filters_keep_what_sorting_would() {
+        // Many logits, of which many are equal, peaked and flat.
+        let mut random = Sampler::new(&SamplingOptions::default(), 3).unwrap();
+        for spread in [0.0, 0.1, 3.0, 30.0] {
+            let logits: Vec<f32> =
+                (0..3000).map(|_| (random.uniform() * 200.0).round() as f32 / 200.0 * spread).collect();
+            for (k, p) in [1, 2, 40, 93, 94, 95, 1000, 2999, 3000]
+                .into_iter()
+                .flat_map(|k| [1e-9, 0.01, 0.3, 0.5, 0.9, 0.999, 1.0].map(|p| (k, p)))
+            {
+                let mut sorted: Vec<(u32, f32)> = (0..).zip(logits.iter().copied()).collect();
+                sorted.sort_by(likelier);
+                let (best, least) = (sorted[0].1, sorted[k - 1].1);
+                sorted.retain(|(_, score)| *score >= least);
+                sorted.iter_mut().for_each(|(_, score)| *score = ((*score - best) / 0.7).exp());
+                let (all, mut sum) = (total(&sorted), 0.0);
+                let enough = sorted.iter().position(|(_, weight)| {
+                    sum += f64::from(*weight);
+                    sum >= f64::from(p) * all
+                });
+                if p < 1.0 {
+                    sorted.truncate(enough.unwrap() + 1);
+                }
+                let mut expected: Vec<u32> = sorted.into_iter().map(|(id, _)| id).collect();
+                expected.sort_unstable();
+                let options = SamplingOptions {
+                    temperature: 0.7,
+                    top_k: Some(k),
+                    top_p: Some(p),
+                    ..SamplingOptions::default()
+                };
+                assert_eq!(candidates(&options, &logits), expected, "{spread} {k} {p}");
+            }
         }
     }
 
