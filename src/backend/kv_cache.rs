@@ -1,5 +1,4 @@
 use super::{Compute, Pair};
-use crate::tensor::at_least;
 
 /// Keys of one page of a [`KvCache`].
 pub const PAGE_KEYS: usize = 16;
@@ -155,13 +154,29 @@ impl KvCache {
     /// Adds `n` positions of unspecified contents, and gives all pages to write them into.
     pub fn grow(&mut self, n: usize) -> &mut [f32] {
         let (before, len) = (self.elements(0), self.elements(n));
-        self.len += n;
-        if len > self.pages.capacity() {
-            // Not twice as much, as by itself: nobody counts on that.
+        if len > self.pages.len() {
+            // Not twice as much, as vectors do: nobody counts on that.
             let more = if before == 0 { 0 } else { len / 8 };
-            self.pages.reserve_exact(len + more - self.pages.len());
+            self.lengthen(len + more);
         }
-        at_least(&mut self.pages, len)
+        self.len += n;
+        &mut self.pages[..len]
+    }
+
+    /// Takes the memory of so many positions in all.
+    pub fn reserve(&mut self, positions: usize) {
+        let len = self.elements(positions.saturating_sub(self.len));
+        if len > self.pages.len() {
+            self.lengthen(len);
+        }
+    }
+
+    /// Goes on in new memory: that of so many zeros is taken from the system only when they are written.
+    fn lengthen(&mut self, len: usize) {
+        let mut pages = vec![0.0; len];
+        let held = self.elements(0);
+        pages[..held].copy_from_slice(&self.pages[..held]);
+        self.pages = pages;
     }
 
     /// All pages.
@@ -226,6 +241,19 @@ mod tests {
             let held = cache.pages().len();
             assert!(cache.pages.capacity() <= held + held / 8, "{} of {held}", cache.pages.capacity());
         }
+    }
+
+    #[test]
+    fn reserved_memory_is_used() {
+        let mut cache = KvCache::new(Compute::F32, 2, 4, 4);
+        cache.push(&[1.0; 8], &[2.0; 8]);
+        cache.reserve(50);
+        let (first, capacity) = (cache.pages.as_ptr(), cache.pages.capacity());
+        assert_eq!(capacity, 4 * cache.page_len());
+        (1..50).for_each(|_| cache.push(&[1.0; 8], &[2.0; 8]));
+        cache.reserve(10);
+        assert_eq!((cache.pages.as_ptr(), cache.pages.capacity()), (first, capacity));
+        assert_eq!((cache.key(1, 0, 3), cache.value(0, 49, 3)), (1.0, 2.0));
     }
 
     #[test]
