@@ -154,8 +154,8 @@ fn field_value(field: &FieldDef) -> Value {
         FieldShape::PathOrFields(..) => {
             vec![json!({"type": "string"}), json!({"$ref": "#/$defs/projection"})]
         }
-        FieldShape::Reference => vec![json!({"type": "string"})],
-        FieldShape::References => vec![json!({"type": "array", "items": {"type": "string"}})],
+        FieldShape::ValueName => vec![json!({"type": "string"})],
+        FieldShape::ValueNames => vec![json!({"type": "array", "items": {"type": "string"}})],
         FieldShape::Plain | FieldShape::Path => any_of(plain(&(field.kind)())),
     };
     if !field.required {

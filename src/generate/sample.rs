@@ -161,8 +161,8 @@ struct Candidates {
     among: Vec<(u32, f32)>,
 }
 
-/// Elements of a block of which only the largest is looked at first.
-const BLOCK: usize = 32;
+/// Scores of which only the largest is looked at first.
+const TOGETHER: usize = 32;
 
 impl Candidates {
     /// The order of the filters is that of transformers 5.23: temperature, top-k, top-p, min-p.
@@ -178,7 +178,7 @@ impl Candidates {
             }
             _ => self.kept.extend(all()),
         }
-        let best = scores.get(argmax(scores) as usize).copied().unwrap_or(0.0);
+        let best = largest_of(scores);
         self.kept.iter_mut().for_each(|(_, score)| *score = ((*score - best) / options.temperature).exp());
         if let Some(p) = options.top_p.filter(|p| *p < 1.0) {
             let last = self.last_of_share(f64::from(p));
@@ -193,9 +193,9 @@ impl Candidates {
     /// The `k`-th largest score, where there are more than `k`.
     fn kth_largest(&mut self, scores: &[f32], k: usize) -> f32 {
         let nth = |of: &mut Vec<(u32, f32)>| of.select_nth_unstable_by(k - 1, likelier).1.1;
-        // The k-th largest of the blocks' largest is at most the one that is looked for.
+        // Of the largest ones of these parts, the k-th is at most the one that is looked for.
         self.among.clear();
-        self.among.extend(scores.chunks(BLOCK).map(|block| (0, largest_of(block))));
+        self.among.extend(scores.chunks(TOGETHER).map(|some| (0, largest_of(some))));
         let least = if k <= self.among.len() { nth(&mut self.among) } else { f32::NEG_INFINITY };
         self.among.clear();
         self.among.extend(scores.iter().filter(|score| **score >= least).map(|score| (0, *score)));

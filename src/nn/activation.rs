@@ -1,7 +1,7 @@
 use super::builder::{Builder, Shape};
 use super::fields::fields;
 use super::run::Run;
-use super::{Block, Built, Plan};
+use super::{Block, BlockFields, Built};
 use crate::backend::Activation;
 use crate::error::Result;
 use crate::spec::Address;
@@ -20,7 +20,7 @@ fields! {
 #[derive(Debug)]
 struct Planned(Activation);
 
-impl Plan for Activate {
+impl BlockFields for Activate {
     fn plan(self, b: &mut Builder<'_>, input: Option<Shape>, at: &Address) -> Built {
         let (rows, cols) = b.matrix(input, at)?;
         Some((Box::new(Planned(self.act)), Shape::Matrix { rows, cols }))

@@ -1,7 +1,7 @@
 use super::builder::{Builder, Shape};
 use super::fields::{FieldType, fields, read_choice};
 use super::run::Run;
-use super::{Block, Built, Plan};
+use super::{Block, BlockFields, Built};
 use crate::backend::PositionBias;
 use crate::error::{Error, ErrorKind, Result};
 use crate::spec::{Address, Tree, listed};
@@ -53,7 +53,7 @@ const MAX_HEADS: usize = 1 << 16;
 #[derive(Debug)]
 struct Planned;
 
-impl Plan for Alibi {
+impl BlockFields for Alibi {
     const KEEPS_SHAPE: bool = false;
     const IS_SOURCE: bool = true;
 

@@ -1,11 +1,11 @@
 use super::builder::{
     BiasId, Builder, CacheId, CacheUse, LinearId, RopeId, Rows, Shape, Stream, ValueId, VectorId,
 };
-use super::fields::{FieldType, NonNegative, Path, Projection, Reference, fields, read_choice};
+use super::fields::{FieldType, NonNegative, Path, Projection, ValueName, fields, read_choice};
 use super::head_norm::{HeadNorm, PlannedHeadNorm};
 use super::rope::RopeFields;
 use super::run::Run;
-use super::{Block, Built, Plan};
+use super::{Block, BlockFields, Built};
 use crate::backend::{AttentionParams, KvCache, Reach};
 use crate::error::{Error, ErrorKind, Result};
 use crate::spec::{Address, Tree, listed};
@@ -56,9 +56,9 @@ fields! {
         /// Rotary position embedding of queries and keys.
         rope: Option<RopeFields>,
         /// Name of the value whose tokens are attended to instead of the own ones.
-        memory: Option<Reference>,
+        memory: Option<ValueName>,
         /// Name of a position bias that is added to the scores.
-        bias: Option<Reference>,
+        bias: Option<ValueName>,
         /// Path of a parameter with a score per head that takes part in the softmax but has no value: `[heads]`.
         sinks: Option<Path>,
     }
@@ -131,7 +131,7 @@ struct Planned {
     reach: Reach,
 }
 
-impl Plan for Attention {
+impl BlockFields for Attention {
     fn plan(self, b: &mut Builder<'_>, input: Option<Shape>, at: &Address) -> Built {
         let (rows, stream, cols) = match input {
             Some(Shape::Matrix { rows: rows @ Rows::Sequences(stream), cols }) if self.memory.is_some() => {

@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 use std::ops::Range;
 
-use super::fields::{Bias, FieldType, Fields, Given, Path, Projection, Reference};
+use super::fields::{Bias, FieldType, Fields, Given, Path, Projection, ValueName};
 use super::rope::Rope;
 use super::trace::{RoundUse, Site, StepUse};
 use crate::backend::{Compute, HeadLayout, Layout, PositionBias};
@@ -311,7 +311,7 @@ pub struct Builder<'a> {
     /// Values that are planned already.
     pub values: HashMap<String, (ValueId, Shape)>,
     /// A value that the block asked for and that is not planned yet.
-    pub wanted: Option<Reference>,
+    pub wanted: Option<ValueName>,
     /// Linear maps in the order in which blocks asked for them, for reports.
     pub used: Vec<LinearId>,
     tensors: HashMap<String, TensorId>,
@@ -477,7 +477,7 @@ impl<'a> Builder<'a> {
 
     /// The value that a reference names. If it is not planned yet it is noted as wanted: the block is built again
     /// once it is.
-    pub fn refer(&mut self, reference: &Reference) -> Option<(ValueId, Shape)> {
+    pub fn refer(&mut self, reference: &ValueName) -> Option<(ValueId, Shape)> {
         let found = self.values.get(&reference.name).copied();
         if found.is_none() {
             self.wanted = Some(reference.clone());

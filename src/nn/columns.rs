@@ -1,7 +1,7 @@
 use super::builder::{Builder, Shape};
 use super::fields::{Index, fields};
 use super::run::Run;
-use super::{Block, Built, Plan};
+use super::{Block, BlockFields, Built};
 use crate::error::Result;
 use crate::spec::Address;
 use crate::tensor::Tensor;
@@ -24,7 +24,7 @@ struct Planned {
     count: usize,
 }
 
-impl Plan for Columns {
+impl BlockFields for Columns {
     const KEEPS_SHAPE: bool = false;
 
     fn plan(self, b: &mut Builder<'_>, input: Option<Shape>, at: &Address) -> Built {

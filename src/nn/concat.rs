@@ -1,7 +1,7 @@
 use super::builder::{Builder, Shape, ValueId};
-use super::fields::{FieldShape, FieldType, Reference, fields};
+use super::fields::{FieldShape, FieldType, ValueName, fields};
 use super::run::Run;
-use super::{Block, Built, Plan};
+use super::{Block, BlockFields, Built};
 use crate::error::Result;
 use crate::spec::{Address, Tree};
 use crate::tensor::Tensor;
@@ -12,16 +12,16 @@ fields! {
     /// `-> [rows, sum of cols]`.
     pub struct Concat("concat") {
         /// The names of the values.
-        of: References,
+        of: ValueNames,
     }
 }
 
 /// Names of values.
 #[derive(Clone, Debug)]
-pub struct References(Vec<Reference>);
+pub struct ValueNames(Vec<ValueName>);
 
-impl FieldType for References {
-    const SHAPE: FieldShape = FieldShape::References;
+impl FieldType for ValueNames {
+    const SHAPE: FieldShape = FieldShape::ValueNames;
     fn kind() -> String {
         "a list of names of values".into()
     }
@@ -29,8 +29,8 @@ impl FieldType for References {
         match value {
             Tree::List(items) if !items.is_empty() => {
                 let each =
-                    items.iter().enumerate().map(|(i, item)| Reference::read(builder, item, &at.child(i)));
-                each.collect::<Option<_>>().map(References)
+                    items.iter().enumerate().map(|(i, item)| ValueName::read(builder, item, &at.child(i)));
+                each.collect::<Option<_>>().map(ValueNames)
             }
             _ => builder.mismatch::<Self>(value, at),
         }
@@ -43,7 +43,7 @@ struct Planned {
     cols: usize,
 }
 
-impl Plan for Concat {
+impl BlockFields for Concat {
     const KEEPS_SHAPE: bool = false;
     const IS_SOURCE: bool = true;
 

@@ -1,7 +1,7 @@
 use super::builder::{Builder, LinearId, Rows, Shape};
 use super::fields::{Bias, Index, Path, fields};
 use super::run::Run;
-use super::{Block, Built, Plan};
+use super::{Block, BlockFields, Built};
 use crate::error::Result;
 use crate::spec::Address;
 use crate::tensor::Tensor;
@@ -41,7 +41,7 @@ struct Planned {
 /// Rows that one convolution may put side by side.
 const MAX_KERNEL: usize = 1 << 12;
 
-impl Plan for Conv1d {
+impl BlockFields for Conv1d {
     const KEEPS_SHAPE: bool = false;
 
     fn plan(self, b: &mut Builder<'_>, input: Option<Shape>, at: &Address) -> Built {

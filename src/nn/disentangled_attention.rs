@@ -1,7 +1,7 @@
 use super::builder::{Builder, LinearId, Rows, Shape, ValueId};
-use super::fields::{Projection, Reference, fields};
+use super::fields::{Projection, ValueName, fields};
 use super::run::Run;
-use super::{Block, Built, Plan};
+use super::{Block, BlockFields, Built};
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -28,7 +28,7 @@ fields! {
         /// Number of heads.
         heads: usize,
         /// Name of a value with learned rows, `[2 * span, cols]`: one for each distance, or bucket of distances.
-        distances: Option<Reference>,
+        distances: Option<ValueName>,
         /// Keys of the distances, for the queries; `k` itself if the model shares it.
         pos_k: Option<Projection>,
         /// Queries of the distances, for the keys; `q` itself if the model shares it.
@@ -107,7 +107,7 @@ struct Planned {
     scale: f32,
 }
 
-impl Plan for DisentangledAttention {
+impl BlockFields for DisentangledAttention {
     fn plan(self, b: &mut Builder<'_>, input: Option<Shape>, at: &Address) -> Built {
         let (stream, cols) = b.tokens(input, at)?;
         let heads = self.heads;

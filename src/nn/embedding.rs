@@ -2,7 +2,7 @@ use super::builder::{Builder, IdsUse, Rows, Shape, Stream, TableId};
 use super::fields::{FieldType, Index, Path, fields, read_choice};
 use super::run::{Run, Tokens};
 use super::trace::Site;
-use super::{Block, Built, Plan};
+use super::{Block, BlockFields, Built};
 use crate::error::{Error, ErrorKind, Result};
 use crate::spec::{Address, Tree, listed};
 use crate::tensor::Tensor;
@@ -71,7 +71,7 @@ struct Planned {
     factor: f32,
 }
 
-impl Plan for Embedding {
+impl BlockFields for Embedding {
     const KEEPS_SHAPE: bool = false;
     const IS_SOURCE: bool = true;
 

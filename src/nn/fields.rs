@@ -34,9 +34,9 @@ pub enum FieldShape {
     /// The path of a module or parameter.
     Path,
     /// The name of another value of the model.
-    Reference,
+    ValueName,
     /// A list of names of other values.
-    References,
+    ValueNames,
     /// A map with fields of its own, those of the definition of this name.
     Fields(&'static str, fn() -> &'static [FieldDef]),
     /// A path, or a map with the fields of the definition of this name.
@@ -308,15 +308,15 @@ impl FieldType for bool {
 
 /// A map that the block reads by itself.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Settings(pub Tree, pub Address);
+pub struct AnyMap(pub Tree, pub Address);
 
-impl FieldType for Settings {
+impl FieldType for AnyMap {
     fn kind() -> String {
         "a map".into()
     }
     fn read(builder: &mut Builder<'_>, value: &Tree, at: &Address) -> Option<Self> {
         match value {
-            Tree::Map(_) => Some(Settings(value.clone(), at.clone())),
+            Tree::Map(_) => Some(AnyMap(value.clone(), at.clone())),
             _ => builder.mismatch::<Self>(value, at),
         }
     }
@@ -406,21 +406,21 @@ impl FieldType for Bias {
 
 /// The name of another value of the model.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Reference {
+pub struct ValueName {
     /// The name.
     pub name: String,
     /// Where it is written.
     pub at: Address,
 }
 
-impl FieldType for Reference {
-    const SHAPE: FieldShape = FieldShape::Reference;
+impl FieldType for ValueName {
+    const SHAPE: FieldShape = FieldShape::ValueName;
     fn kind() -> String {
         "the name of a value".into()
     }
     fn read(builder: &mut Builder<'_>, value: &Tree, at: &Address) -> Option<Self> {
         match value {
-            Tree::Text(name) => Some(Reference { name: name.clone(), at: at.clone() }),
+            Tree::Text(name) => Some(ValueName { name: name.clone(), at: at.clone() }),
             _ => builder.mismatch::<Self>(value, at),
         }
     }

@@ -1,7 +1,7 @@
 use super::builder::{Builder, Rows, Shape, Stream};
 use super::fields::fields;
 use super::run::Run;
-use super::{Block, Built, Plan};
+use super::{Block, BlockFields, Built};
 use crate::error::{Error, ErrorKind, Result};
 use crate::spec::Address;
 use crate::tensor::Tensor;
@@ -24,7 +24,7 @@ struct Planned {
     bins: usize,
 }
 
-impl Plan for Frames {
+impl BlockFields for Frames {
     const KEEPS_SHAPE: bool = false;
     const IS_SOURCE: bool = true;
 

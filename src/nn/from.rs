@@ -1,7 +1,7 @@
 use super::builder::{Builder, Shape, ValueId};
-use super::fields::{Reference, fields};
+use super::fields::{ValueName, fields};
 use super::run::Run;
-use super::{Block, Built, Plan};
+use super::{Block, BlockFields, Built};
 use crate::error::Result;
 use crate::spec::Address;
 use crate::tensor::Tensor;
@@ -10,14 +10,14 @@ fields! {
     /// The value of that name: `from: hidden`. Begins a sequence.
     pub struct From("from") {
         /// The name.
-        value: Reference,
+        value: ValueName,
     }
 }
 
 #[derive(Debug)]
 struct Planned(ValueId);
 
-impl Plan for From {
+impl BlockFields for From {
     const KEEPS_SHAPE: bool = false;
     const IS_SOURCE: bool = true;
 

@@ -3,7 +3,7 @@ use super::fields::{NonNegative, Path, Projection, fields};
 use super::rope::RopeFields;
 use super::run::Run;
 use super::trace::Site;
-use super::{Block, Built, Plan};
+use super::{Block, BlockFields, Built};
 use crate::backend::{AttentionParams, KvCache, Norm, Reach};
 use crate::error::Result;
 use crate::spec::Address;
@@ -81,7 +81,7 @@ struct Planned {
 /// Columns of one head beyond this are a mistake.
 const MAX_DIM: usize = 1 << 16;
 
-impl Plan for LatentAttention {
+impl BlockFields for LatentAttention {
     fn plan(self, b: &mut Builder<'_>, input: Option<Shape>, at: &Address) -> Built {
         let (stream, cols) = b.tokens(input, at)?;
         let (heads, nope, rotated, v_dim) = (self.heads, self.nope_dim, self.rope_dim, self.v_dim);

@@ -2,7 +2,7 @@ use super::builder::{Builder, Shape, VectorId};
 use super::fields::{NonNegative, Path, fields};
 use super::run::Run;
 use super::trace::Site;
-use super::{Block, Built, Plan};
+use super::{Block, BlockFields, Built};
 use crate::backend::Norm;
 use crate::error::Result;
 use crate::spec::Address;
@@ -29,7 +29,7 @@ struct Planned {
     eps: f32,
 }
 
-impl Plan for LayerNorm {
+impl BlockFields for LayerNorm {
     fn plan(self, b: &mut Builder<'_>, input: Option<Shape>, at: &Address) -> Built {
         let (rows, cols) = b.matrix(input, at)?;
         let weight = b.vector(&self.at, "weight", cols)?;

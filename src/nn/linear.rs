@@ -1,7 +1,7 @@
 use super::builder::{Builder, LinearId, Shape};
 use super::fields::{Bias, Path, Projection, fields};
 use super::run::Run;
-use super::{Block, Built, Plan};
+use super::{Block, BlockFields, Built};
 use crate::backend::Layout;
 use crate::error::Result;
 use crate::spec::Address;
@@ -31,7 +31,7 @@ struct Planned {
     linear: LinearId,
 }
 
-impl Plan for Linear {
+impl BlockFields for Linear {
     const KEEPS_SHAPE: bool = false;
 
     fn plan(self, b: &mut Builder<'_>, input: Option<Shape>, at: &Address) -> Built {

@@ -1,7 +1,7 @@
 use super::builder::{Builder, LinearId, Shape};
 use super::fields::{Projection, fields};
 use super::run::Run;
-use super::{Block, Built, Plan};
+use super::{Block, BlockFields, Built};
 use crate::backend::Activation;
 use crate::error::Result;
 use crate::spec::Address;
@@ -30,7 +30,7 @@ struct Planned {
     act: Activation,
 }
 
-impl Plan for Mlp {
+impl BlockFields for Mlp {
     fn plan(self, b: &mut Builder<'_>, input: Option<Shape>, at: &Address) -> Built {
         let (rows, cols) = b.matrix(input, at)?;
         let up = b.linear(&[("up", &self.up, self.inner)], cols)?;

@@ -110,7 +110,7 @@ pub struct Definition {
 }
 
 /// A struct of fields that can be planned as a block.
-pub trait Plan: Fields {
+pub trait BlockFields: Fields {
     /// Whether the output has the shape of the input.
     const KEEPS_SHAPE: bool = true;
     /// Whether it takes no input: it is planned only where there is none.
@@ -120,7 +120,7 @@ pub trait Plan: Fields {
     fn plan(self, b: &mut Builder<'_>, input: Option<Shape>, at: &Address) -> Built;
 }
 
-const fn define<T: Plan>() -> Definition {
+const fn define<T: BlockFields>() -> Definition {
     Definition {
         name: T::NAME,
         doc: T::DOC,

@@ -1,7 +1,7 @@
 use super::builder::{Builder, LinearId, Shape, VectorId};
 use super::fields::{Bias, FieldType, NonNegative, Path, Projection, fields, read_choice};
 use super::run::Run;
-use super::{Block, Built, Plan};
+use super::{Block, BlockFields, Built};
 use crate::backend::Activation;
 use crate::error::Result;
 use crate::spec::{Address, Tree, listed};
@@ -100,7 +100,7 @@ struct Planned {
 /// More experts than this are a mistake.
 const MAX_EXPERTS: usize = 1 << 14;
 
-impl Plan for Moe {
+impl BlockFields for Moe {
     fn plan(self, b: &mut Builder<'_>, input: Option<Shape>, at: &Address) -> Built {
         let (rows, cols) = b.matrix(input, at)?;
         let (experts, groups) = (self.experts, self.groups);

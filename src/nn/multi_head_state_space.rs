@@ -3,7 +3,7 @@ use super::causal_conv::{CausalConv, MAX_KERNEL};
 use super::fields::{FieldType, NonNegative, Path, Projection, fields, nested};
 use super::run::Run;
 use super::trace::Site;
-use super::{Block, Built, Plan};
+use super::{Block, BlockFields, Built};
 use crate::backend::{Activation, HeadScan, Norm};
 use crate::error::Result;
 use crate::spec::{Address, Tree};
@@ -126,7 +126,7 @@ struct PlannedNorm {
 /// More columns of all heads, or of what all groups share, are a mistake.
 const MAX_COLS: usize = 1 << 16;
 
-impl Plan for MultiHeadStateSpace {
+impl BlockFields for MultiHeadStateSpace {
     fn plan(self, b: &mut Builder<'_>, input: Option<Shape>, at: &Address) -> Built {
         let (stream, cols) = b.tokens(input, at)?;
         let (heads, head_dim, groups, state) = (self.heads, self.head_dim, self.groups, self.state);

@@ -1,7 +1,7 @@
 use super::builder::{Builder, Prepare, Rows, Shape, VectorId};
 use super::fields::{Path, fields};
 use super::run::Run;
-use super::{Block, Built, Plan};
+use super::{Block, BlockFields, Built};
 use crate::error::Result;
 use crate::spec::Address;
 use crate::tensor::Tensor;
@@ -38,7 +38,7 @@ struct Planned {
     width: usize,
 }
 
-impl Plan for Parameter {
+impl BlockFields for Parameter {
     const KEEPS_SHAPE: bool = false;
     const IS_SOURCE: bool = true;
 
@@ -65,7 +65,7 @@ impl Block for Planned {
 #[derive(Debug)]
 struct OfPositions(VectorId);
 
-impl Plan for Positions {
+impl BlockFields for Positions {
     fn plan(self, b: &mut Builder<'_>, input: Option<Shape>, at: &Address) -> Built {
         let (rows, _, cols) = b.positions(input, at)?;
         let Rows::Fixed(_, n) = rows else {

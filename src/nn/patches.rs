@@ -1,7 +1,7 @@
 use super::builder::{Builder, LinearId, Rows, Shape, Stream};
 use super::fields::{Bias, FieldType, MAX_SIZE, Path, fields};
 use super::run::Run;
-use super::{Block, Built, Plan};
+use super::{Block, BlockFields, Built};
 use crate::error::{Error, ErrorKind, Result};
 use crate::spec::{Address, Tree};
 use crate::tensor::Tensor;
@@ -61,7 +61,7 @@ struct Planned {
     patch: Size,
 }
 
-impl Plan for Patches {
+impl BlockFields for Patches {
     const KEEPS_SHAPE: bool = false;
     const IS_SOURCE: bool = true;
 

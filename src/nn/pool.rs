@@ -1,7 +1,7 @@
 use super::builder::{Builder, Rows, Shape, Stream};
 use super::fields::{FieldType, Index, TokenId, fields, read_choice};
 use super::run::Run;
-use super::{Block, Built, Plan};
+use super::{Block, BlockFields, Built};
 use crate::error::{Error, ErrorKind, Result};
 use crate::spec::{Address, Tree, listed};
 use crate::tensor::Tensor;
@@ -77,7 +77,7 @@ struct Planned {
     of: Option<usize>,
 }
 
-impl Plan for Pool {
+impl BlockFields for Pool {
     const KEEPS_SHAPE: bool = false;
 
     fn plan(self, b: &mut Builder<'_>, input: Option<Shape>, at: &Address) -> Built {

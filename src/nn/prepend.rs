@@ -1,7 +1,7 @@
 use super::builder::{Builder, Rows, Shape, VectorId};
 use super::fields::{Path, fields};
 use super::run::Run;
-use super::{Block, Built, Plan};
+use super::{Block, BlockFields, Built};
 use crate::error::Result;
 use crate::spec::Address;
 use crate::tensor::Tensor;
@@ -41,7 +41,7 @@ struct Planned {
     rows: Rows,
 }
 
-impl Plan for Prepend {
+impl BlockFields for Prepend {
     const KEEPS_SHAPE: bool = false;
 
     fn plan(self, b: &mut Builder<'_>, input: Option<Shape>, at: &Address) -> Built {

@@ -1,7 +1,7 @@
 use super::builder::{Builder, Shape};
 use super::fields::{Path, fields};
 use super::run::Run;
-use super::{Block, Built, Plan};
+use super::{Block, BlockFields, Built};
 use crate::backend::PositionBias;
 use crate::error::{Error, ErrorKind, Result};
 use crate::spec::Address;
@@ -34,7 +34,7 @@ const MAX_DISTANCE: usize = 1 << 20;
 #[derive(Debug)]
 struct Planned;
 
-impl Plan for RelativeBias {
+impl BlockFields for RelativeBias {
     const KEEPS_SHAPE: bool = false;
     const IS_SOURCE: bool = true;
 

@@ -2,7 +2,7 @@ use super::builder::{Builder, Prepare, Shape, VectorId};
 use super::fields::{NonNegative, Path, fields};
 use super::run::Run;
 use super::trace::Site;
-use super::{Block, Built, Plan};
+use super::{Block, BlockFields, Built};
 use crate::backend::Norm;
 use crate::error::Result;
 use crate::spec::Address;
@@ -28,7 +28,7 @@ struct Planned {
     eps: f32,
 }
 
-impl Plan for RmsNorm {
+impl BlockFields for RmsNorm {
     fn plan(self, b: &mut Builder<'_>, input: Option<Shape>, at: &Address) -> Built {
         let (rows, cols) = b.matrix(input, at)?;
         let weight = b.parameter(&self.at, "weight", vec![cols], Prepare::Plus(self.offset as f32))?;

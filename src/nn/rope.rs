@@ -3,7 +3,7 @@
 use std::f64::consts::PI;
 
 use super::builder::{Builder, Stream};
-use super::fields::{Settings, fields, nested};
+use super::fields::{AnyMap, fields, nested};
 use crate::spec::{Address, Tree, listed};
 use crate::tensor::Tensor;
 
@@ -16,7 +16,7 @@ fields! {
         /// The map `rope_scaling` or `rope_parameters` of a config: kinds `default`, `linear`, `dynamic`, `llama3`, `yarn` and
         /// `longrope` (also called `su`). `dynamic` and `longrope` change when a sequence outgrows the length that the model
         /// was trained with; sequences up to there are computed, longer ones refused.
-        scaling: Option<Settings>,
+        scaling: Option<AnyMap>,
         /// The share of each head's columns that turns, unless `scaling` has a `partial_rotary_factor`, which counts only where
         /// this is given. All columns if it is not.
         partial: Option<f64>,
@@ -130,7 +130,7 @@ impl RopeFields {
     fn scale(
         &self,
         b: &mut Builder<'_>,
-        scaling: &Settings,
+        scaling: &AnyMap,
         theta: f64,
         stream: Stream,
         inv_freq: &mut [f32],
@@ -166,7 +166,7 @@ impl RopeFields {
     }
 
     /// The length that the model was trained with before scaling.
-    fn original(&self, b: &mut Builder<'_>, scaling: &Settings) -> Option<f64> {
+    fn original(&self, b: &mut Builder<'_>, scaling: &AnyMap) -> Option<f64> {
         match (self.original_positions, scaling.0.get("original_max_position_embeddings"), self.max_positions)
         {
             (Some(original), ..) | (None, None | Some(Tree::Null), Some(original)) => Some(original as f64),
@@ -175,7 +175,7 @@ impl RopeFields {
     }
 
     /// How many times longer sequences may be after scaling.
-    fn factor(&self, b: &mut Builder<'_>, scaling: &Settings, original: f64) -> Option<f64> {
+    fn factor(&self, b: &mut Builder<'_>, scaling: &AnyMap, original: f64) -> Option<f64> {
         match (scaling.0.get("factor"), self.max_positions) {
             (None | Some(Tree::Null), Some(most)) => Some(most as f64 / original),
             _ => number(b, scaling, "factor"),
@@ -183,7 +183,7 @@ impl RopeFields {
     }
 
     /// Grattafiori et al., arXiv:2407.21783, 2024, as transformers 5.23 computes it.
-    fn llama3(&self, b: &mut Builder<'_>, scaling: &Settings, inv_freq: &mut [f32]) -> Option<()> {
+    fn llama3(&self, b: &mut Builder<'_>, scaling: &AnyMap, inv_freq: &mut [f32]) -> Option<()> {
         let factor = number(b, scaling, "factor")?;
         let low = number(b, scaling, "low_freq_factor")?;
         let high = number(b, scaling, "high_freq_factor")?;
@@ -209,7 +209,7 @@ impl RopeFields {
     }
 
     /// Peng et al., “YaRN”, arXiv:2309.00071, 2023, as transformers 5.23 computes it.
-    fn yarn(&self, b: &mut Builder<'_>, scaling: &Settings, theta: f64, inv_freq: &mut [f32]) -> Option<f64> {
+    fn yarn(&self, b: &mut Builder<'_>, scaling: &AnyMap, theta: f64, inv_freq: &mut [f32]) -> Option<f64> {
         let dim = (2 * inv_freq.len()) as f64;
         let original = self.original(b, scaling)?;
         let factor = self.factor(b, scaling, original)?;
@@ -250,7 +250,7 @@ impl RopeFields {
     fn longrope(
         &self,
         b: &mut Builder<'_>,
-        scaling: &Settings,
+        scaling: &AnyMap,
         stream: Stream,
         inv_freq: &mut [f32],
     ) -> Option<f64> {
@@ -283,8 +283,8 @@ impl RopeFields {
 }
 
 /// The kind of scaling that a map asks for.
-fn kind(b: &mut Builder<'_>, scaling: &Settings) -> Option<String> {
-    let Settings(map, at) = scaling;
+fn kind(b: &mut Builder<'_>, scaling: &AnyMap) -> Option<String> {
+    let AnyMap(map, at) = scaling;
     if let Some((key, _)) = map.entries().iter().find(|(key, _)| !KEYS.contains(&key.as_str())) {
         b.wrong_value(at, format!("unsupported rope setting `{key}`"));
         return None;
@@ -308,7 +308,7 @@ fn positive(tree: &Tree) -> Option<f64> {
 }
 
 /// A positive number of a scaling map, if the key is there; the outer option is none if something is wrong with it.
-fn optional(b: &mut Builder<'_>, scaling: &Settings, key: &str) -> Option<Option<f64>> {
+fn optional(b: &mut Builder<'_>, scaling: &AnyMap, key: &str) -> Option<Option<f64>> {
     match scaling.0.get(key) {
         None | Some(Tree::Null) => Some(None),
         Some(_) => number(b, scaling, key).map(Some),
@@ -316,7 +316,7 @@ fn optional(b: &mut Builder<'_>, scaling: &Settings, key: &str) -> Option<Option
 }
 
 /// A positive number of a scaling map.
-fn number(b: &mut Builder<'_>, Settings(map, at): &Settings, key: &str) -> Option<f64> {
+fn number(b: &mut Builder<'_>, AnyMap(map, at): &AnyMap, key: &str) -> Option<f64> {
     let found = map.get(key);
     let value = found.and_then(positive);
     if value.is_none() {

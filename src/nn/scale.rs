@@ -1,7 +1,7 @@
 use super::builder::{Builder, Shape, VectorId};
 use super::fields::{Path, fields};
 use super::run::Run;
-use super::{Block, Built, Plan};
+use super::{Block, BlockFields, Built};
 use crate::error::Result;
 use crate::spec::Address;
 use crate::tensor::Tensor;
@@ -24,7 +24,7 @@ struct Planned {
     learned: Option<VectorId>,
 }
 
-impl Plan for Scale {
+impl BlockFields for Scale {
     fn plan(self, b: &mut Builder<'_>, input: Option<Shape>, at: &Address) -> Built {
         let (rows, cols) = b.matrix(input, at)?;
         let learned = match &self.at {

@@ -1,7 +1,7 @@
 use super::builder::{Builder, Rows, Shape, ValueId, VectorId};
-use super::fields::{NonNegative, Path, Reference, fields};
+use super::fields::{NonNegative, Path, ValueName, fields};
 use super::run::Run;
-use super::{Block, Built, Plan};
+use super::{Block, BlockFields, Built};
 use crate::error::Result;
 use crate::spec::Address;
 use crate::tensor::Tensor;
@@ -12,7 +12,7 @@ fields! {
     /// `[sequences, cols] -> [sequences, sequences of the other]`. Radford et al., arXiv:2103.00020, 2021.
     pub struct Similarity("similarity") {
         /// Name of the other value: a row per sequence.
-        with: Reference,
+        with: ValueName,
         /// Path of the parameter whose exponential is the factor: one number.
         scale: Path,
         /// Path of a parameter that is added: one number.
@@ -37,7 +37,7 @@ struct Planned {
     bias: Option<VectorId>,
 }
 
-impl Plan for Similarity {
+impl BlockFields for Similarity {
     const KEEPS_SHAPE: bool = false;
 
     fn plan(self, b: &mut Builder<'_>, input: Option<Shape>, at: &Address) -> Built {
@@ -83,7 +83,7 @@ impl Block for Planned {
 #[derive(Debug)]
 struct Length(f64);
 
-impl Plan for Normalise {
+impl BlockFields for Normalise {
     fn plan(self, b: &mut Builder<'_>, input: Option<Shape>, at: &Address) -> Built {
         let (rows, cols) = b.matrix(input, at)?;
         Some((Box::new(Length(self.eps.0)), Shape::Matrix { rows, cols }))

@@ -1,7 +1,7 @@
 use super::builder::{Builder, Rows, Shape, Stream};
 use super::fields::{FieldType, fields, read_choice};
 use super::run::Run;
-use super::{Block, Built, Plan};
+use super::{Block, BlockFields, Built};
 use crate::error::Result;
 use crate::spec::{Address, Tree, listed};
 use crate::tensor::Tensor;
@@ -43,7 +43,7 @@ struct Planned {
     width: usize,
 }
 
-impl Plan for Sinusoidal {
+impl BlockFields for Sinusoidal {
     const KEEPS_SHAPE: bool = false;
     const IS_SOURCE: bool = true;
 

@@ -2,7 +2,7 @@ use super::builder::{Builder, LinearId, Prepare, Rows, Shape, StateId, VectorId}
 use super::causal_conv::{CausalConv, MAX_KERNEL};
 use super::fields::{Path, Projection, fields};
 use super::run::Run;
-use super::{Block, Built, Plan};
+use super::{Block, BlockFields, Built};
 use crate::backend::{Activation, Scan};
 use crate::error::Result;
 use crate::spec::Address;
@@ -66,7 +66,7 @@ struct Planned {
 /// A state beyond this is a mistake.
 const MAX_STATE: usize = 1 << 16;
 
-impl Plan for StateSpace {
+impl BlockFields for StateSpace {
     fn plan(self, b: &mut Builder<'_>, input: Option<Shape>, at: &Address) -> Built {
         let (stream, cols) = b.tokens(input, at)?;
         let (inner, state, kernel) = (self.inner, self.state, self.kernel);

@@ -148,7 +148,7 @@ impl Expander<'_, '_> {
         let settings = self.settings(definition.name, (definition.fields)(), fields, at);
         let is_reference = |name: &str| {
             let field = (definition.fields)().iter().find(|field| field.name == name);
-            field.is_some_and(|field| matches!(field.shape, FieldShape::Reference))
+            field.is_some_and(|field| matches!(field.shape, FieldShape::ValueName))
         };
         let reads = settings.iter().find_map(|(field, value)| {
             let name = value.as_text().filter(|_| is_reference(field))?;

@@ -381,10 +381,10 @@ impl<'s> Checker<'s, '_> {
                 self.repeated(value, at);
                 self.fields(fields(), group, value, at);
             }
-            FieldShape::References if !holds_expression(value) && matches!(value, Tree::List(_)) => {
+            FieldShape::ValueNames if !holds_expression(value) && matches!(value, Tree::List(_)) => {
                 value.visit_texts(at, &mut |text, at| self.reference(text, at));
             }
-            FieldShape::Reference if value.as_text().is_some_and(|text| !text.contains('$')) => {
+            FieldShape::ValueName if value.as_text().is_some_and(|text| !text.contains('$')) => {
                 if let Some(text) = value.as_text() {
                     self.reference(text, at);
                 }
