@@ -150,6 +150,10 @@ impl Backend for Counting {
         self.counts.timed(|| self.inner.add(x, y));
     }
 
+    fn each_row(&self, x: &mut Tensor, task: &(dyn Fn(usize, &mut [f32]) + Sync)) {
+        self.counts.timed(|| self.inner.each_row(x, task));
+    }
+
     fn scale(&self, x: &mut Tensor, factor: f32) {
         self.counts.timed(|| self.inner.scale(x, factor));
     }

@@ -69,6 +69,12 @@ pub trait Backend: Send + Sync + fmt::Debug {
     /// [`rms_norm`](Self::rms_norm).
     fn norm_columns(&self, x: &mut Tensor, columns: Range<usize>, norm: &Norm<'_>, centre: bool);
 
+    /// Calls `task` with the number of each row of `x` and with the row, to be written, on all threads that there are.
+    fn each_row(&self, x: &mut Tensor, task: &(dyn Fn(usize, &mut [f32]) + Sync)) {
+        let cols = x.cols().max(1);
+        x.data_mut().chunks_mut(cols).enumerate().for_each(|(i, row)| task(i, row));
+    }
+
     /// `x = act(x)`.
     fn activate(&self, act: Activation, x: &mut Tensor);
 

@@ -243,6 +243,13 @@ impl Backend for Cpu {
         self.engine.run(NormaliseColumns { pool: &self.engine.pool, x, columns, norm, centre });
     }
 
+    fn each_row(&self, x: &mut Tensor, task: &(dyn Fn(usize, &mut [f32]) + Sync)) {
+        let cols = x.cols().max(1);
+        each_rows_mut(&self.engine.pool, x, |first, rows| {
+            rows.chunks_mut(cols).enumerate().for_each(|(i, row)| task(first + i, row));
+        });
+    }
+
     fn activate(&self, act: Activation, x: &mut Tensor) {
         each_rows_mut(&self.engine.pool, x, |_, x| self.engine.run(Activate { act, x }));
     }

@@ -138,10 +138,9 @@ impl Block for Product {
             if y.cols() > product.cols() {
                 std::mem::swap(&mut y, &mut product);
             }
-            for i in 0..product.rows() {
-                let factors = y.row(i).iter().cycle();
-                product.row_mut(i).iter_mut().zip(factors).for_each(|(x, y)| *x *= y);
-            }
+            run.backend.each_row(&mut product, &|i, row| {
+                row.iter_mut().zip(y.row(i).iter().cycle()).for_each(|(x, y)| *x *= y);
+            });
             run.give(y);
         }
         Ok(product)

@@ -81,25 +81,21 @@ impl Block for Planned {
     fn forward(&self, run: &mut Run<'_>, x: &Tensor) -> Result<Tensor> {
         let spans = run.spans(self.rows);
         let count = |n: usize| self.fixed.unwrap_or(n);
-        let total: usize = spans.iter().map(|span| count(span.rows.len())).sum();
+        let places = spans.iter().flat_map(|span| (0..count(span.rows.len())).map(|i| (&span.rows, i)));
+        let places = places.collect::<Vec<_>>();
         let kernel = self.kernel;
-        let mut windows = run.take(total, x.cols() * kernel);
-        let mut to = 0;
-        for span in spans.iter() {
-            for i in 0..count(span.rows.len()) {
-                let window = windows.row_mut(to);
-                window.fill(0.0);
-                for k in 0..kernel {
-                    let at =
-                        (i * self.stride + k).checked_sub(self.padding).filter(|at| *at < span.rows.len());
-                    // The weight is `[out, cols, kernel]`: the rows of a window alternate.
-                    let Some(at) = at else { continue };
-                    let row = x.row(span.rows.start + at);
-                    row.iter().enumerate().for_each(|(c, x)| window[c * kernel + k] = *x);
-                }
-                to += 1;
+        let mut windows = run.take(places.len(), x.cols() * kernel);
+        run.backend.each_row(&mut windows, &|to, window| {
+            let (rows, i) = places[to];
+            window.fill(0.0);
+            for k in 0..kernel {
+                let at = (i * self.stride + k).checked_sub(self.padding).filter(|at| *at < rows.len());
+                // The weight is `[out, cols, kernel]`: the rows of a window alternate.
+                let Some(at) = at else { continue };
+                let row = x.row(rows.start + at);
+                row.iter().enumerate().for_each(|(c, x)| window[c * kernel + k] = *x);
             }
-        }
+        });
         let out = run.linear(self.linear, &windows, None, None);
         run.give(windows);
         Ok(out)

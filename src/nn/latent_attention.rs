@@ -193,15 +193,15 @@ impl Block for Planned {
         let mut shared = run.columns(&down, self.latent..self.latent + rotated);
         run.rotate(self.rope, self.stream, &mut shared, 0, 1, rotated);
         let mut kv = run.take(x.rows(), heads * (k_dim + v_dim));
-        for i in 0..x.rows() {
-            let (keys, values) = kv.row_mut(i).split_at_mut(heads * k_dim);
+        run.backend.each_row(&mut kv, &|i, row| {
+            let (keys, values) = row.split_at_mut(heads * k_dim);
             let (own, v) = up.row(i).split_at(heads * nope);
             for (h, key) in keys.chunks_mut(k_dim).enumerate() {
                 key[..rotated].copy_from_slice(shared.row(i));
                 key[rotated..].copy_from_slice(&own[h * nope..(h + 1) * nope]);
             }
             values.copy_from_slice(v);
-        }
+        });
         let spans = &run.tokens(self.stream).spans;
         let mut caches = Run::caches(run.states, self.cache, spans.len());
         run.backend.append_kv(&kv, 0, heads * k_dim, spans, &mut caches);

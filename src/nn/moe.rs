@@ -254,16 +254,20 @@ impl Block for Planned {
         run.give(scores);
         let mut out = run.take(x.rows(), x.cols());
         out.data_mut().fill(0.0);
+        // Where the row of an expert's output lies for each row of this one.
+        let mut places = vec![None; x.rows()];
         // In the order of the experts' numbers, so that the sum of a row does not depend on the others.
         for (expert, rows) in self.experts.iter().zip(rows).filter(|(_, rows)| !rows.is_empty()) {
             let mut some = run.take(rows.len(), x.cols());
-            for (i, (r, _)) in rows.iter().enumerate() {
-                some.row_mut(i).copy_from_slice(x.row(*r));
-            }
+            run.backend.each_row(&mut some, &|i, row| row.copy_from_slice(x.row(rows[i].0)));
             let y = self.expert(run, expert, &some);
-            for (i, (r, weight)) in rows.iter().enumerate() {
-                out.row_mut(*r).iter_mut().zip(y.row(i)).for_each(|(out, y)| *out += weight * y);
-            }
+            places.fill(None);
+            rows.iter().enumerate().for_each(|(i, (r, weight))| places[*r] = Some((i, *weight)));
+            run.backend.each_row(&mut out, &|r, out| {
+                if let Some((i, weight)) = places[r] {
+                    out.iter_mut().zip(y.row(i)).for_each(|(out, y)| *out += weight * y);
+                }
+            });
             run.give(some);
             run.give(y);
         }

@@ -204,10 +204,10 @@ impl Planned {
         let xbc = self.conv.apply(run, self.rows, &projected, 0); // [tokens, convolved]
         let mut dt = run.take(tokens, self.heads);
         let (bias, Limits(low, high)) = (run.vector(self.dt_bias), self.dt_limit);
-        for i in 0..tokens {
+        run.backend.each_row(&mut dt, &|i, row| {
             let steps = projected.row(i)[xbc.cols()..].iter().zip(bias);
-            dt.row_mut(i).iter_mut().zip(steps).for_each(|(to, (x, bias))| *to = x + bias);
-        }
+            row.iter_mut().zip(steps).for_each(|(to, (x, bias))| *to = x + bias);
+        });
         run.backend.activate(Activation::Softplus, &mut dt);
         // Cannot panic: `Limits` has the smaller one first. What is not a number stays so.
         dt.data_mut().iter_mut().for_each(|step| *step = step.clamp(low, high));

@@ -96,14 +96,14 @@ impl Block for Planned {
         let count = images.shape()[0];
         let (rows, cols) = (height / down, width / across);
         let mut patches = run.take(count * rows * cols, self.channels * down * across);
-        for i in 0..patches.rows() {
+        run.backend.each_row(&mut patches, &|i, patch| {
             let (image, at) = (i / (rows * cols), i % (rows * cols));
             let (top, left) = (at / cols * down, at % cols * across);
-            for (k, line) in patches.row_mut(i).chunks_mut(across).enumerate() {
+            for (k, line) in patch.chunks_mut(across).enumerate() {
                 let (channel, y) = (k / down, top + k % down);
                 images.read_f32(((image * self.channels + channel) * height + y) * width + left, line);
             }
-        }
+        });
         let out = run.linear(self.linear, &patches, None, None);
         run.give(patches);
         Ok(out)

@@ -46,9 +46,9 @@ impl Block for Planned {
         }
         if let Some(id) = self.learned {
             let learned = run.vector(id);
-            for i in 0..x.rows() {
-                x.row_mut(i).iter_mut().zip(learned).for_each(|(x, factor)| *x *= factor);
-            }
+            run.backend.each_row(&mut x, &|_, row| {
+                row.iter_mut().zip(learned).for_each(|(x, factor)| *x *= factor);
+            });
         }
         Ok(x)
     }

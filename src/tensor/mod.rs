@@ -121,18 +121,10 @@ impl Tensor {
     /// If there are not that many.
     pub fn columns(&self, columns: Range<usize>) -> Tensor {
         let mut some = Tensor::zeros(self.rows, columns.len());
-        self.read_columns(columns, &mut some);
-        some
-    }
-
-    /// Some columns, into a matrix of as many.
-    ///
-    /// # Panics
-    /// If there are not that many, or rows.
-    pub fn read_columns(&self, columns: Range<usize>, out: &mut Tensor) {
         for i in 0..self.rows {
-            out.row_mut(i).copy_from_slice(&self.row(i)[columns.clone()]);
+            some.row_mut(i).copy_from_slice(&self.row(i)[columns.clone()]);
         }
+        some
     }
 
     /// Whether some element is not a number.
