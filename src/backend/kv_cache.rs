@@ -18,6 +18,8 @@ pub struct KvCache {
     layout: HeadLayout,
     kv_heads: usize,
     len: usize,
+    /// How many positions there will be, or 0.
+    expected: usize,
     /// The pages, and behind them what the memory held before.
     pages: Vec<f32>,
 }
@@ -93,7 +95,13 @@ impl HeadLayout {
 impl KvCache {
     /// An empty cache for `kv_heads` heads with keys of `k_dim` and values of `v_dim` elements.
     pub fn new(compute: Compute, kv_heads: usize, k_dim: usize, v_dim: usize) -> Self {
-        KvCache { layout: HeadLayout { compute, k_dim, v_dim }, kv_heads, len: 0, pages: Vec::new() }
+        KvCache {
+            layout: HeadLayout { compute, k_dim, v_dim },
+            kv_heads,
+            len: 0,
+            expected: 0,
+            pages: Vec::new(),
+        }
     }
 
     /// An empty cache of the same kind that uses this memory, whatever it holds.
@@ -155,28 +163,21 @@ impl KvCache {
     pub fn grow(&mut self, n: usize) -> &mut [f32] {
         let (before, len) = (self.elements(0), self.elements(n));
         if len > self.pages.len() {
-            // Not twice as much, as vectors do: nobody counts on that.
+            // Not twice as much, as vectors do, unless somebody counts on that.
             let more = if before == 0 { 0 } else { len / 8 };
-            self.lengthen(len + more);
+            let expected = self.expected.div_ceil(PAGE_KEYS).saturating_mul(self.page_len());
+            // The system has zeros that cost nothing until they are written.
+            let mut pages = vec![0.0; expected.min(2 * len).max(len + more)];
+            pages[..before].copy_from_slice(&self.pages[..before]);
+            self.pages = pages;
         }
         self.len += n;
         &mut self.pages[..len]
     }
 
-    /// Takes the memory of so many positions in all.
-    pub fn reserve(&mut self, positions: usize) {
-        let len = self.elements(positions.saturating_sub(self.len));
-        if len > self.pages.len() {
-            self.lengthen(len);
-        }
-    }
-
-    /// Goes on in new memory: that of so many zeros is taken from the system only when they are written.
-    fn lengthen(&mut self, len: usize) {
-        let mut pages = vec![0.0; len];
-        let held = self.elements(0);
-        pages[..held].copy_from_slice(&self.pages[..held]);
-        self.pages = pages;
+    /// Says how many positions there will be: what is there has to be moved less often then.
+    pub fn expect(&mut self, positions: usize) {
+        self.expected = positions;
     }
 
     /// All pages.
@@ -244,16 +245,18 @@ mod tests {
     }
 
     #[test]
-    fn reserved_memory_is_used() {
+    fn memory_for_what_is_expected_is_taken_in_few_steps() {
         let mut cache = KvCache::new(Compute::F32, 2, 4, 4);
-        cache.push(&[1.0; 8], &[2.0; 8]);
-        cache.reserve(50);
-        let (first, capacity) = (cache.pages.as_ptr(), cache.pages.capacity());
-        assert_eq!(capacity, 4 * cache.page_len());
-        (1..50).for_each(|_| cache.push(&[1.0; 8], &[2.0; 8]));
-        cache.reserve(10);
-        assert_eq!((cache.pages.as_ptr(), cache.pages.capacity()), (first, capacity));
-        assert_eq!((cache.key(1, 0, 3), cache.value(0, 49, 3)), (1.0, 2.0));
+        cache.expect(100);
+        let mut taken = Vec::new();
+        for _ in 0..100 {
+            cache.push(&[1.0; 8], &[2.0; 8]);
+            taken.push(cache.pages.capacity() / cache.page_len());
+        }
+        assert!(cache.pages().iter().all(|x| [0.0, 1.0, 2.0].contains(x)));
+        assert_eq!((cache.key(1, 0, 3), cache.value(0, 99, 3)), (1.0, 2.0));
+        taken.dedup();
+        assert_eq!(taken, [2, 6, 7]); // pages of 16
     }
 
     #[test]

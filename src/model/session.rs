@@ -5,9 +5,6 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::nn::{Inputs, Rows, SequenceState, Stream, Tokens};
 use crate::tensor::{Array, Tensor};
 
-/// Most tokens that there is room for ahead: with so many, an eighth more is enough to move them seldom.
-const MOST_RESERVED: usize = 4096;
-
 /// Sequences under way: tokens are added, and keys and values of earlier ones are kept.
 ///
 /// What a step gives for a sequence has the same bits whether its tokens came at once or one by one, and whatever other
@@ -69,21 +66,15 @@ impl<'n> Session<'n> {
         Ok(())
     }
 
-    /// Makes room for so many tokens of each sequence: keys and values of earlier ones then need not be moved when more come. The system
-    /// gives memory only when it is used; without this call there is room for an eighth more than there is.
-    pub fn reserve(&mut self, tokens: usize) {
-        let network = self.network;
-        let (plan, memory) = (&network.plan, &network.memory);
+    /// Says how many tokens each sequence will come to, at most: keys and values of earlier ones have to be moved less often then.
+    pub fn expect(&mut self, tokens: usize) {
+        let plan = &self.network.plan;
         let stream = if plan.has_decoder() { Stream::Decoder } else { Stream::Input };
-        let tokens = tokens.min(plan.token_limit(stream).unwrap_or(usize::MAX)).min(MOST_RESERVED);
-        let needed = memory.cache_per_token.saturating_mul(self.states.len() as u64).max(1);
-        let left = network.memory_limit.saturating_sub(memory.weights);
-        let tokens = tokens.min(usize::try_from(left / needed).unwrap_or(usize::MAX));
-        let uses = plan.declared.caches.iter().filter(|cache| cache.kept);
-        let grows: Vec<bool> = uses.map(|cache| cache.rows == Rows::Tokens(stream)).collect();
+        let tokens = tokens.min(plan.token_limit(stream).unwrap_or(usize::MAX));
+        let uses = || plan.declared.caches.iter().filter(|cache| cache.kept);
         for state in &mut self.states {
-            let caches = state.caches.iter_mut().zip(&grows).filter(|(_, grows)| **grows);
-            caches.for_each(|(cache, _)| cache.reserve(tokens));
+            let grow = state.caches.iter_mut().zip(uses()).filter(|(_, of)| of.rows == Rows::Tokens(stream));
+            grow.for_each(|(cache, _)| cache.expect(tokens));
         }
     }
 

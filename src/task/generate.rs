@@ -242,7 +242,7 @@ impl<'m> Generator<'m> {
             })
             .collect::<Result<_>>()?;
         let longest = sequences.iter().map(|sequence| sequence.history.len()).max().unwrap_or(0);
-        session.reserve(longest.saturating_add(options.max_tokens));
+        session.expect(longest.saturating_add(options.max_tokens));
         let running = if options.max_tokens == 0 { Vec::new() } else { (0..sequences.len()).collect() };
         let stream = if plan.has_decoder() { Stream::Decoder } else { Stream::Input };
         Ok(Generator {

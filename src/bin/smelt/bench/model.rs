@@ -191,7 +191,7 @@ impl Bench {
             Some(Stream::Audio) => session.encode_audio(self.made_up(Stream::Audio, sequences)?)?,
             _ => {}
         }
-        session.reserve(tokens.iter().map(Vec::len).max().unwrap_or(0) + new);
+        session.expect(tokens.iter().map(Vec::len).max().unwrap_or(0) + new);
         self.counting.take();
         let mut start = Instant::now();
         for step in 0..new {
