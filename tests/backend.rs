@@ -1,5 +1,8 @@
 //! The fast backend against the plain one, and bit for bit against itself.
 
+use std::ops::Range;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
 use smelt::backend::{
     Activation, AttentionParams, Backend, CausalConv, Compute, DistanceVectors, Epilogue, HeadScan, KvCache,
     Layout, LinearPart, Norm, PositionBias, Reach, Rotation, Scan, Span, WeightType,
@@ -422,7 +425,7 @@ fn causal_convolutions_agree() {
 #[test]
 fn scans_agree() {
     let mut random = Random(18);
-    for (inner, n) in [(1, 1), (37, 8), (130, 16), (70, 19)] {
+    for (inner, n) in [(1, 1), (37, 8), (130, 16), (70, 19), (70, 23)] {
         let (x, bc) = (random.tensor(15, inner), random.tensor(15, 2 * n + 3));
         let dt = Tensor::from_vec(15, inner, random.vec(15 * inner).iter().map(|x| x.abs()).collect());
         let a: Vec<f32> = random.vec(inner * n).iter().map(|x| -4.0 * x.abs()).collect();
@@ -440,7 +443,9 @@ fn scans_agree() {
 #[test]
 fn scans_of_heads_agree() {
     let mut random = Random(19);
-    for (heads, groups, head_dim, n) in [(1, 1, 1, 1), (4, 2, 5, 8), (6, 3, 33, 16), (2, 1, 64, 27)] {
+    for (heads, groups, head_dim, n) in
+        [(1, 1, 1, 1), (4, 2, 5, 8), (6, 3, 33, 16), (2, 1, 64, 27), (2, 1, 9, 31)]
+    {
         let xbc = random.tensor(15, heads * head_dim + 2 * groups * n);
         let dt = Tensor::from_vec(15, heads, random.vec(15 * heads).iter().map(|x| x.abs()).collect());
         let a: Vec<f32> = random.vec(heads).iter().map(|x| -4.0 * x.abs()).collect();
@@ -450,6 +455,36 @@ fn scans_of_heads_agree() {
         recurrences_agree(&what, cols, cols * n, &|backend, spans, states, out| {
             backend.scan_heads(&scan, spans, states, out)
         });
+    }
+}
+
+#[test]
+fn recurrences_outside_of_their_tensors_are_refused() {
+    let (one, silu) = ([1.0], Activation::from_name("silu").unwrap());
+    // Which of them run over the rows of two sequences of four, with so many rows of the result and columns of what they go through.
+    let run = |rows: [Range<usize>; 2], out: usize, cols: usize| {
+        let (x, dt) = (Tensor::zeros(4, cols), Tensor::zeros(4, 1));
+        let conv = CausalConv { x: &x, start: 2, weight: &[1.0; 2], bias: None, act: silu };
+        let scan = Scan { x: &dt, dt: &dt, bc: &x, start: 1, a: &one, d: &one };
+        let heads = HeadScan { xbc: &x, dt: &dt, a: &one, d: &one, head_dim: 1, groups: 1, state: 1 };
+        let spans = rows.map(|rows| Span { rows, past: 0 });
+        let all: [Recurrence<'_>; 3] = [
+            &|backend, spans, states, out| backend.causal_conv(&conv, spans, states, out),
+            &|backend, spans, states, out| backend.scan(&scan, spans, states, out),
+            &|backend, spans, states, out| backend.scan_heads(&heads, spans, states, out),
+        ];
+        all.map(|recurrence| {
+            let (mut first, mut second, mut out) = ([0.0], [0.0], Tensor::zeros(out, 1));
+            let states: &mut [&mut [f32]] = &mut [&mut first, &mut second];
+            let run = || recurrence(&cpu(levels()[0], 2), &spans, states, &mut out);
+            catch_unwind(AssertUnwindSafe(run)).is_ok()
+        })
+    };
+    assert_eq!(run([0..2, 2..4], 4, 3), [true; 3]);
+    for (rows, out, cols) in
+        [([0..3, 2..4], 4, 3), ([2..4, 0..2], 4, 3), ([0..2, 2..4], 3, 3), ([0..2, 2..4], 4, 2)]
+    {
+        assert_eq!(run(rows.clone(), out, cols), [false; 3], "{rows:?} of {out}, {cols} columns");
     }
 }
 
@@ -685,7 +720,7 @@ fn sequences_that_overlap_are_refused() {
             };
             cpu(levels()[0], 2).attention(&x, 0, &spans, &caches, &params, &mut Tensor::zeros(6, 1));
         };
-        assert!(std::panic::catch_unwind(attend).is_err(), "{rows:?}");
+        assert!(catch_unwind(attend).is_err(), "{rows:?}");
     }
 }
 

@@ -289,6 +289,8 @@ mod tests {
             (SamplingOptions { top_p: Some(0.3), ..base.clone() }, vec![1]),
             (SamplingOptions { top_p: Some(0.9), ..base.clone() }, vec![1, 2, 3]),
             (SamplingOptions { min_p: Some(0.3), ..base.clone() }, vec![1, 2, 3]),
+            (SamplingOptions { min_p: Some(1.0), ..base.clone() }, vec![1, 3]),
+            (SamplingOptions { top_p: Some(0.8), min_p: Some(0.3), ..base.clone() }, vec![1, 2, 3]),
             (SamplingOptions { min_p: Some(0.1), temperature: 0.5, ..base.clone() }, vec![1, 2, 3]),
         ];
         for (options, expected) in cases {
@@ -305,7 +307,7 @@ mod tests {
                 (0..3000).map(|_| (random.uniform() * 200.0).round() as f32 / 200.0 * spread).collect();
             for (k, p) in [1, 2, 40, 93, 94, 95, 1000, 2999, 3000]
                 .into_iter()
-                .flat_map(|k| [1e-9, 0.01, 0.3, 0.5, 0.9, 0.999, 1.0].map(|p| (k, p)))
+                .flat_map(|k| [1e-20, 0.01, 0.3, 0.5, 0.9, 0.999, 1.0].map(|p| (k, p)))
             {
                 let mut sorted: Vec<(u32, f32)> = (0..).zip(logits.iter().copied()).collect();
                 sorted.sort_by(likelier);
@@ -393,5 +395,9 @@ mod tests {
         assert_eq!(sampler.pick(&[3.0, 2.0], &[]).unwrap(), 0);
         assert_eq!(sampler.pick(&[3.0, 2.0], &[0]).unwrap(), 1);
         assert_eq!(sampler.pick(&[-3.0, -4.0], &[0]).unwrap(), 1);
+        // Once, however often they occurred.
+        assert_eq!(sampler.pick(&[3.0, 1.0], &[0, 0]).unwrap(), 0);
+        let options = SamplingOptions { temperature: 1.0, top_k: Some(1), ..options };
+        assert_eq!(Sampler::new(&options, 0).unwrap().pick(&[3.0, 2.0], &[0]).unwrap(), 1);
     }
 }
