@@ -267,11 +267,8 @@ impl Backend for Cpu {
     }
 
     fn rope(&self, x: &mut Tensor, start: usize, heads: usize, head_dim: usize, rope: &Rotation<'_>) {
-        let cols = x.cols();
-        each_rows_mut(&self.engine.pool, x, |first, rows| {
-            for (i, row) in rows.chunks_mut(cols.max(1)).enumerate() {
-                rotate(&mut row[start..start + heads * head_dim], heads, head_dim, first + i, rope);
-            }
+        self.each_row(x, &|i, row| {
+            rotate(&mut row[start..start + heads * head_dim], heads, head_dim, i, rope);
         });
     }
 

@@ -353,10 +353,7 @@ impl Planned {
                 let mut caches = match self.cache {
                     Some(cache) => Run::caches(run.states, cache, spans.len()),
                     None => {
-                        own = spans
-                            .iter()
-                            .map(|span| run.own_cache(self.kv_heads, self.head_dim, span.rows.len()))
-                            .collect();
+                        own = run.own_caches(self.kv_heads, self.head_dim, spans);
                         own.iter_mut().collect()
                     }
                 };
@@ -364,18 +361,13 @@ impl Planned {
                 let caches: Vec<&KvCache> = caches.into_iter().map(|c| &*c).collect();
                 run.backend.attention(&qkv, 0, spans, &caches, &params, &mut out);
                 run.buffers.give(qkv);
-                for cache in own {
-                    run.buffers.give_memory(cache.into_pages());
-                }
+                run.give_caches(own);
             }
             Source::Memory { q, kv, value, rows } => {
                 let memory_spans = run.spans(*rows);
                 let mut own: Vec<KvCache> = Vec::new();
                 if self.cache.is_none() {
-                    own = memory_spans
-                        .iter()
-                        .map(|s| run.own_cache(self.kv_heads, self.head_dim, s.rows.len()))
-                        .collect();
+                    own = run.own_caches(self.kv_heads, self.head_dim, &memory_spans);
                 }
                 let mut states = run.states.iter().take(spans.len());
                 if self.cache.is_none_or(|cache| states.any(|state| state.caches[cache.0].is_empty())) {
@@ -413,9 +405,7 @@ impl Planned {
                 };
                 run.backend.attention(&q, 0, spans, &caches, &params, &mut out);
                 run.buffers.give(q);
-                for cache in own {
-                    run.buffers.give_memory(cache.into_pages());
-                }
+                run.give_caches(own);
             }
         }
         Ok(out)

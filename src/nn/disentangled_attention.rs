@@ -5,7 +5,7 @@ use super::{Block, BlockFields, Built};
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use crate::backend::{AttentionParams, DistanceVectors, KvCache, Reach, Span};
+use crate::backend::{AttentionParams, DistanceVectors, Reach};
 use crate::error::{Error, ErrorKind, Result};
 use crate::spec::Address;
 use crate::tensor::Tensor;
@@ -235,12 +235,11 @@ impl Block for Planned {
             distances: (distances.parts() > 0).then_some(&distances),
         };
         let qkv = run.linear(self.qkv, x, None, None); // [tokens, 3 cols]
-        let cache = |span: &Span| run.own_cache(self.heads, self.head_dim, span.rows.len());
-        let mut own: Vec<KvCache> = spans.iter().map(cache).collect();
+        let mut own = run.own_caches(self.heads, self.head_dim, &spans);
         run.backend.append_kv(&qkv, cols, 2 * cols, &spans, &mut own.iter_mut().collect::<Vec<_>>());
         let mut found = run.take(x.rows(), cols);
         run.backend.attention(&qkv, 0, &spans, &own.iter().collect::<Vec<_>>(), &params, &mut found);
-        own.into_iter().for_each(|cache| run.buffers.give_memory(cache.into_pages()));
+        run.give_caches(own);
         run.give(qkv);
         let out = run.linear(self.o, &found, None, None);
         run.give(found);

@@ -354,11 +354,19 @@ impl<'r> Run<'r> {
         some
     }
 
-    /// A cache that this pass alone needs, in memory that is given back by [`Buffers::give_memory`].
-    pub fn own_cache(&mut self, heads: usize, head_dim: usize, tokens: usize) -> KvCache {
-        let cache = KvCache::new(self.backend.compute(), heads, head_dim, head_dim);
-        let pages = self.buffers.take_memory(cache.elements(tokens));
-        cache.in_memory(pages)
+    /// A cache for each sequence that this pass alone needs, in memory that [`give_caches`](Self::give_caches) gives back.
+    pub fn own_caches(&mut self, heads: usize, head_dim: usize, spans: &[Span]) -> Vec<KvCache> {
+        let cache = |span: &Span| {
+            let cache = KvCache::new(self.backend.compute(), heads, head_dim, head_dim);
+            let pages = self.buffers.take_memory(cache.elements(span.rows.len()));
+            cache.in_memory(pages)
+        };
+        spans.iter().map(cache).collect()
+    }
+
+    /// Gives the memory of such caches back.
+    pub fn give_caches(&mut self, caches: Vec<KvCache>) {
+        caches.into_iter().for_each(|cache| self.buffers.give_memory(cache.into_pages()));
     }
 
     /// Gives the memory of a matrix back.
