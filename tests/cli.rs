@@ -650,6 +650,30 @@ fn weights_of_fewer_bits_give_nearly_the_same_answer() {
 }
 
 #[test]
+fn packed_weights_are_kept_in_a_file() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("packed");
+    let file = file.to_str().unwrap();
+    let answer =
+        |more: &[&str]| stdout(&smelt_run(&[&["-n", "2", "Where is the nearest station?"], more].concat()));
+    for dtype in ["f32", "q4"] {
+        let expected = answer(&["--dtype", dtype]);
+        assert_eq!(answer(&["--dtype", dtype, "--packed", file]), expected);
+        let written = std::fs::read(file).unwrap();
+        assert_eq!(answer(&["--dtype", dtype, "--packed", file]), expected);
+        assert!(std::fs::read(file).unwrap() == written);
+    }
+    let model = fixture("causal");
+    let model = ["bench", "--model", model.to_str().unwrap(), "--runs", "1", "--packed", file, "decode:4:2"];
+    for _ in 0..2 {
+        stdout(&smelt(&model));
+    }
+    let message = stderr(&smelt_run(&["--packed", "Cargo.toml", "a text"]), 1);
+    assert!(message.contains("Cargo.toml") && message.contains("name another file"), "{message}");
+    stderr(&smelt_run(&["--packed", file, "--reference", "a text"]), 2);
+}
+
+#[test]
 #[cfg(not(feature = "image"))]
 fn images_need_their_feature() {
     let dir = perceiving("resample");

@@ -4,10 +4,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use super::{
-    Activation, AttentionParams, Backend, CausalConv, Compute, Epilogue, HeadScan, KvCache, Linear,
+    Activation, AttentionParams, Backend, CausalConv, Compute, Epilogue, HeadScan, KvCache, LaidOut, Linear,
     LinearWeights, Norm, Rotation, Scan, Span, WeightType,
 };
-use crate::tensor::{Array, Tensor};
+use crate::tensor::{Array, Bytes, Tensor};
 
 /// What a computation did, as [`Counting`] saw it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -116,10 +116,15 @@ impl Backend for Counting {
         self.inner.compute()
     }
 
-    fn linears(&self, maps: &[LinearWeights<'_>]) -> Vec<Box<dyn Linear>> {
+    fn linears(&self, maps: &[LinearWeights<'_>], packed: Option<Bytes>) -> LaidOut {
         let counted =
             |inner| Box::new(CountingLinear { inner, counts: self.counts.clone() }) as Box<dyn Linear>;
-        self.inner.linears(maps).into_iter().map(counted).collect()
+        let LaidOut { maps, packed } = self.inner.linears(maps, packed);
+        LaidOut { maps: maps.into_iter().map(counted).collect(), packed }
+    }
+
+    fn layout(&self) -> Option<String> {
+        self.inner.layout()
     }
 
     fn linear_bytes(&self, inputs: usize, outputs: usize, kept: WeightType) -> u64 {

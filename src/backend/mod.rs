@@ -15,7 +15,7 @@ mod weight_type;
 use std::fmt;
 use std::ops::Range;
 
-use crate::tensor::{Array, Tensor};
+use crate::tensor::{Array, Bytes, Tensor};
 pub use activation::Activation;
 #[cfg(test)]
 pub(crate) use activation::erfc;
@@ -43,12 +43,20 @@ pub trait Backend: Send + Sync + fmt::Debug {
 
     /// Lays out the weights of linear maps `[in] -> [out]` the way [`Linear::apply`] wants them. Those that are used one after another
     /// best lie one behind another. What is stored is let go of ([`Array::release_storage`]).
-    fn linears(&self, maps: &[LinearWeights<'_>]) -> Vec<Box<dyn Linear>>;
+    ///
+    /// `packed` are weights that were laid out before ([`LaidOut::packed`]), of equal maps and under an equal
+    /// [`layout`](Self::layout): then nothing stored is read.
+    fn linears(&self, maps: &[LinearWeights<'_>], packed: Option<Bytes>) -> LaidOut;
 
     /// Lays out the weights of one linear map.
     fn linear(&self, parts: &[LinearPart<'_>], kept: WeightType) -> Box<dyn Linear> {
         // As many as it is given.
-        self.linears(&[LinearWeights { parts: parts.to_vec(), kept }]).remove(0)
+        self.linears(&[LinearWeights { parts: parts.to_vec(), kept }], None).maps.remove(0)
+    }
+
+    /// What the layout of weights depends on beside the maps; none if it cannot be kept between runs.
+    fn layout(&self) -> Option<String> {
+        None
     }
 
     /// Bytes that [`linears`](Self::linears) will keep for a map of `inputs` to `outputs`.
@@ -140,6 +148,16 @@ pub trait Backend: Send + Sync + fmt::Debug {
     fn scan_heads(&self, scan: &HeadScan<'_>, spans: &[Span], states: &mut [&mut [f32]], out: &mut Tensor);
 }
 
+/// Linear maps whose weights a backend has laid out.
+#[derive(Default)]
+pub struct LaidOut {
+    /// The maps, as many as there were weights for.
+    pub maps: Vec<Box<dyn Linear>>,
+    /// The weights of all of them, for [`Backend::linears`] to begin with another time. None where that has begun with such, or there is
+    /// no [`layout`](Backend::layout).
+    pub packed: Option<Bytes>,
+}
+
 /// A linear map whose weights a backend has laid out for itself.
 pub trait Linear: Send + Sync + fmt::Debug {
     /// Columns of the input.
@@ -179,7 +197,7 @@ pub struct LinearPart<'a> {
 }
 
 /// Which axis of a stored linear weight comes first.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Layout {
     /// `[out, in]`, as `torch.nn.Linear` stores it.
     OutIn,

@@ -108,6 +108,11 @@ struct Arguments {
     #[arg(long, value_name = "BYTES", value_parser = parse_bytes)]
     memory_limit: Option<u64>,
 
+    /// Keep packed weights in this file: the next start takes them from there, much faster. Written anew for another model, type
+    /// or processor
+    #[arg(long, value_name = "FILE", conflicts_with = "reference")]
+    packed: Option<PathBuf>,
+
     /// Compute with the plain reference implementation
     #[arg(long)]
     reference: bool,
@@ -250,6 +255,7 @@ fn run(arguments: &Arguments) -> std::result::Result<(), Failure> {
         compute: arguments.compute,
         threads: arguments.threads,
         memory_limit: arguments.memory_limit,
+        packed: arguments.packed.clone(),
         // The embedded model tells a language by the beginning of a text.
         truncate: arguments.truncate || arguments.model.is_none(),
         backend: match arguments.reference {

@@ -2,6 +2,7 @@
 
 #![forbid(unsafe_code)]
 
+use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -15,15 +16,14 @@ use super::kernels::quantised::{QuantiseRows, QuantisedProduct};
 use super::kernels::simd::Weight;
 use super::memory::Memory;
 use super::pack::{Format, Sources, pack};
-use crate::backend::{Compute, Epilogue, Linear, LinearWeights, Pair};
-use crate::tensor::{Tensor, at_least};
+use crate::backend::{Compute, Epilogue, LaidOut, Linear, LinearWeights, Pair};
+use crate::tensor::{Bytes, Tensor, at_least};
 
 /// A linear map with its weights in panels: `[outputs / width][inputs][width]`.
-#[derive(Debug)]
 pub struct Packed {
     engine: Arc<Engine>,
     /// Panels of this map, and of others.
-    memory: Arc<Memory>,
+    memory: Bytes,
     place: Range<usize>,
     format: Format,
     inputs: usize,
@@ -31,8 +31,13 @@ pub struct Packed {
 }
 
 impl Packed {
-    /// Packs maps one behind another, on all threads, and lets go of what was stored.
-    pub fn all(engine: &Arc<Engine>, maps: &[LinearWeights<'_>], compute: Compute) -> Vec<Packed> {
+    /// Packs maps one behind another, on all threads, and lets go of what was stored; if `packed` has as many bytes, they are taken for that.
+    pub fn all(
+        engine: &Arc<Engine>,
+        maps: &[LinearWeights<'_>],
+        compute: Compute,
+        packed: Option<Bytes>,
+    ) -> LaidOut {
         let width = engine.panel_width();
         let sources: Vec<Sources<'_>> = maps.iter().map(|map| Sources::new(&map.parts)).collect();
         let (mut places, mut end) = (Vec::with_capacity(maps.len()), 0);
@@ -42,27 +47,37 @@ impl Packed {
             end = place.end.next_multiple_of(LINE);
             places.push((format, place));
         }
-        let mut memory = Memory::new(end);
+        let before = packed.filter(|packed| (**packed).as_ref().len() == end);
+        let is_new = before.is_none();
+        let memory = before.unwrap_or_else(|| Packed::new_memory(engine, &sources, &places, end));
+        let packed = |(Sources { inputs, outputs, .. }, (format, place))| {
+            let memory = memory.clone();
+            Box::new(Packed { engine: engine.clone(), memory, place, format, inputs, outputs })
+                as Box<dyn Linear>
+        };
+        let maps = sources.into_iter().zip(places).map(packed).collect();
+        LaidOut { maps, packed: is_new.then_some(memory) }
+    }
+
+    /// Packs maps into their places, of so many bytes in all.
+    fn new_memory(
+        engine: &Engine,
+        sources: &[Sources<'_>],
+        places: &[(Format, Range<usize>)],
+        len: usize,
+    ) -> Bytes {
+        let mut memory = Memory::new(len);
         let (mut tasks, mut rest) = (Vec::new(), memory.bytes_mut());
-        for (sources, (format, place)) in sources.iter().zip(&places) {
+        for (sources, (format, place)) in sources.iter().zip(places) {
             let lines = rest.split_off_mut(..place.len().next_multiple_of(LINE)).unwrap_or_default();
             tasks.extend(sources.tasks(engine, *format, &mut lines[..place.len()]));
         }
         pack(engine, tasks);
-        let memory = Arc::new(memory);
-        let packed = |(Sources { inputs, outputs, .. }, (format, place))| Packed {
-            engine: engine.clone(),
-            memory: memory.clone(),
-            place,
-            format,
-            inputs,
-            outputs,
-        };
-        sources.into_iter().zip(places).map(packed).collect()
+        Arc::new(memory)
     }
 
     fn weights(&self) -> &[u8] {
-        &self.memory.bytes()[self.place.clone()]
+        &(*self.memory).as_ref()[self.place.clone()]
     }
 
     fn panels<T: Weight + FromBytes + Immutable>(&self, k: usize) -> Panels<'_, T> {
@@ -70,6 +85,12 @@ impl Packed {
         let data = <[T]>::ref_from_bytes(self.weights())
             .unwrap_or_else(|_| unreachable!("panels of whole, aligned numbers"));
         Panels { data, k, n: self.outputs }
+    }
+}
+
+impl fmt::Debug for Packed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Packed({:?}, [{}] -> [{}])", self.format, self.inputs, self.outputs)
     }
 }
 

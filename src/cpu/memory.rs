@@ -4,16 +4,21 @@
 
 use memmap2::MmapMut;
 
+use crate::tensor::Storage;
+
 /// Bytes of the large pages of x86-64, and of AArch64 with small pages of 4 KiB.
 const LARGE_PAGE: usize = 2 << 20;
 
 /// Zeros at first, beginning at a page. In large pages where the system has them: what reads weights from end to end then looks up
 /// one address in 2 MiB instead of one in 4 KiB, and the processor fetches ahead across all of it.
 #[derive(Debug)]
-pub struct Memory(MmapMut);
+pub struct Memory {
+    map: MmapMut,
+    len: usize,
+}
 
 impl Memory {
-    /// So many bytes, and possibly some more.
+    /// So many bytes.
     pub fn new(bytes: usize) -> Self {
         // Linux begins a map at a large page if it ends at one.
         let large = bytes / LARGE_PAGE * LARGE_PAGE;
@@ -27,16 +32,19 @@ impl Memory {
         // be taken as a whole.
         #[cfg(target_os = "linux")]
         let _ = map.advise_range(memmap2::Advice::HugePage, 0, large);
-        Memory(map)
-    }
-
-    /// All bytes.
-    pub fn bytes(&self) -> &[u8] {
-        &self.0
+        Memory { map, len: bytes }
     }
 
     /// All bytes, to be written.
     pub fn bytes_mut(&mut self) -> &mut [u8] {
-        &mut self.0
+        &mut self.map[..self.len]
     }
 }
+
+impl AsRef<[u8]> for Memory {
+    fn as_ref(&self) -> &[u8] {
+        &self.map[..self.len]
+    }
+}
+
+impl Storage for Memory {}

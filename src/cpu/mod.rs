@@ -18,11 +18,11 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use crate::backend::{
-    Activation, AttentionParams, Backend, CausalConv, Compute, DistanceVectors, HeadScan, KvCache, Linear,
+    Activation, AttentionParams, Backend, CausalConv, Compute, DistanceVectors, HeadScan, KvCache, LaidOut,
     LinearWeights, Norm, Pair, Rotation, Scan, Span, WeightType,
 };
 use crate::error::count;
-use crate::tensor::{Array, Spare, Tensor};
+use crate::tensor::{Array, Bytes, Spare, Tensor};
 pub use dispatch::SimdLevel;
 use dispatch::{ProductSimds, Simds, with_product_simd, with_simd};
 use kernels::attention::{Attend, Scratch};
@@ -35,7 +35,7 @@ use kernels::rows::{Activate, Normalise, NormaliseColumns, each_rows_mut, rotate
 use kernels::scan::{ScanChannels, ScanHeads};
 use kernels::simd::{Checked, Simd};
 use linear::Packed;
-use pack::Format;
+use pack::{Format, PACKING};
 pub use peaks::{Meter, Peaks};
 use pool::Pool;
 
@@ -194,14 +194,21 @@ impl Backend for Cpu {
         self.compute
     }
 
-    fn linears(&self, maps: &[LinearWeights<'_>]) -> Vec<Box<dyn Linear>> {
+    fn linears(&self, maps: &[LinearWeights<'_>], packed: Option<Bytes>) -> LaidOut {
         #[cfg(feature = "openblas")]
         if self.openblas {
-            let blas = |map| Box::new(openblas::Blas::new(self.engine.clone(), map)) as Box<dyn Linear>;
-            return maps.iter().map(blas).collect();
+            let blas = |map| Box::new(openblas::Blas::new(self.engine.clone(), map)) as _;
+            return LaidOut { maps: maps.iter().map(blas).collect(), packed: None };
         }
-        let packed = Packed::all(&self.engine, maps, self.compute);
-        packed.into_iter().map(|packed| Box::new(packed) as Box<dyn Linear>).collect()
+        Packed::all(&self.engine, maps, self.compute, packed)
+    }
+
+    fn layout(&self) -> Option<String> {
+        #[cfg(feature = "openblas")]
+        if self.openblas {
+            return None;
+        }
+        Some(format!("{PACKING}, {:?}, {:?}", self.level, self.compute).to_lowercase())
     }
 
     fn linear_bytes(&self, inputs: usize, outputs: usize, kept: WeightType) -> u64 {

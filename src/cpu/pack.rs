@@ -15,6 +15,10 @@ use super::kernels::simd::MAX_WIDTH;
 use crate::backend::{Compute, Layout, LinearPart, PACKED_AT_ONCE, Pair, WeightType};
 use crate::tensor::{Spare, at_least};
 
+/// Number of this layout, to be raised when the same weights become other bytes: files of packed weights that were written before are not
+/// used any more.
+pub const PACKING: u32 = 1;
+
 /// What panels consist of.
 #[derive(Clone, Copy, Debug)]
 pub enum Format {

@@ -1,12 +1,14 @@
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::Network;
-use crate::backend::{Backend, LinearPart, LinearWeights, WeightType};
+use crate::backend::{Backend, LaidOut, LinearPart, LinearWeights, WeightType};
 use crate::error::{Error, ErrorKind, Result};
 use crate::nn::{BiasUse, BoundLinear, LinearUse, Parameters, PartUse, TensorId, VectorUse};
 use crate::plan::{Memory, Plan, linear_type};
 use crate::tensor::{Array, DType, Spare};
-use crate::weights::Checkpoint;
+use crate::weights::{Checkpoint, PackedFile};
 
 /// How a model is loaded.
 #[derive(Clone, Debug, Default)]
@@ -15,6 +17,9 @@ pub struct LoadOptions {
     pub dtype: Option<WeightType>,
     /// Bytes that weights and batches may take; what the machine has by default.
     pub memory_limit: Option<u64>,
+    /// A file that packed weights are taken from if it has those of this model, kept like this by this backend, and written to
+    /// otherwise.
+    pub packed: Option<PathBuf>,
 }
 
 impl Network {
@@ -22,7 +27,8 @@ impl Network {
     ///
     /// # Errors
     /// `Limit` when the weights need too much memory, before any is taken; `Checkpoint` when two stored copies of a tensor
-    /// differ, or a weight is too large for the type that it is to be kept in.
+    /// differ, a weight is too large for the type that it is to be kept in, or a file that is to have packed weights has something else;
+    /// `Io` when that cannot be read or written; `Input` when the backend packs none.
     pub fn load(
         plan: Plan,
         checkpoint: &Checkpoint,
@@ -37,15 +43,6 @@ impl Network {
         let memory = Memory::of(&plan.declared, &*backend, &|tensor| arrays[tensor].dtype(), options.dtype);
         let memory_limit = options.memory_limit.unwrap_or_else(machine_memory);
         memory.check(memory_limit)?;
-        for (one, other) in &plan.tensors.twins {
-            let twins = [checkpoint.array(one)?, checkpoint.array(other)?];
-            let is_same = same(&twins[0], &twins[1]);
-            twins.iter().for_each(Array::release_storage);
-            if !is_same {
-                let message = format!("`{one}` and `{other}` are the same tensor and differ");
-                return Err(Error::new(ErrorKind::Checkpoint, message));
-            }
-        }
         let matrix = |part: &PartUse| {
             let array = &arrays[part.weight.0];
             match (part.item, array.shape()) {
@@ -55,18 +52,7 @@ impl Network {
                 (_, shape) => array.reshaped(vec![shape[0], array.len() / shape[0].max(1)]),
             }
         };
-        let mut parameters = Parameters::default();
-        // What is small comes first: reading it maps pages that may be large, beside weights that are not there yet.
-        let element = |vector: &VectorUse| -> Vec<f32> {
-            let stored = vector.parts.iter().flat_map(|TensorId(i)| arrays[*i].to_f32());
-            vector.prepare.apply(stored.collect())
-        };
-        parameters.vectors = plan.declared.vectors.iter().map(element).collect();
-        parameters.tables = plan.declared.tables.iter().map(|TensorId(i)| arrays[*i].clone()).collect();
-        let table = |bias: &BiasUse| bias.table.map_or(Vec::new(), |TensorId(i)| arrays[i].to_f32());
-        parameters.biases = plan.declared.biases.iter().map(|bias| (bias.compute)(&table(bias))).collect();
         let linears = &plan.declared.linears;
-        let biases: Vec<_> = linears.iter().map(|linear| bias(linear, &arrays)).collect();
         let matrices: Vec<Vec<Array>> =
             linears.iter().map(|linear| linear.parts.iter().map(matrix).collect()).collect();
         let mut weights = Vec::with_capacity(linears.len());
@@ -77,19 +63,88 @@ impl Network {
                 outputs: part.order.as_deref(),
             });
             let kept = linear_type(linear.parts.iter().map(|part| kept(part.weight.0)));
-            if kept == WeightType::F16 {
-                let stored = linear.parts.iter().map(|part| part.weight.0);
-                stored.zip(matrices).try_for_each(|(i, matrix)| fit_f16(&plan.tensors.stored[i], matrix))?;
-            }
             weights.push(LinearWeights { parts: parts.collect(), kept });
         }
-        let bound = backend.linears(&weights).into_iter().zip(biases).zip(&weights);
+        let file = match &options.packed {
+            Some(path) => Some(packed_file(path, &plan, checkpoint, &weights, &*backend)?),
+            None => None,
+        };
+        let packed = file.as_ref().map(PackedFile::read).transpose()?.flatten();
+        if packed.is_some() {
+            // What it is made of was checked then, and is not read any more.
+            checkpoint.settle();
+        } else {
+            check_twins(&plan, checkpoint)?;
+            check_f16(&plan, &weights)?;
+        }
+        let mut parameters = Parameters::default();
+        // What is small comes first: reading it maps pages that may be large, beside weights that are not there yet.
+        let element = |vector: &VectorUse| -> Vec<f32> {
+            let stored = vector.parts.iter().flat_map(|TensorId(i)| arrays[*i].to_f32());
+            vector.prepare.apply(stored.collect())
+        };
+        parameters.vectors = plan.declared.vectors.iter().map(element).collect();
+        parameters.tables = plan.declared.tables.iter().map(|TensorId(i)| arrays[*i].clone()).collect();
+        let table = |bias: &BiasUse| bias.table.map_or(Vec::new(), |TensorId(i)| arrays[i].to_f32());
+        parameters.biases = plan.declared.biases.iter().map(|bias| (bias.compute)(&table(bias))).collect();
+        let biases: Vec<_> = linears.iter().map(|linear| bias(linear, &arrays)).collect();
+        let LaidOut { maps, packed } = backend.linears(&weights, packed);
+        if let Some((file, packed)) = file.zip(packed) {
+            file.write((*packed).as_ref())?;
+        }
+        let bound = maps.into_iter().zip(biases).zip(&weights);
         parameters.linears = bound
             .map(|((map, bias), LinearWeights { kept, .. })| BoundLinear { map, bias, kept: *kept })
             .collect();
         checkpoint.settle();
         Ok(Network { plan, parameters, backend, memory, memory_limit, buffers: Spare::default() })
     }
+}
+
+/// The file of the packed weights of a model.
+fn packed_file(
+    path: &Path,
+    plan: &Plan,
+    checkpoint: &Checkpoint,
+    weights: &[LinearWeights<'_>],
+    backend: &dyn Backend,
+) -> Result<PackedFile> {
+    let Some(layout) = backend.layout() else {
+        let message = format!("`{}` packs no weights that could be kept", backend.name());
+        return Err(Error::new(ErrorKind::Input, message));
+    };
+    // Which hash it is may change with the compiler's version: then weights are packed once more.
+    let mut hasher = DefaultHasher::new();
+    checkpoint.identify(&mut hasher)?;
+    plan.tensors.stored.hash(&mut hasher);
+    plan.declared.linears.hash(&mut hasher);
+    weights.iter().for_each(|map| map.kept.hash(&mut hasher));
+    Ok(PackedFile::new(path, &format!("{layout}, {:016x}", hasher.finish())))
+}
+
+/// An error if tensors that are stored twice differ.
+fn check_twins(plan: &Plan, checkpoint: &Checkpoint) -> Result<()> {
+    for (one, other) in &plan.tensors.twins {
+        let twins = [checkpoint.array(one)?, checkpoint.array(other)?];
+        let is_same = same(&twins[0], &twins[1]);
+        twins.iter().for_each(Array::release_storage);
+        if !is_same {
+            let message = format!("`{one}` and `{other}` are the same tensor and differ");
+            return Err(Error::new(ErrorKind::Checkpoint, message));
+        }
+    }
+    Ok(())
+}
+
+/// An error if a number becomes infinite in float16, where weights are to be kept in it.
+fn check_f16(plan: &Plan, weights: &[LinearWeights<'_>]) -> Result<()> {
+    for (linear, map) in plan.declared.linears.iter().zip(weights) {
+        if map.kept == WeightType::F16 {
+            let names = linear.parts.iter().map(|part| &plan.tensors.stored[part.weight.0]);
+            names.zip(&map.parts).try_for_each(|(name, part)| fit_f16(name, part.weight))?;
+        }
+    }
+    Ok(())
 }
 
 /// The biases of all parts side by side; zeros for a part without one beside a part that has one.

@@ -122,7 +122,7 @@ pub struct TensorUse {
 }
 
 /// A linear map: several stored weights side by side.
-#[derive(Debug, PartialEq)]
+#[derive(Debug, PartialEq, Hash)]
 pub struct LinearUse {
     /// The weights.
     pub parts: Vec<PartUse>,
@@ -133,7 +133,7 @@ pub struct LinearUse {
 }
 
 /// One stored weight of a linear map.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Hash)]
 pub struct PartUse {
     /// The weight.
     pub weight: TensorId,

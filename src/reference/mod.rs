@@ -6,11 +6,11 @@
 use std::ops::Range;
 
 use crate::backend::{
-    Activation, AttentionParams, Backend, CausalConv, Compute, Epilogue, HeadScan, KvCache, Layout, Linear,
-    LinearWeights, Norm, Rotation, Scan, Span, WeightType,
+    Activation, AttentionParams, Backend, CausalConv, Compute, Epilogue, HeadScan, KvCache, LaidOut, Layout,
+    Linear, LinearWeights, Norm, Rotation, Scan, Span, WeightType,
     quantise::{block_inputs, quantise, scale},
 };
-use crate::tensor::{Array, Tensor};
+use crate::tensor::{Array, Bytes, Tensor};
 
 /// The plain backend.
 #[derive(Clone, Copy, Debug, Default)]
@@ -102,8 +102,9 @@ impl Backend for Reference {
         Compute::F32
     }
 
-    fn linears(&self, maps: &[LinearWeights<'_>]) -> Vec<Box<dyn Linear>> {
-        maps.iter().map(|map| Box::new(Matrix::new(map)) as Box<dyn Linear>).collect()
+    fn linears(&self, maps: &[LinearWeights<'_>], _: Option<Bytes>) -> LaidOut {
+        let maps = maps.iter().map(|map| Box::new(Matrix::new(map)) as Box<dyn Linear>).collect();
+        LaidOut { maps, packed: None }
     }
 
     fn linear_bytes(&self, inputs: usize, outputs: usize, _: WeightType) -> u64 {

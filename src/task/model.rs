@@ -1,5 +1,5 @@
 use std::collections::HashMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
 use super::classify::labels_of;
@@ -66,6 +66,9 @@ pub struct OpenOptions {
     pub threads: Option<usize>,
     /// Bytes that weights and batches may take; by default what the machine has, as Linux tells it, elsewhere any number.
     pub memory_limit: Option<u64>,
+    /// A file for packed weights: written where it is missing, or has those of another model, or kept in another way or for another
+    /// processor; otherwise they are read from it, which takes a fraction of the time.
+    pub packed: Option<PathBuf>,
     /// Whether texts that are too long are cut instead of refused; prompts so that the new tokens have room, up to half of what
     /// the model can take.
     pub truncate: bool,
@@ -391,7 +394,11 @@ impl Planned {
         backend: Arc<dyn Backend>,
     ) -> Result<Network> {
         let checkpoint = Checkpoint::map(repository, &self.index)?;
-        let load = LoadOptions { dtype: options.kept(), memory_limit: options.memory_limit };
+        let load = LoadOptions {
+            dtype: options.kept(),
+            memory_limit: options.memory_limit,
+            packed: options.packed.clone(),
+        };
         Network::load(self.plan, &checkpoint, backend, &load)
     }
 }

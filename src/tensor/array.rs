@@ -15,6 +15,9 @@ pub trait Storage: AsRef<[u8]> + Send + Sync {
     fn settle(&self) {}
 }
 
+/// Bytes that any number of owners share.
+pub type Bytes = Arc<dyn Storage>;
+
 impl Storage for Vec<u8> {}
 impl Storage for &'static [u8] {}
 
@@ -24,19 +27,14 @@ impl Storage for &'static [u8] {}
 pub struct Array {
     dtype: DType,
     shape: Vec<usize>,
-    owner: Arc<dyn Storage>,
+    owner: Bytes,
     range: Range<usize>,
 }
 
 impl Array {
     /// The array of `shape` stored in bytes `range` of `owner`; none if the range lies outside of it or
     /// its length is not what shape and type ask for.
-    pub fn new(
-        dtype: DType,
-        shape: Vec<usize>,
-        owner: Arc<dyn Storage>,
-        range: Range<usize>,
-    ) -> Option<Self> {
+    pub fn new(dtype: DType, shape: Vec<usize>, owner: Bytes, range: Range<usize>) -> Option<Self> {
         let elements = shape.iter().try_fold(1usize, |n, d| n.checked_mul(*d))?;
         let bytes = elements.checked_mul(dtype.size())?;
         let held = (*owner).as_ref().get(range.clone())?.len();

@@ -9,7 +9,7 @@ mod spare;
 use std::fmt;
 use std::ops::Range;
 
-pub use array::{Array, Storage};
+pub use array::{Array, Bytes, Storage};
 pub use buffers::Buffers;
 pub use dtype::DType;
 pub(crate) use spare::Spare;

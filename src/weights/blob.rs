@@ -3,20 +3,23 @@
 #![forbid(unsafe_code)]
 
 use std::fs::{self, File};
-use std::io::{self, Read};
+use std::hash::{Hash, Hasher};
+use std::io::{self, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use super::map::map;
 use crate::error::{Error, ErrorKind, Result};
-use crate::tensor::Storage;
+use crate::tensor::Bytes;
 
-/// Bytes that any number of arrays share.
-pub type Bytes = Arc<dyn Storage>;
+/// Places at which a file is read to tell it from another of the same size and time, and bytes at each.
+const SAMPLES: u64 = 256;
+const SAMPLE_BYTES: u64 = 64;
 
 /// A file that is there.
 pub(super) enum Blob {
-    Disk { path: PathBuf, file: File, len: u64 },
+    Disk { path: PathBuf, file: File, len: u64, modified: Option<SystemTime> },
     Embedded(&'static [u8]),
 }
 
@@ -40,7 +43,7 @@ impl Blob {
             return Err(Error::new(ErrorKind::Io, message));
         }
         let file = File::open(path).map_err(|e| Error::io(path, &e))?;
-        Ok(Some(Blob::Disk { path: path.to_owned(), file, len: meta.len() }))
+        Ok(Some(Blob::Disk { path: path.to_owned(), file, len: meta.len(), modified: meta.modified().ok() }))
     }
 
     /// Number of bytes.
@@ -53,27 +56,55 @@ impl Blob {
 
     /// The first `n` bytes, or all if there are fewer.
     pub fn start(&self, n: u64) -> Result<Vec<u8>> {
+        self.part(0, n)
+    }
+
+    /// `n` bytes from a place on, or as many as there are.
+    fn part(&self, from: u64, n: u64) -> Result<Vec<u8>> {
         match self {
             Blob::Disk { path, file, .. } => {
                 let mut bytes = Vec::new();
                 let mut file = file;
-                io::Seek::rewind(&mut file)
-                    .and_then(|()| file.take(n).read_to_end(&mut bytes))
+                file.seek(SeekFrom::Start(from))
+                    .and_then(|_| file.take(n).read_to_end(&mut bytes))
                     .map_err(|e| Error::io(path, &e))?;
                 Ok(bytes)
             }
             Blob::Embedded(bytes) => {
-                let n = usize::try_from(n).unwrap_or(usize::MAX).min(bytes.len());
-                Ok(bytes[..n].to_vec())
+                let at = |offset: u64| usize::try_from(offset).unwrap_or(usize::MAX).min(bytes.len());
+                Ok(bytes[at(from)..at(from.saturating_add(n))].to_vec())
             }
         }
     }
 
     /// All bytes: the mapped file, see [`map`], or where they are in the program.
-    pub fn bytes(self) -> Result<Bytes> {
+    pub fn bytes(&self) -> Result<Bytes> {
         match self {
-            Blob::Disk { path, file, .. } => Ok(Arc::new(map(&file).map_err(|e| Error::io(&path, &e))?)),
-            Blob::Embedded(bytes) => Ok(Arc::new(bytes)),
+            Blob::Disk { path, file, .. } => Ok(Arc::new(map(file).map_err(|e| Error::io(path, &e))?)),
+            Blob::Embedded(bytes) => Ok(Arc::new(*bytes)),
+        }
+    }
+
+    /// Hashes what tells it from other files: size, time of the last change and some bytes here and there, because times are lost where
+    /// files are packed into archives and images. Without a time, all bytes.
+    pub fn identify(&self, hasher: &mut impl Hasher) -> Result<()> {
+        let (len, modified) = (self.len(), self.modified());
+        (len, modified).hash(hasher);
+        if modified.is_none() {
+            (*self.bytes()?).as_ref().hash(hasher);
+            return Ok(());
+        }
+        for i in 0..SAMPLES {
+            // Not from the map: there the system reads megabytes around each.
+            self.part(len / SAMPLES * i, SAMPLE_BYTES)?.hash(hasher);
+        }
+        Ok(())
+    }
+
+    fn modified(&self) -> Option<SystemTime> {
+        match self {
+            Blob::Disk { modified, .. } => *modified,
+            Blob::Embedded(_) => None,
         }
     }
 }

@@ -2,13 +2,14 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::hash::{Hash, Hasher};
 
-use super::blob::Bytes;
+use super::blob::Blob;
 use super::header::{AGAIN, StoredType, broken, shown};
 use super::index::{Entry, Index};
 use super::repository::Repository;
 use crate::error::{Result, closest};
-use crate::tensor::Array;
+use crate::tensor::{Array, Bytes};
 
 /// The tensors of a checkpoint, in files that are mapped into memory.
 ///
@@ -16,8 +17,15 @@ use crate::tensor::Array;
 pub struct Checkpoint {
     name: String,
     entries: BTreeMap<String, Entry>,
-    /// The files of the index, each with what messages call it.
-    files: Vec<(String, Bytes)>,
+    /// The files of the index.
+    files: Vec<MappedFile>,
+}
+
+struct MappedFile {
+    /// What messages call it.
+    label: String,
+    blob: Blob,
+    bytes: Bytes,
 }
 
 impl Checkpoint {
@@ -30,10 +38,11 @@ impl Checkpoint {
         let mut files = Vec::with_capacity(index.files().len());
         for shard in index.files() {
             let label = repository.label(&shard.file);
-            let Some(bytes) = repository.bytes(&shard.file)? else {
+            let Some(blob) = repository.blob(&shard.file)? else {
                 let message = format!("`{label}` has gone since its header was read");
                 return Err(broken(message, "start again when the download has ended"));
             };
+            let bytes = blob.bytes()?;
             let found = (*bytes).as_ref().len();
             if found as u64 != shard.len {
                 let expected = shard.len;
@@ -42,7 +51,7 @@ impl Checkpoint {
                 );
                 return Err(broken(message, "start again when the download has ended"));
             }
-            files.push((label, bytes));
+            files.push(MappedFile { label, blob, bytes });
         }
         let entries = index.iter().map(|(name, entry)| (name.to_owned(), entry.clone())).collect();
         Ok(Checkpoint { name: repository.name().to_owned(), entries, files })
@@ -61,13 +70,23 @@ impl Checkpoint {
             };
             return Err(broken(message, &help));
         };
-        let (label, bytes) = &self.files[entry.file];
+        let MappedFile { label, bytes, .. } = &self.files[entry.file];
         view(label, name, &entry.dtype, &entry.shape, bytes, entry.range.clone())
+    }
+
+    /// Hashes what tells this checkpoint from others: its tensors, and of each file size, time of the last change and some bytes here and
+    /// there. A file without such a time, such as those inside of the program, is read as a whole.
+    ///
+    /// # Errors
+    /// `Io` if a file cannot be read.
+    pub fn identify(&self, hasher: &mut impl Hasher) -> Result<()> {
+        self.entries.hash(hasher);
+        self.files.iter().try_for_each(|file| file.blob.identify(hasher))
     }
 
     /// Says that from now on a few bytes here and there are all that is read.
     pub fn settle(&self) {
-        self.files.iter().for_each(|(_, bytes)| bytes.settle());
+        self.files.iter().for_each(|file| file.bytes.settle());
     }
 }
 

@@ -24,7 +24,7 @@ const MAX_HEADER: u64 = 100_000_000;
 const MAX_CLAIMED: u128 = 1 << 40;
 
 /// Bytes that give the length of the header.
-const PREFIX: u64 = 8;
+pub(super) const PREFIX: u64 = 8;
 
 pub(super) const AGAIN: &str = "the file is damaged or incomplete; download it again";
 const WRITER: &str = "the file is damaged, or the program that wrote it is wrong; download it again or save it \

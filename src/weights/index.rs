@@ -16,7 +16,7 @@ const MANY: &str = "model.safetensors.index.json";
 const MAX_LISTED: usize = 8;
 
 /// What a checkpoint says about a tensor.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Hash)]
 pub struct Entry {
     /// Type of its elements.
     pub dtype: StoredType,

@@ -27,9 +27,11 @@ impl Storage for Mapped {
     }
 
     fn settle(&self) {
-        // Where the system keeps the file in large pages, reading a byte would map 2 MiB.
+        // For a byte the system would map 2 MiB of a file that it keeps in large pages, and read megabytes of one that it does not have.
         #[cfg(target_os = "linux")]
         let _ = self.0.advise(memmap2::Advice::NoHugePage);
+        #[cfg(unix)]
+        let _ = self.0.advise(memmap2::Advice::Random);
         self.release();
     }
 }
@@ -43,8 +45,8 @@ pub(super) fn map(file: &File) -> io::Result<Mapped> {
     // SAFETY: the bytes of a map must not change while a slice of them is alive, and no system in use can
     // keep another process from writing to the file. This is the contract of every program that maps
     // weights, and the one above states it. What follows from a breach is bounded by what this crate does
-    // with the bytes: they are copied out as plain numbers, for which every pattern of bits is valid (see
-    // `Array::read_f32`), never used as references, lengths or indices. Headers and texts, which are
+    // with the bytes: they are plain numbers, for which every pattern of bits is valid, copied out (see `Array::read_f32`) or, of a
+    // `PackedFile`, multiplied where they are, never used as references, lengths or indices. Headers and texts, which are
     // parsed, are read into memory of our own instead. The map is read-only, so we never write either.
     unsafe { Mmap::map(file) }.map(Mapped)
 }

@@ -15,11 +15,12 @@ mod checkpoint;
 mod header;
 mod index;
 mod map;
+mod packed;
 mod repository;
 
-pub use blob::Bytes;
 pub use bundle::{BundleData, read_bundle, write_bundle};
 pub use checkpoint::Checkpoint;
 pub use header::StoredType;
 pub use index::{Entry, Index};
+pub use packed::PackedFile;
 pub use repository::Repository;

@@ -3,9 +3,10 @@
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-use super::blob::{Blob, Bytes, impostor};
+use super::blob::{Blob, impostor};
 use super::header::shown;
 use crate::error::{Error, ErrorKind, Result};
+use crate::tensor::Bytes;
 
 /// Most bytes of a text file: the largest `tokenizer.json` in use has 40 MB.
 const MAX_TEXT: u64 = 256 << 20;
@@ -105,7 +106,7 @@ impl Repository {
     /// # Errors
     /// `Config` if the name leaves the directory; `Io` if the file cannot be read.
     pub fn bytes(&self, file: &str) -> Result<Option<Bytes>> {
-        self.blob(file)?.map(Blob::bytes).transpose()
+        self.blob(file)?.as_ref().map(Blob::bytes).transpose()
     }
 
     /// A file, opened; none if there is no such file.

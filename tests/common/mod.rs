@@ -36,6 +36,10 @@ pub fn load(dir: &Path, backend: Arc<dyn Backend>) -> smelt::Result<Network> {
 
 /// Loads a fixture, its weights kept in some way.
 pub fn load_as(dir: &Path, backend: Arc<dyn Backend>, dtype: Option<WeightType>) -> smelt::Result<Network> {
-    let options = OpenOptions { dtype, ..OpenOptions::default() };
-    smelt::task::open_network(&Repository::open(dir)?, &options, backend)
+    load_with(dir, backend, &OpenOptions { dtype, ..OpenOptions::default() })
+}
+
+/// Loads a fixture with options.
+pub fn load_with(dir: &Path, backend: Arc<dyn Backend>, options: &OpenOptions) -> smelt::Result<Network> {
+    smelt::task::open_network(&Repository::open(dir)?, options, backend)
 }

@@ -26,14 +26,20 @@ RUNS = [("minilm", "encode", s) for s in ("1x8", "1x16", "1x128", "1x512", "8x12
 RUNS += [("gpt2", "decode", s) for s in ("decode:16:32", "prefill:512", "batch:8:16:16")]
 RUNS += [("smollm", "decode", s) for s in ("decode:16:32", "decode:1024:32", "prefill:512", "batch:8:16:16")]
 RUNS += [("bert", "encode", s) for s in ("1x8", "1x16", "1x128", "1x512", "8x128")]
-NAMES = {"smelt": "**smelt**", "onnxruntime": "ONNX Runtime", "ctranslate2": "CTranslate2", "llamacpp": "llama.cpp", "torch": "PyTorch",
+NAMES = {"smelt": "**smelt**", "smelt+packed": "**smelt** with `--packed`", "onnxruntime": "ONNX Runtime", "ctranslate2": "CTranslate2", "llamacpp": "llama.cpp", "torch": "PyTorch",
          "rten": "rten", "candle": "candle"}
+PEERS_SHOWN = [name for name in NAMES if not name.startswith("smelt")]
 
 
 def run(args):
     for model, kind, shape in RUNS:
         if args.only and args.only not in f"{model} {shape}":
             continue
+        packed = os.path.join(args.models, f"{model}.packed")
+        # Its first start, which writes the file, is not one of those that count.
+        small = "decode:4:1" if kind == "decode" else "1x8"
+        first = [args.smelt, "bench", "--model", os.path.join(args.models, model), "--dtype", "f32", "--packed", packed, small]
+        subprocess.run(first, stdout=subprocess.DEVNULL, check=True)
         for threads in (1, 2):
             peers = PEERS + (",llamacpp-q4_0" if kind == "decode" else "")
             command = [sys.executable, os.path.join(HERE, f"bench_{kind}.py"), os.path.join(args.models, model),
@@ -42,6 +48,8 @@ def run(args):
                 how = "bf16 --compute bf16" if dtype == "bf16c" else dtype
                 worker = f"{args.smelt} bench --worker --model {{model}} --threads {{threads}} --dtype {how} {{shape}}"
                 command += ["--extra", f"smelt-{dtype}={worker}"]
+                if dtype == "f32":
+                    command += ["--extra", f"smelt+packed-f32={worker} --packed {packed}"]
             if args.rust_peers and kind == "encode":
                 for engine, dtype in (("rten", "f32"), ("rten", "int8"), ("candle", "f32")):
                     worker = f"{args.rust_peers} {engine} {{model}} {{threads}} {{shape}} {dtype}"
@@ -68,7 +76,7 @@ def table(lines):
         cells = []
         for own, types in COLUMNS.values():
             ours = cell(here, "smelt", own)
-            peers = sorted((c[0], NAMES[p]) for p in NAMES if p != "smelt" and (c := cell(here, p, types)))
+            peers = sorted((c[0], NAMES[p]) for p in PEERS_SHOWN if (c := cell(here, p, types)))
             if not ours:
                 cells.append("")
                 continue

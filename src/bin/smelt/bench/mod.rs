@@ -41,6 +41,9 @@ pub struct Arguments {
     /// Threads to compute with, 1 to 1024; one per core by default
     #[arg(long, allow_negative_numbers = true, value_parser = crate::threads())]
     threads: Option<usize>,
+    /// Take packed weights from this file, or write them to it, see smelt-run
+    #[arg(long, value_name = "FILE")]
+    packed: Option<PathBuf>,
     /// How many times each shape is computed, after once to warm up
     #[arg(long, default_value_t = 5, allow_negative_numbers = true, value_parser = clap::value_parser!(u32).range(1..))]
     runs: u32,
@@ -60,6 +63,7 @@ impl Arguments {
             dtype: self.dtype,
             compute: self.compute,
             threads: self.threads,
+            packed: self.packed.clone(),
             ..OpenOptions::default()
         }
     }

@@ -1,0 +1,109 @@
+//! Weights as a backend has laid them out, in a file.
+//!
+//! It is a safetensors file with one tensor of bytes, whose name says of what it was made.
+
+#![forbid(unsafe_code)]
+
+use std::ffi::OsString;
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use serde_json::json;
+
+use super::blob::Blob;
+use super::header::{self, PREFIX, Stored, broken, shown};
+use crate::error::{Error, ErrorKind, Result, count};
+use crate::tensor::{Bytes, Storage};
+
+/// How the names of all packed weights begin.
+const NAME: &str = "packed weights";
+
+/// Where the bytes may begin: at a line of the cache.
+const ALIGN: usize = 64;
+
+/// A file that packed weights are written to, and read from the next time.
+#[derive(Debug)]
+pub struct PackedFile {
+    path: PathBuf,
+    name: String,
+}
+
+impl PackedFile {
+    /// The file at `path`, of weights that `of` tells from all others.
+    pub fn new(path: &Path, of: &str) -> PackedFile {
+        PackedFile { path: path.to_owned(), name: format!("{NAME}: {of}") }
+    }
+
+    /// Maps the weights; none if there is no such file, or its weights are others.
+    ///
+    /// The file must not be changed in place while they are in use.
+    ///
+    /// # Errors
+    /// `Checkpoint` if there is something else in the file, or it is cut off; `Io` if it cannot be read.
+    pub fn read(&self) -> Result<Option<Bytes>> {
+        let Some(blob) = Blob::open(&self.path)? else { return Ok(None) };
+        let label = self.path.display().to_string();
+        let help = "name another file, or remove this one: then packed weights are written there";
+        let tensors = header::read(&label, &blob, false).map_err(|error| match error.problems() {
+            [problem] if error.kind() == ErrorKind::Checkpoint => broken(problem.message.clone(), help),
+            _ => error,
+        })?;
+        let [Stored { name, range, .. }] = &tensors[..] else {
+            let found = count(tensors.len(), "tensor");
+            return Err(broken(format!("`{label}`: expected packed weights, found {found}"), help));
+        };
+        if !name.starts_with(NAME) {
+            let message = format!("`{label}`: expected packed weights, found a tensor `{}`", shown(name));
+            return Err(broken(message, help));
+        }
+        if *name != self.name || range.start % ALIGN != 0 {
+            return Ok(None);
+        }
+        Ok(Some(Arc::new(Part { file: blob.bytes()?, range: range.clone() })))
+    }
+
+    /// Writes the weights. A file of that name is replaced in one go, so that programs that have it open keep the old one.
+    ///
+    /// # Errors
+    /// `Io` if the file cannot be written.
+    pub fn write(&self, bytes: &[u8]) -> Result<()> {
+        let info = json!({"dtype": "U8", "shape": [bytes.len()], "data_offsets": [0, bytes.len()]});
+        let mut header = json!({ &self.name: info }).to_string();
+        let padding =
+            (PREFIX as usize + header.len()).next_multiple_of(ALIGN) - PREFIX as usize - header.len();
+        header.extend(std::iter::repeat_n(' ', padding));
+        // Beside the file, because only there renaming is sure to work; other processes write parts of their own.
+        let mut part = OsString::from(&self.path);
+        part.push(format!(".{}.part", std::process::id()));
+        let write = || -> io::Result<()> {
+            let mut file = File::create(&part)?;
+            file.write_all(&(header.len() as u64).to_le_bytes())?;
+            file.write_all(header.as_bytes())?;
+            file.write_all(bytes)?;
+            // A name for bytes that a failing machine has lost would be worse than none.
+            file.sync_all()?;
+            fs::rename(&part, &self.path)
+        };
+        write().map_err(|e| {
+            let _ = fs::remove_file(&part);
+            Error::new(ErrorKind::Io, format!("cannot write `{}`: {e}", self.path.display()))
+        })
+    }
+}
+
+/// Some bytes of a file.
+struct Part {
+    file: Bytes,
+    range: Range<usize>,
+}
+
+impl AsRef<[u8]> for Part {
+    fn as_ref(&self) -> &[u8] {
+        &(*self.file).as_ref()[self.range.clone()]
+    }
+}
+
+impl Storage for Part {}

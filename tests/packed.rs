@@ -1,0 +1,262 @@
+//! Files of packed weights: the same bits with them, and never those of something else.
+
+mod common;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use common::{cases, load_with};
+use smelt::backend::{Backend, Layout, LinearPart, LinearWeights};
+use smelt::cpu::{Cpu, SimdLevel};
+use smelt::model::Batch;
+use smelt::reference::Reference;
+use smelt::task::Bundle;
+use smelt::tensor::Array;
+use smelt::weights::read_bundle;
+use smelt::{Compute, ErrorKind, OpenOptions, Result, WeightType};
+use tempfile::TempDir;
+
+fn levels() -> impl Iterator<Item = SimdLevel> {
+    SimdLevel::ALL.into_iter().filter(|level| Cpu::with_level(*level, Some(1)).is_some())
+}
+
+fn cpu(compute: Compute) -> Arc<dyn Backend> {
+    Arc::new(Cpu::new(Some(2)).with_compute(compute))
+}
+
+/// All outputs for the inputs of a fixture, of which `dir` is or was a copy.
+fn outputs(fixture: &Path, dir: &Path, backend: Arc<dyn Backend>, options: &OpenOptions) -> Result<Vec<u32>> {
+    let bundle = Bundle::new(read_bundle(&fixture.join("reference.safetensors"))?)?;
+    let outputs = load_with(dir, backend, options)?.forward(bundle.batch(), &[], true)?;
+    Ok(outputs.iter().flat_map(|output| output.value.data()).map(|x| x.to_bits()).collect())
+}
+
+fn options(dtype: Option<WeightType>, packed: Option<&Path>) -> OpenOptions {
+    OpenOptions { dtype, packed: packed.map(Path::to_owned), ..OpenOptions::default() }
+}
+
+/// A small fixture of a model that generates.
+fn fixture() -> PathBuf {
+    cases().into_iter().find(|dir| dir.ends_with("causal")).unwrap()
+}
+
+/// A copy of a fixture that can be changed.
+fn copy(fixture: &Path) -> TempDir {
+    let copy = TempDir::new().unwrap();
+    for entry in fs::read_dir(fixture).unwrap() {
+        let path = entry.unwrap().path();
+        fs::copy(&path, copy.path().join(path.file_name().unwrap())).unwrap();
+    }
+    copy
+}
+
+/// Changes numbers in the middle of a file.
+fn change(file: &Path) {
+    let mut bytes = fs::read(file).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle..middle + 1024].fill(0x3e);
+    fs::write(file, bytes).unwrap();
+}
+
+#[test]
+fn models_give_the_same_bits_from_a_file() {
+    let dir = TempDir::new().unwrap();
+    let file = dir.path().join("packed");
+    let dtypes = [None, Some(WeightType::Bf16), Some(WeightType::Q8), Some(WeightType::Q4)];
+    for (i, case) in cases().iter().enumerate() {
+        let dtype = dtypes[i % dtypes.len()];
+        let compute = if i % 3 == 0 { Compute::Bf16 } else { Compute::F32 };
+        let run = |packed| outputs(case, case, cpu(compute), &options(dtype, packed)).unwrap();
+        let expected = run(None);
+        // Written over what is there of the model before.
+        assert!(run(Some(&file)) == expected, "{}: when it is written", case.display());
+        let written = fs::read(&file).unwrap();
+        assert!(run(Some(&file)) == expected, "{}: when it is read", case.display());
+        assert!(fs::read(&file).unwrap() == written, "{}", case.display());
+    }
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "nothing is left beside it");
+}
+
+#[test]
+fn packed_weights_are_what_is_computed_with() {
+    let (case, dir) = (fixture(), TempDir::new().unwrap());
+    let file = dir.path().join("packed");
+    for dtype in [None, Some(WeightType::Q8)] {
+        let run = |packed| outputs(&case, &case, cpu(Compute::F32), &options(dtype, packed)).unwrap();
+        let expected = run(Some(&file));
+        change(&file);
+        let changed = fs::read(&file).unwrap();
+        assert!(run(Some(&file)) != expected, "{dtype:?}");
+        assert!(fs::read(&file).unwrap() == changed, "{dtype:?}: it is used as it is");
+    }
+}
+
+#[test]
+fn weights_kept_in_another_way_or_for_another_processor_are_packed_anew() {
+    let (case, dir) = (fixture(), TempDir::new().unwrap());
+    let file = dir.path().join("packed");
+    let mut seen = Vec::new();
+    for level in levels() {
+        for dtype in [WeightType::F32, WeightType::F16, WeightType::Bf16, WeightType::Q8, WeightType::Q4] {
+            for compute in [Compute::F32, Compute::Bf16] {
+                let backend =
+                    || Arc::new(Cpu::with_level(level, Some(1)).unwrap().with_compute(compute)) as Arc<_>;
+                let run = |packed| outputs(&case, &case, backend(), &options(Some(dtype), packed)).unwrap();
+                assert!(run(Some(&file)) == run(None), "{level:?}, {dtype}, {compute:?}");
+                let name = read_bundle(&file).unwrap().into_keys().next().unwrap();
+                assert!(!seen.contains(&name), "{level:?}, {dtype}, {compute:?}: {name}");
+                seen.push(name);
+            }
+        }
+    }
+}
+
+#[test]
+fn a_checkpoint_that_has_changed_is_packed_anew() {
+    let case = fixture();
+    let copy = copy(&case);
+    let (dir, file) = (copy.path(), copy.path().join("packed"));
+    let run = |packed| outputs(&case, dir, cpu(Compute::F32), &options(None, packed)).unwrap();
+    let before = run(Some(&file));
+    change(&dir.join("model.safetensors"));
+    let after = run(None);
+    assert!(before != after);
+    assert!(run(Some(&file)) == after);
+}
+
+#[test]
+fn a_checkpoint_that_has_changed_in_secret_is_packed_anew() {
+    let case = fixture();
+    let copy = copy(&case);
+    let (dir, file) = (copy.path(), copy.path().join("packed"));
+    let run = |packed| outputs(&case, dir, cpu(Compute::F32), &options(None, packed)).unwrap();
+    let model = dir.join("model.safetensors");
+    let modified = fs::metadata(&model).unwrap().modified().unwrap();
+    let before = run(Some(&file));
+    change(&dir.join("model.safetensors"));
+    // As in an image of a file system that has one time for all files.
+    fs::File::options().append(true).open(&model).unwrap().set_modified(modified).unwrap();
+    let after = run(None);
+    assert!(before != after);
+    assert!(run(Some(&file)) == after);
+}
+
+#[test]
+fn a_description_that_has_changed_is_packed_anew() {
+    let examples = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples");
+    let dir = TempDir::new().unwrap();
+    let (file, arch) = (dir.path().join("packed"), dir.path().join("mine.yaml"));
+    let text = fs::read_to_string(examples.join("classifier.yaml")).unwrap();
+    // Queries and values have the same shape.
+    let swapped =
+        text.replace("self.query", "?").replace("self.value", "self.query").replace('?', "self.value");
+    assert_ne!(text, swapped);
+    let run = |packed: Option<&Path>| {
+        let arch = Some(arch.to_str().unwrap().to_owned());
+        let options = OpenOptions { arch, ..options(None, packed) };
+        let model = load_with(&examples.join("models/language-id"), cpu(Compute::F32), &options).unwrap();
+        let outputs = model.forward(&Batch::of([&[5, 60, 70, 80][..]]), &[], false).unwrap();
+        outputs[0].value.data().to_vec()
+    };
+    fs::write(&arch, text).unwrap();
+    let before = run(Some(&file));
+    fs::write(&arch, swapped).unwrap();
+    let after = run(None);
+    assert!(before != after);
+    assert!(run(Some(&file)) == after);
+}
+
+#[test]
+fn other_files_are_left_alone() {
+    let case = fixture();
+    let copy = copy(&case);
+    let (dir, file) = (copy.path(), copy.path().join("packed"));
+    let run = |file: &Path| outputs(&case, dir, cpu(Compute::F32), &options(None, Some(file)));
+    run(&file).unwrap();
+    let packed = fs::read(&file).unwrap();
+    fs::write(dir.join("cut"), &packed[..packed.len() - 1]).unwrap();
+    fs::write(dir.join("cut-early"), &packed[..20]).unwrap();
+    fs::write(dir.join("empty"), "").unwrap();
+    for (name, part) in [
+        ("model.safetensors", "expected packed weights, found"),
+        ("config.json", "expected a header of at most"),
+        ("cut", "is cut off"),
+        ("cut-early", "is cut off"),
+        ("empty", "is empty"),
+    ] {
+        let before = fs::read(dir.join(name)).unwrap();
+        let error = run(&dir.join(name)).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Checkpoint, "{error}");
+        let text = error.to_string();
+        assert!(text.contains(part) && text.contains("name another file, or remove this one"), "{text}");
+        assert_eq!(fs::read(dir.join(name)).unwrap(), before);
+    }
+    let error = run(&dir.join("no/such/directory/packed")).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Io, "{error}");
+    assert_eq!(run(dir).unwrap_err().kind(), ErrorKind::Io);
+    let error = outputs(&case, dir, Arc::new(Reference), &options(None, Some(&file))).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Input, "{error}");
+}
+
+#[test]
+fn bytes_of_another_length_are_not_taken() {
+    let array = Array::from_f32(vec![40, 24], &vec![0.5; 960]);
+    let parts = vec![LinearPart { weight: &array, layout: Layout::OutIn, outputs: None }];
+    let maps = [LinearWeights { parts, kept: WeightType::F32 }];
+    let cpu = Cpu::new(Some(1));
+    let packed = cpu.linears(&maps, None).packed.unwrap();
+    let bytes = (*packed).as_ref().to_vec();
+    let given = |len: usize| {
+        let mut bytes = bytes.clone();
+        bytes.resize(len, 0);
+        cpu.linears(&maps, Some(Arc::new(bytes))).packed.is_none()
+    };
+    assert!(given(bytes.len()));
+    assert!(!given(bytes.len() - 1) && !given(bytes.len() + 64) && !given(0));
+}
+
+/// Who changes one of these numbers by intent raises that of the layout in `cpu/pack.rs` too: files that were written before would be read as
+/// something else.
+#[test]
+fn the_same_weights_are_packed_to_the_same_bytes() {
+    let numbers: Vec<f32> = (0..40 * 300).map(|i| ((i * 7919 % 1009) as f32 - 504.0) / 512.0).collect();
+    let array = Array::from_f32(vec![40, 300], &numbers);
+    let parts = vec![LinearPart { weight: &array, layout: Layout::OutIn, outputs: None }];
+    for level in levels() {
+        let hash = |(kept, compute)| {
+            let cpu = Cpu::with_level(level, Some(1)).unwrap().with_compute(compute);
+            assert!(cpu.layout().unwrap().starts_with("1, "));
+            let packed = cpu.linears(&[LinearWeights { parts: parts.clone(), kept }], None).packed.unwrap();
+            let bytes = (*packed).as_ref();
+            // Fowler, Noll and Vo's.
+            bytes
+                .iter()
+                .fold(0xcbf2_9ce4_8422_2325u64, |h, b| (h ^ u64::from(*b)).wrapping_mul(0x100_0000_01b3))
+        };
+        let plain = match level {
+            SimdLevel::Avx512Bf16 | SimdLevel::Avx512Vnni | SimdLevel::Avx512 => {
+                [0xd093_e03d_c09e_3b4e, 0x2a_d487_84ab_2f3b, 0x2d93_a7cd_ea19_cbc5, 0xea02_dce2_f925_92dd]
+            }
+            SimdLevel::AvxVnni | SimdLevel::Avx2 | SimdLevel::Portable => {
+                [0x3f2c_c8fb_c66a_7dca, 0xe0ce_d619_83bb_acb3, 0x1c6c_e22b_c700_1269, 0x402e_8fe9_6912_d195]
+            }
+            SimdLevel::NeonDot | SimdLevel::Neon => continue,
+        };
+        let quantised = match level {
+            SimdLevel::Avx512Bf16 | SimdLevel::Avx512Vnni => [0xdd9d_12c6_982b_ab95, 0x98a7_83e6_152d_dc36],
+            SimdLevel::Avx512 => [0xcc0a_ab1e_0382_99b5, 0x71ae_3aa5_9980_1358],
+            SimdLevel::AvxVnni | SimdLevel::Avx2 => [0xf1a8_f3b5_4894_2969, 0xbaff_8d53_4036_dcda],
+            _ => [0x4ea5_f85c_09b8_c25d, 0xf3d9_f363_1ab3_6708],
+        };
+        let formats = [
+            (WeightType::F32, Compute::F32),
+            (WeightType::F16, Compute::F32),
+            (WeightType::Bf16, Compute::F32),
+            (WeightType::Bf16, Compute::Bf16),
+            (WeightType::Q8, Compute::F32),
+            (WeightType::Q4, Compute::F32),
+        ];
+        assert_eq!(formats.map(hash)[..], [&plain[..], &quantised].concat(), "{level:?}");
+    }
+}
