@@ -12,7 +12,7 @@ use smelt::cpu::{Cpu, SimdLevel};
 use smelt::model::Batch;
 use smelt::reference::Reference;
 use smelt::task::Bundle;
-use smelt::tensor::Array;
+use smelt::tensor::{Array, Bytes, Storage};
 use smelt::weights::read_bundle;
 use smelt::{Compute, ErrorKind, OpenOptions, Result, WeightType};
 use tempfile::TempDir;
@@ -200,20 +200,31 @@ fn other_files_are_left_alone() {
 }
 
 #[test]
-fn bytes_of_another_length_are_not_taken() {
+fn bytes_that_cannot_be_packed_weights_are_not_taken() {
     let array = Array::from_f32(vec![40, 24], &vec![0.5; 960]);
     let parts = vec![LinearPart { weight: &array, layout: Layout::OutIn, outputs: None }];
     let maps = [LinearWeights { parts, kept: WeightType::F32 }];
     let cpu = Cpu::new(Some(1));
     let packed = cpu.linears(&maps, None).packed.unwrap();
-    let bytes = (*packed).as_ref().to_vec();
-    let given = |len: usize| {
-        let mut bytes = bytes.clone();
-        bytes.resize(len, 0);
-        cpu.linears(&maps, Some(Arc::new(bytes))).packed.is_none()
-    };
-    assert!(given(bytes.len()));
-    assert!(!given(bytes.len() - 1) && !given(bytes.len() + 64) && !given(0));
+    let is_taken = |packed: Bytes| cpu.linears(&maps, Some(packed)).packed.is_none();
+    assert!(is_taken(packed.clone()));
+    for len in [0, bytes_of(&packed) - 1, bytes_of(&packed) + 64] {
+        assert!(!is_taken(Arc::new(vec![0; len])), "{len}");
+    }
+    // As long, but not where a vector could be read.
+    struct Shifted(Vec<u8>);
+    impl AsRef<[u8]> for Shifted {
+        fn as_ref(&self) -> &[u8] {
+            let start = self.0.as_ptr().align_offset(64) + 1;
+            &self.0[start..start + self.0.len() - 128]
+        }
+    }
+    impl Storage for Shifted {}
+    assert!(!is_taken(Arc::new(Shifted(vec![0; bytes_of(&packed) + 128]))));
+}
+
+fn bytes_of(packed: &Bytes) -> usize {
+    (**packed).as_ref().len()
 }
 
 /// Who changes one of these numbers by intent raises that of the layout in `cpu/pack.rs` too: files that were written before would be read as

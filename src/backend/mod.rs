@@ -149,7 +149,6 @@ pub trait Backend: Send + Sync + fmt::Debug {
 }
 
 /// Linear maps whose weights a backend has laid out.
-#[derive(Default)]
 pub struct LaidOut {
     /// The maps, as many as there were weights for.
     pub maps: Vec<Box<dyn Linear>>,

@@ -31,7 +31,8 @@ pub struct Packed {
 }
 
 impl Packed {
-    /// Packs maps one behind another, on all threads, and lets go of what was stored; if `packed` has as many bytes, they are taken for that.
+    /// Packs maps one behind another, on all threads, and lets go of what was stored; if `packed` has as many bytes, and begins at a line of
+    /// the cache, it is taken for that.
     pub fn all(
         engine: &Arc<Engine>,
         maps: &[LinearWeights<'_>],
@@ -47,7 +48,10 @@ impl Packed {
             end = place.end.next_multiple_of(LINE);
             places.push((format, place));
         }
-        let before = packed.filter(|packed| (**packed).as_ref().len() == end);
+        let before = packed.filter(|packed| {
+            let bytes = (**packed).as_ref();
+            bytes.len() == end && bytes.as_ptr().addr().is_multiple_of(LINE)
+        });
         let is_new = before.is_none();
         let memory = before.unwrap_or_else(|| Packed::new_memory(engine, &sources, &places, end));
         let packed = |(Sources { inputs, outputs, .. }, (format, place))| {
