@@ -168,6 +168,30 @@ fn a_description_that_has_changed_is_packed_anew() {
 }
 
 #[test]
+fn a_file_is_written_by_many_at_once_and_through_a_link() {
+    let (case, dir) = (fixture(), TempDir::new().unwrap());
+    let file = dir.path().join("packed");
+    let run = |packed| outputs(&case, &case, cpu(Compute::F32), &options(None, packed)).unwrap();
+    let expected = run(None);
+    std::thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| assert!(run(Some(&file)) == expected));
+        }
+    });
+    assert!(run(Some(&file)) == expected);
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "nothing is left beside it");
+    #[cfg(unix)]
+    {
+        let link = dir.path().join("link");
+        std::os::unix::fs::symlink(&file, &link).unwrap();
+        let q8 = options(Some(WeightType::Q8), Some(&link));
+        outputs(&case, &case, cpu(Compute::F32), &q8).unwrap();
+        assert!(fs::symlink_metadata(&link).unwrap().is_symlink());
+        assert!(fs::read(&file).unwrap() == fs::read(&link).unwrap());
+    }
+}
+
+#[test]
 fn other_files_are_left_alone() {
     let case = fixture();
     let copy = copy(&case);
@@ -237,7 +261,7 @@ fn the_same_weights_are_packed_to_the_same_bytes() {
     for level in levels() {
         let hash = |(kept, compute)| {
             let cpu = Cpu::with_level(level, Some(1)).unwrap().with_compute(compute);
-            assert!(cpu.layout().unwrap().starts_with("1, "));
+            assert!(cpu.packing().unwrap().starts_with("1, "));
             let packed = cpu.linears(&[LinearWeights { parts: parts.clone(), kept }], None).packed.unwrap();
             let bytes = (*packed).as_ref();
             // Fowler, Noll and Vo's.

@@ -123,8 +123,8 @@ impl Backend for Counting {
         LaidOut { maps: maps.into_iter().map(counted).collect(), packed }
     }
 
-    fn layout(&self) -> Option<String> {
-        self.inner.layout()
+    fn packing(&self) -> Option<String> {
+        self.inner.packing()
     }
 
     fn linear_bytes(&self, inputs: usize, outputs: usize, kept: WeightType) -> u64 {

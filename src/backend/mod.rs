@@ -45,7 +45,7 @@ pub trait Backend: Send + Sync + fmt::Debug {
     /// best lie one behind another. What is stored is let go of ([`Array::release_storage`]).
     ///
     /// `packed` are weights that were laid out before ([`LaidOut::packed`]), of equal maps and under an equal
-    /// [`layout`](Self::layout): then nothing stored is read.
+    /// [`packing`](Self::packing): then nothing stored is read.
     fn linears(&self, maps: &[LinearWeights<'_>], packed: Option<Bytes>) -> LaidOut;
 
     /// Lays out the weights of one linear map.
@@ -54,8 +54,8 @@ pub trait Backend: Send + Sync + fmt::Debug {
         self.linears(&[LinearWeights { parts: parts.to_vec(), kept }], None).maps.remove(0)
     }
 
-    /// What the layout of weights depends on beside the maps; none if it cannot be kept between runs.
-    fn layout(&self) -> Option<String> {
+    /// What tells the bytes of [`LaidOut::packed`] from those that other backends make of the same weights; none if there are no such bytes.
+    fn packing(&self) -> Option<String> {
         None
     }
 
@@ -153,7 +153,7 @@ pub struct LaidOut {
     /// The maps, as many as there were weights for.
     pub maps: Vec<Box<dyn Linear>>,
     /// The weights of all of them, for [`Backend::linears`] to begin with another time. None where that has begun with such, or there is
-    /// no [`layout`](Backend::layout).
+    /// no [`packing`](Backend::packing).
     pub packed: Option<Bytes>,
 }
 

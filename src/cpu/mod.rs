@@ -203,7 +203,7 @@ impl Backend for Cpu {
         Packed::all(&self.engine, maps, self.compute, packed)
     }
 
-    fn layout(&self) -> Option<String> {
+    fn packing(&self) -> Option<String> {
         #[cfg(feature = "openblas")]
         if self.openblas {
             return None;

@@ -109,7 +109,7 @@ fn packed_file(
     weights: &[LinearWeights<'_>],
     backend: &dyn Backend,
 ) -> Result<PackedFile> {
-    let Some(layout) = backend.layout() else {
+    let Some(packing) = backend.packing() else {
         let message = format!("`{}` packs no weights that could be kept", backend.name());
         return Err(Error::new(ErrorKind::Input, message));
     };
@@ -119,7 +119,7 @@ fn packed_file(
     plan.tensors.stored.hash(&mut hasher);
     plan.declared.linears.hash(&mut hasher);
     weights.iter().for_each(|map| map.kept.hash(&mut hasher));
-    Ok(PackedFile::new(path, &format!("{layout}, {:016x}", hasher.finish())))
+    Ok(PackedFile::new(path, &format!("{packing}, {:016x}", hasher.finish())))
 }
 
 /// An error if tensors that are stored twice differ.

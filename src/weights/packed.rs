@@ -10,6 +10,7 @@ use std::io::{self, Write};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use serde_json::json;
 
@@ -23,6 +24,9 @@ const NAME: &str = "packed weights";
 
 /// Where the bytes may begin: at a line of the cache.
 const ALIGN: usize = 64;
+
+/// Files that this process has begun to write.
+static WRITTEN: AtomicU64 = AtomicU64::new(0);
 
 /// A file that packed weights are written to, and read from the next time.
 #[derive(Debug)]
@@ -75,9 +79,11 @@ impl PackedFile {
         let padding =
             (PREFIX as usize + header.len()).next_multiple_of(ALIGN) - PREFIX as usize - header.len();
         header.extend(std::iter::repeat_n(' ', padding));
-        // Beside the file, because only there renaming is sure to work; other processes write parts of their own.
-        let mut part = OsString::from(&self.path);
-        part.push(format!(".{}.part", std::process::id()));
+        // A link stays one.
+        let path = fs::canonicalize(&self.path).unwrap_or_else(|_| self.path.clone());
+        // Beside the file, because only there renaming is sure to work. Others who write it have parts of their own.
+        let mut part = OsString::from(&path);
+        part.push(format!(".{}-{}.part", std::process::id(), WRITTEN.fetch_add(1, Ordering::Relaxed)));
         let write = || -> io::Result<()> {
             let mut file = File::create(&part)?;
             file.write_all(&(header.len() as u64).to_le_bytes())?;
@@ -85,7 +91,7 @@ impl PackedFile {
             file.write_all(bytes)?;
             // A name for bytes that a failing machine has lost would be worse than none.
             file.sync_all()?;
-            fs::rename(&part, &self.path)
+            fs::rename(&part, &path)
         };
         write().map_err(|e| {
             let _ = fs::remove_file(&part);

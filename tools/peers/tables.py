@@ -37,7 +37,7 @@ def run(args):
             continue
         packed = os.path.join(args.models, f"{model}.packed")
         # Its first start, which writes the file, is not one of those that count.
-        small = "decode:4:1" if kind == "decode" else "1x8"
+        small = "decode:4:2" if kind == "decode" else "1x8"
         first = [args.smelt, "bench", "--model", os.path.join(args.models, model), "--dtype", "f32", "--packed", packed, small]
         subprocess.run(first, stdout=subprocess.DEVNULL, check=True)
         for threads in (1, 2):
