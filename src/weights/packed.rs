@@ -66,7 +66,10 @@ impl PackedFile {
         if *name != self.name || range.start % ALIGN != 0 {
             return Ok(None);
         }
-        Ok(Some(Arc::new(Part { file: blob.bytes()?, range: range.clone() })))
+        let file = blob.bytes()?;
+        // It may have become shorter since its header was read.
+        let is_whole = (*file).as_ref().get(range.clone()).is_some();
+        Ok(is_whole.then(|| Arc::new(Part { file, range: range.clone() }) as Bytes))
     }
 
     /// Writes the weights. A file of that name is replaced in one go, so that programs that have it open keep the old one.
