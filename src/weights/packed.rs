@@ -15,8 +15,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use serde_json::json;
 
 use super::blob::Blob;
-use super::header::{self, PREFIX, Stored, broken, shown};
-use crate::error::{Error, ErrorKind, Result, count};
+use super::header::{self, PREFIX, Stored, shown};
+use crate::error::{Error, ErrorKind, Problem, Result, count};
 use crate::tensor::{Bytes, Storage};
 
 /// How the names of all packed weights begin.
@@ -50,18 +50,23 @@ impl PackedFile {
     pub fn read(&self) -> Result<Option<Bytes>> {
         let Some(blob) = Blob::open(&self.path)? else { return Ok(None) };
         let label = self.path.display().to_string();
-        let help = "name another file, or remove this one: then packed weights are written there";
-        let tensors = header::read(&label, &blob, false).map_err(|error| match error.problems() {
-            [problem] if error.kind() == ErrorKind::Checkpoint => broken(problem.message.clone(), help),
+        let other = |found: &str, why: Option<&Problem>| {
+            let mut problem = Problem::new(format!("`{label}`: expected packed weights, found {found}"));
+            if let Some(Problem { message, .. }) = why {
+                problem = problem.note(message);
+            }
+            let help = "name another file, or remove this one: then packed weights are written there";
+            problem.help(help).into_error(ErrorKind::Checkpoint)
+        };
+        let tensors = header::read(&label, &blob, false).map_err(|error| match error.kind() {
+            ErrorKind::Checkpoint => other("something else, or a part of them", error.problems().first()),
             _ => error,
         })?;
         let [Stored { name, range, .. }] = &tensors[..] else {
-            let found = count(tensors.len(), "tensor");
-            return Err(broken(format!("`{label}`: expected packed weights, found {found}"), help));
+            return Err(other(&count(tensors.len(), "tensor"), None));
         };
         if !name.starts_with(NAME) {
-            let message = format!("`{label}`: expected packed weights, found a tensor `{}`", shown(name));
-            return Err(broken(message, help));
+            return Err(other(&format!("a tensor `{}`", shown(name)), None));
         }
         if *name != self.name || range.start % ALIGN != 0 {
             return Ok(None);
