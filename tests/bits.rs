@@ -4,7 +4,7 @@ mod common;
 
 use std::sync::Arc;
 
-use common::{cases, load};
+use common::{cases, levels, load};
 use smelt::cpu::{Cpu, SimdLevel};
 use smelt::model::{Batch, Network, Output};
 use smelt::task::Bundle;
@@ -13,10 +13,6 @@ use smelt::weights::read_bundle;
 
 fn network(dir: &std::path::Path, level: SimdLevel, threads: usize) -> Network {
     load(dir, Arc::new(Cpu::with_level(level, Some(threads)).unwrap())).unwrap()
-}
-
-fn levels() -> impl Iterator<Item = SimdLevel> {
-    SimdLevel::ALL.into_iter().filter(|level| Cpu::with_level(*level, Some(1)).is_some())
 }
 
 fn bits(output: &Output) -> Vec<u32> {

@@ -1,5 +1,7 @@
 //! Broken and absurd inputs: each ends in an error of the right kind, soon and without much memory, never in a panic.
 
+mod common;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -61,12 +63,7 @@ fn fixture((case, key, not): Fixture) -> PathBuf {
 
 /// A copy of a fixture.
 fn copy(name: Fixture) -> TempDir {
-    let dir = TempDir::new().unwrap();
-    for entry in fs::read_dir(fixture(name)).unwrap() {
-        let path = entry.unwrap().path();
-        fs::copy(&path, dir.path().join(path.file_name().unwrap())).unwrap();
-    }
-    dir
+    common::copy(&fixture(name))
 }
 
 fn json_of(path: &Path) -> Value {

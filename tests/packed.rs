@@ -6,20 +6,16 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use common::{cases, load_with};
+use common::{cases, copy, levels, load_with};
 use smelt::backend::{Backend, Layout, LinearPart, LinearWeights};
 use smelt::cpu::{Cpu, SimdLevel};
 use smelt::model::Batch;
 use smelt::reference::Reference;
 use smelt::task::Bundle;
-use smelt::tensor::{Array, Bytes, Storage};
+use smelt::tensor::{Array, DType};
 use smelt::weights::read_bundle;
 use smelt::{Compute, ErrorKind, OpenOptions, Result, WeightType};
 use tempfile::TempDir;
-
-fn levels() -> impl Iterator<Item = SimdLevel> {
-    SimdLevel::ALL.into_iter().filter(|level| Cpu::with_level(*level, Some(1)).is_some())
-}
 
 fn cpu(compute: Compute) -> Arc<dyn Backend> {
     Arc::new(Cpu::new(Some(2)).with_compute(compute))
@@ -39,16 +35,6 @@ fn options(dtype: Option<WeightType>, packed: Option<&Path>) -> OpenOptions {
 /// A small fixture of a model that generates.
 fn fixture() -> PathBuf {
     cases().into_iter().find(|dir| dir.ends_with("causal")).unwrap()
-}
-
-/// A copy of a fixture that can be changed.
-fn copy(fixture: &Path) -> TempDir {
-    let copy = TempDir::new().unwrap();
-    for entry in fs::read_dir(fixture).unwrap() {
-        let path = entry.unwrap().path();
-        fs::copy(&path, copy.path().join(path.file_name().unwrap())).unwrap();
-    }
-    copy
 }
 
 /// Changes numbers in the middle of a file.
@@ -223,25 +209,19 @@ fn bytes_that_cannot_be_packed_weights_are_not_taken() {
     let maps = [LinearWeights { parts, kept: WeightType::F32 }];
     let cpu = Cpu::new(Some(1));
     let packed = cpu.linears(&maps, None).packed.unwrap();
-    let is_taken = |packed: Bytes| cpu.linears(&maps, Some(packed)).packed.is_none();
+    let is_taken = |packed: Array| cpu.linears(&maps, Some(packed)).packed.is_none();
     assert!(is_taken(packed.clone()));
-    for len in [0, bytes_of(&packed) - 1, bytes_of(&packed) + 64] {
-        assert!(!is_taken(Arc::new(vec![0; len])), "{len}");
+    let len = packed.len();
+    let zeros = |start: usize, len: usize| {
+        let memory = vec![0u8; len + 128];
+        let start = memory.as_ptr().align_offset(64) + start;
+        Array::new(DType::U8, vec![len], Arc::new(memory), start..start + len).unwrap()
+    };
+    assert!(is_taken(zeros(0, len)));
+    for len in [0, len - 1, len + 64] {
+        assert!(!is_taken(zeros(0, len)), "{len}");
     }
-    // As long, but not where a vector could be read.
-    struct Shifted(Vec<u8>);
-    impl AsRef<[u8]> for Shifted {
-        fn as_ref(&self) -> &[u8] {
-            let start = self.0.as_ptr().align_offset(64) + 1;
-            &self.0[start..start + self.0.len() - 128]
-        }
-    }
-    impl Storage for Shifted {}
-    assert!(!is_taken(Arc::new(Shifted(vec![0; bytes_of(&packed) + 128]))));
-}
-
-fn bytes_of(packed: &Bytes) -> usize {
-    (**packed).as_ref().len()
+    assert!(!is_taken(zeros(1, len)), "not where a vector could be read");
 }
 
 /// Who changes one of these numbers by intent raises that of the layout in `cpu/pack.rs` too: files that were written before would be read as
@@ -256,9 +236,9 @@ fn the_same_weights_are_packed_to_the_same_bytes() {
             let cpu = Cpu::with_level(level, Some(1)).unwrap().with_compute(compute);
             assert!(cpu.packing().unwrap().starts_with("1, "));
             let packed = cpu.linears(&[LinearWeights { parts: parts.clone(), kept }], None).packed.unwrap();
-            let bytes = (*packed).as_ref();
             // Fowler, Noll and Vo's.
-            bytes
+            packed
+                .bytes()
                 .iter()
                 .fold(0xcbf2_9ce4_8422_2325u64, |h, b| (h ^ u64::from(*b)).wrapping_mul(0x100_0000_01b3))
         };

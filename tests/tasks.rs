@@ -1,5 +1,7 @@
 //! Tasks on the fixtures: texts in, and what transformers computed for the same texts out.
 
+mod common;
+
 use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
@@ -584,11 +586,7 @@ fn what_generation_config_says_of_tokens_is_obeyed() {
     let options =
         GenerateOptions { max_tokens: all["steps"].as_u64().unwrap() as usize, ..GenerateOptions::default() };
     let generate = |fixture: &str, settings: &Value| {
-        let dir = tempfile::tempdir().unwrap();
-        for entry in std::fs::read_dir(golden.join(fixture)).unwrap() {
-            let path = entry.unwrap().path();
-            std::fs::copy(&path, dir.path().join(path.file_name().unwrap())).unwrap();
-        }
+        let dir = common::copy(&golden.join(fixture));
         std::fs::write(dir.path().join("generation_config.json"), settings.to_string()).unwrap();
         let model = Model::open(dir.path()).unwrap();
         model.generate(&[all["text"].as_str().unwrap().into()], &options)

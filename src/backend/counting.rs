@@ -7,7 +7,7 @@ use super::{
     Activation, AttentionParams, Backend, CausalConv, Compute, Epilogue, HeadScan, KvCache, LaidOut, Linear,
     LinearWeights, Norm, Rotation, Scan, Span, WeightType,
 };
-use crate::tensor::{Array, Bytes, Tensor};
+use crate::tensor::{Array, Tensor};
 
 /// What a computation did, as [`Counting`] saw it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -116,7 +116,7 @@ impl Backend for Counting {
         self.inner.compute()
     }
 
-    fn linears(&self, maps: &[LinearWeights<'_>], packed: Option<Bytes>) -> LaidOut {
+    fn linears(&self, maps: &[LinearWeights<'_>], packed: Option<Array>) -> LaidOut {
         let counted =
             |inner| Box::new(CountingLinear { inner, counts: self.counts.clone() }) as Box<dyn Linear>;
         let LaidOut { maps, packed } = self.inner.linears(maps, packed);

@@ -15,7 +15,7 @@ mod weight_type;
 use std::fmt;
 use std::ops::Range;
 
-use crate::tensor::{Array, Bytes, Tensor};
+use crate::tensor::{Array, Tensor};
 pub use activation::Activation;
 #[cfg(test)]
 pub(crate) use activation::erfc;
@@ -46,7 +46,7 @@ pub trait Backend: Send + Sync + fmt::Debug {
     ///
     /// `packed` are weights that were laid out before ([`LaidOut::packed`]), of equal maps and under an equal
     /// [`packing`](Self::packing): then nothing stored is read.
-    fn linears(&self, maps: &[LinearWeights<'_>], packed: Option<Bytes>) -> LaidOut;
+    fn linears(&self, maps: &[LinearWeights<'_>], packed: Option<Array>) -> LaidOut;
 
     /// Lays out the weights of one linear map.
     fn linear(&self, parts: &[LinearPart<'_>], kept: WeightType) -> Box<dyn Linear> {
@@ -152,9 +152,9 @@ pub trait Backend: Send + Sync + fmt::Debug {
 pub struct LaidOut {
     /// The maps, as many as there were weights for.
     pub maps: Vec<Box<dyn Linear>>,
-    /// The weights of all of them, for [`Backend::linears`] to begin with another time. None where that has begun with such, or there is
+    /// The weights of all of them as bytes, for [`Backend::linears`] to begin with another time. None where that has begun with such, or there is
     /// no [`packing`](Backend::packing).
-    pub packed: Option<Bytes>,
+    pub packed: Option<Array>,
 }
 
 /// A linear map whose weights a backend has laid out for itself.

@@ -17,13 +17,13 @@ use super::kernels::simd::Weight;
 use super::memory::Memory;
 use super::pack::{Format, Sources, pack};
 use crate::backend::{Compute, Epilogue, LaidOut, Linear, LinearWeights, Pair};
-use crate::tensor::{Bytes, Tensor, at_least};
+use crate::tensor::{Array, DType, Tensor, at_least};
 
 /// A linear map with its weights in panels: `[outputs / width][inputs][width]`.
 pub struct Packed {
     engine: Arc<Engine>,
     /// Panels of this map, and of others.
-    memory: Bytes,
+    memory: Array,
     place: Range<usize>,
     format: Format,
     inputs: usize,
@@ -37,7 +37,7 @@ impl Packed {
         engine: &Arc<Engine>,
         maps: &[LinearWeights<'_>],
         compute: Compute,
-        packed: Option<Bytes>,
+        packed: Option<Array>,
     ) -> LaidOut {
         let width = engine.panel_width();
         let sources: Vec<Sources<'_>> = maps.iter().map(|map| Sources::new(&map.parts)).collect();
@@ -49,7 +49,7 @@ impl Packed {
             places.push((format, place));
         }
         let before = packed.filter(|packed| {
-            let bytes = (**packed).as_ref();
+            let bytes = packed.bytes();
             bytes.len() == end && bytes.as_ptr().addr().is_multiple_of(LINE)
         });
         let is_new = before.is_none();
@@ -69,7 +69,7 @@ impl Packed {
         sources: &[Sources<'_>],
         places: &[(Format, Range<usize>)],
         len: usize,
-    ) -> Bytes {
+    ) -> Array {
         let mut memory = Memory::new(len);
         let (mut tasks, mut rest) = (Vec::new(), memory.bytes_mut());
         for (sources, (format, place)) in sources.iter().zip(places) {
@@ -77,11 +77,12 @@ impl Packed {
             tasks.extend(sources.tasks(engine, *format, &mut lines[..place.len()]));
         }
         pack(engine, tasks);
-        Arc::new(memory)
+        let packed = Array::new(DType::U8, vec![len], Arc::new(memory), 0..len);
+        packed.unwrap_or_else(|| unreachable!("memory of so many bytes"))
     }
 
     fn weights(&self) -> &[u8] {
-        &(*self.memory).as_ref()[self.place.clone()]
+        &self.memory.bytes()[self.place.clone()]
     }
 
     fn panels<T: Weight + FromBytes + Immutable>(&self, k: usize) -> Panels<'_, T> {

@@ -12,13 +12,10 @@ const LARGE_PAGE: usize = 2 << 20;
 /// Zeros at first, beginning at a page. In large pages where the system has them: what reads weights from end to end then looks up
 /// one address in 2 MiB instead of one in 4 KiB, and the processor fetches ahead across all of it.
 #[derive(Debug)]
-pub struct Memory {
-    map: MmapMut,
-    len: usize,
-}
+pub struct Memory(MmapMut);
 
 impl Memory {
-    /// So many bytes.
+    /// So many bytes, and possibly some more.
     pub fn new(bytes: usize) -> Self {
         // Linux begins a map at a large page if it ends at one.
         let large = bytes / LARGE_PAGE * LARGE_PAGE;
@@ -32,18 +29,18 @@ impl Memory {
         // be taken as a whole.
         #[cfg(target_os = "linux")]
         let _ = map.advise_range(memmap2::Advice::HugePage, 0, large);
-        Memory { map, len: bytes }
+        Memory(map)
     }
 
     /// All bytes, to be written.
     pub fn bytes_mut(&mut self) -> &mut [u8] {
-        &mut self.map[..self.len]
+        &mut self.0
     }
 }
 
 impl AsRef<[u8]> for Memory {
     fn as_ref(&self) -> &[u8] {
-        &self.map[..self.len]
+        &self.0
     }
 }
 

@@ -22,7 +22,7 @@ use crate::backend::{
     LinearWeights, Norm, Pair, Rotation, Scan, Span, WeightType,
 };
 use crate::error::count;
-use crate::tensor::{Array, Bytes, Spare, Tensor};
+use crate::tensor::{Array, Spare, Tensor};
 pub use dispatch::SimdLevel;
 use dispatch::{ProductSimds, Simds, with_product_simd, with_simd};
 use kernels::attention::{Attend, Scratch};
@@ -194,7 +194,7 @@ impl Backend for Cpu {
         self.compute
     }
 
-    fn linears(&self, maps: &[LinearWeights<'_>], packed: Option<Bytes>) -> LaidOut {
+    fn linears(&self, maps: &[LinearWeights<'_>], packed: Option<Array>) -> LaidOut {
         #[cfg(feature = "openblas")]
         if self.openblas {
             let blas = |map| Box::new(openblas::Blas::new(self.engine.clone(), map)) as _;

@@ -90,7 +90,7 @@ impl Network {
         let biases: Vec<_> = linears.iter().map(|linear| bias(linear, &arrays)).collect();
         let LaidOut { maps, packed } = backend.linears(&weights, packed);
         if let Some((file, packed)) = file.zip(packed) {
-            file.write((*packed).as_ref())?;
+            file.write(packed.bytes())?;
         }
         let bound = maps.into_iter().zip(biases).zip(&weights);
         parameters.linears = bound

@@ -10,7 +10,7 @@ use crate::backend::{
     Linear, LinearWeights, Norm, Rotation, Scan, Span, WeightType,
     quantise::{block_inputs, quantise, scale},
 };
-use crate::tensor::{Array, Bytes, Tensor};
+use crate::tensor::{Array, Tensor};
 
 /// The plain backend.
 #[derive(Clone, Copy, Debug, Default)]
@@ -102,7 +102,7 @@ impl Backend for Reference {
         Compute::F32
     }
 
-    fn linears(&self, maps: &[LinearWeights<'_>], _: Option<Bytes>) -> LaidOut {
+    fn linears(&self, maps: &[LinearWeights<'_>], _: Option<Array>) -> LaidOut {
         let maps = maps.iter().map(|map| Box::new(Matrix::new(map)) as Box<dyn Linear>).collect();
         LaidOut { maps, packed: None }
     }

@@ -2,11 +2,13 @@
 
 #![forbid(unsafe_code)]
 
+use std::ffi::OsString;
 use std::fs::{self, File};
 use std::hash::{Hash, Hasher};
 use std::io::{self, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::SystemTime;
 
 use super::map::map;
@@ -107,6 +109,22 @@ impl Blob {
             Blob::Embedded(_) => None,
         }
     }
+}
+
+/// Writes a file and gives it its name when all is written, so that programs that have one of that name open keep the old one.
+pub(super) fn replace(path: &Path, write: impl FnOnce(&mut File) -> io::Result<()>) -> io::Result<()> {
+    /// Files that this process has begun to write.
+    static BEGUN: AtomicU64 = AtomicU64::new(0);
+    // Beside the file, because only there renaming is sure to work, and it leaves the permissions that the user's files have. Others
+    // who write it have parts of their own.
+    let mut part = OsString::from(path);
+    part.push(format!(".{}-{}.part", std::process::id(), BEGUN.fetch_add(1, Ordering::Relaxed)));
+    File::create(&part)
+        .and_then(|mut file| write(&mut file))
+        .and_then(|()| fs::rename(&part, path))
+        .inspect_err(|_| {
+            let _ = fs::remove_file(&part);
+        })
 }
 
 /// What a file is that is not what its name says, by its first bytes, and what to do then.

@@ -3,14 +3,14 @@
 #![forbid(unsafe_code)]
 
 use std::collections::BTreeMap;
-use std::ffi::OsString;
 use std::fs;
+use std::io::Write;
 use std::path::Path;
 
 use safetensors::Dtype;
 use safetensors::tensor::{TensorView, serialize};
 
-use super::blob::Blob;
+use super::blob::{Blob, replace};
 use super::checkpoint::view;
 use super::header::{read, repeated, shown};
 use crate::error::{Error, ErrorKind, Result};
@@ -76,14 +76,7 @@ pub fn write_bundle(path: &Path, tensors: &[(String, Vec<usize>, BundleData)]) -
     if fs::symlink_metadata(path).is_ok_and(|there| !there.is_file()) {
         return fs::write(path, file).map_err(failed);
     }
-    // Beside the file, because only there renaming is sure to work, and it leaves the permissions that the
-    // user's files have.
-    let mut part = OsString::from(path);
-    part.push(".part");
-    fs::write(&part, file).and_then(|()| fs::rename(&part, path)).map_err(|e| {
-        let _ = fs::remove_file(&part);
-        failed(e)
-    })
+    replace(path, |to| to.write_all(&file)).map_err(failed)
 }
 
 /// Reads all arrays of a safetensors file; they share its mapped memory.

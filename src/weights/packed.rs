@@ -4,29 +4,22 @@
 
 #![forbid(unsafe_code)]
 
-use std::ffi::OsString;
-use std::fs::{self, File};
-use std::io::{self, Write};
-use std::ops::Range;
+use std::fs;
+use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use serde_json::json;
 
-use super::blob::Blob;
+use super::blob::{Blob, replace};
 use super::header::{self, PREFIX, Stored, shown};
 use crate::error::{Error, ErrorKind, Problem, Result, count};
-use crate::tensor::{Bytes, Storage};
+use crate::tensor::{Array, DType};
 
 /// How the names of all packed weights begin.
 const NAME: &str = "packed weights";
 
 /// Where the bytes may begin: at a line of the cache.
 const ALIGN: usize = 64;
-
-/// Files that this process has begun to write.
-static WRITTEN: AtomicU64 = AtomicU64::new(0);
 
 /// A file that packed weights are written to, and read from the next time.
 #[derive(Debug)]
@@ -47,7 +40,7 @@ impl PackedFile {
     ///
     /// # Errors
     /// `Checkpoint` if there is something else in the file, or it is cut off; `Io` if it cannot be read.
-    pub fn read(&self) -> Result<Option<Bytes>> {
+    pub fn read(&self) -> Result<Option<Array>> {
         let Some(blob) = Blob::open(&self.path)? else { return Ok(None) };
         let label = self.path.display().to_string();
         let other = |found: &str, why: Option<&Problem>| {
@@ -71,10 +64,8 @@ impl PackedFile {
         if *name != self.name || range.start % ALIGN != 0 {
             return Ok(None);
         }
-        let file = blob.bytes()?;
-        // It may have become shorter since its header was read.
-        let is_whole = (*file).as_ref().get(range.clone()).is_some();
-        Ok(is_whole.then(|| Arc::new(Part { file, range: range.clone() }) as Bytes))
+        // None if it has become shorter since its header was read.
+        Ok(Array::new(DType::U8, vec![range.len()], blob.bytes()?, range.clone()))
     }
 
     /// Writes the weights. A file of that name is replaced in one go, so that programs that have it open keep the old one.
@@ -89,35 +80,13 @@ impl PackedFile {
         header.extend(std::iter::repeat_n(' ', padding));
         // A link stays one.
         let path = fs::canonicalize(&self.path).unwrap_or_else(|_| self.path.clone());
-        // Beside the file, because only there renaming is sure to work. Others who write it have parts of their own.
-        let mut part = OsString::from(&path);
-        part.push(format!(".{}-{}.part", std::process::id(), WRITTEN.fetch_add(1, Ordering::Relaxed)));
-        let write = || -> io::Result<()> {
-            let mut file = File::create(&part)?;
+        replace(&path, |file| {
             file.write_all(&(header.len() as u64).to_le_bytes())?;
             file.write_all(header.as_bytes())?;
             file.write_all(bytes)?;
             // A name for bytes that a failing machine has lost would be worse than none.
-            file.sync_all()?;
-            fs::rename(&part, &path)
-        };
-        write().map_err(|e| {
-            let _ = fs::remove_file(&part);
-            Error::new(ErrorKind::Io, format!("cannot write `{}`: {e}", self.path.display()))
+            file.sync_all()
         })
+        .map_err(|e| Error::new(ErrorKind::Io, format!("cannot write `{}`: {e}", self.path.display())))
     }
 }
-
-/// Some bytes of a file.
-struct Part {
-    file: Bytes,
-    range: Range<usize>,
-}
-
-impl AsRef<[u8]> for Part {
-    fn as_ref(&self) -> &[u8] {
-        &(*self.file).as_ref()[self.range.clone()]
-    }
-}
-
-impl Storage for Part {}

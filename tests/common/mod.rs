@@ -6,9 +6,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use smelt::backend::Backend;
+use smelt::cpu::{Cpu, SimdLevel};
 use smelt::model::Network;
 use smelt::weights::Repository;
 use smelt::{OpenOptions, WeightType};
+use tempfile::TempDir;
 
 /// All directories that hold a model with its reference.
 pub fn cases() -> Vec<PathBuf> {
@@ -27,6 +29,21 @@ pub fn cases() -> Vec<PathBuf> {
     found.sort();
     assert!(found.len() >= 25, "the fixtures are there");
     found
+}
+
+/// A copy of a fixture that can be changed.
+pub fn copy(dir: &Path) -> TempDir {
+    let copy = TempDir::new().unwrap();
+    for entry in std::fs::read_dir(dir).unwrap() {
+        let path = entry.unwrap().path();
+        std::fs::copy(&path, copy.path().join(path.file_name().unwrap())).unwrap();
+    }
+    copy
+}
+
+/// The instructions that this machine has.
+pub fn levels() -> impl Iterator<Item = SimdLevel> {
+    SimdLevel::ALL.into_iter().filter(|level| Cpu::with_level(*level, Some(1)).is_some())
 }
 
 /// Loads a fixture.

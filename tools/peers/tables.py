@@ -26,8 +26,8 @@ RUNS = [("minilm", "encode", s) for s in ("1x8", "1x16", "1x128", "1x512", "8x12
 RUNS += [("gpt2", "decode", s) for s in ("decode:16:32", "prefill:512", "batch:8:16:16")]
 RUNS += [("smollm", "decode", s) for s in ("decode:16:32", "decode:1024:32", "prefill:512", "batch:8:16:16")]
 RUNS += [("bert", "encode", s) for s in ("1x8", "1x16", "1x128", "1x512", "8x128")]
-NAMES = {"smelt": "**smelt**", "smelt+packed": "**smelt** with `--packed`", "onnxruntime": "ONNX Runtime", "ctranslate2": "CTranslate2", "llamacpp": "llama.cpp", "torch": "PyTorch",
-         "rten": "rten", "candle": "candle"}
+NAMES = {"smelt": "**smelt**", "smelt+packed": "**smelt** with `--packed`", "onnxruntime": "ONNX Runtime",
+         "ctranslate2": "CTranslate2", "llamacpp": "llama.cpp", "torch": "PyTorch", "rten": "rten", "candle": "candle"}
 PEERS_SHOWN = [name for name in NAMES if not name.startswith("smelt")]
 
 
