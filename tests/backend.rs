@@ -248,6 +248,8 @@ fn a_row_of_a_product_has_the_same_bits_alone_and_on_any_number_of_threads() {
             (33, 70, WeightType::F32),
             (600, 130, WeightType::F32),
             (600, 130, WeightType::Bf16),
+            (1601, 70, WeightType::F16),
+            (1604, 130, WeightType::Bf16),
             (70, 130, WeightType::Q8),
             (600, 70, WeightType::Q4),
         ] {
@@ -276,6 +278,67 @@ fn a_row_of_a_product_has_the_same_bits_alone_and_on_any_number_of_threads() {
                     "{level:?} {rows}"
                 );
             }
+        }
+    }
+}
+
+/// Weights of all kinds, of which too many for one table of exponents, or `few`, are far from the others.
+fn uneven(random: &mut Random, outputs: usize, inputs: usize, few: bool) -> Vec<f32> {
+    let far = [0.0, -0.0, 1e-40, -1e-38, 3e-20, -7e-6, 1e-4, -300.0, 2e30, -3e38];
+    let mut weight = |i: usize| {
+        let near = 0.02 * random.next();
+        if if few { i % 997 == 5 } else { i % 3 == 1 } { far[i / 7 % far.len()] * (1.0 + near) } else { near }
+    };
+    (0..outputs * inputs).map(&mut weight).collect()
+}
+
+#[test]
+fn weights_in_bfloat16_are_what_they_are_rounded_to() {
+    let mut random = Random(5);
+    for level in levels() {
+        for (inputs, outputs) in [(4, 1), (40, 33), (41, 33), (200, 70), (1604, 64)] {
+            for few in [true, false] {
+                let numbers = uneven(&mut random, outputs, inputs, few);
+                let weight = Array::from_f32(vec![outputs, inputs], &numbers);
+                let parts = [LinearPart { weight: &weight, layout: Layout::OutIn, outputs: None }];
+                let linear = cpu(level, 2).linear(&parts, WeightType::Bf16);
+                // One row for each input that is a one there: what comes out is its weights.
+                for inputs_at_once in [1, 5, 13, 40, 200] {
+                    for first in (0..inputs).step_by(inputs_at_once * if inputs > 1000 { 29 } else { 1 }) {
+                        let some = first..inputs.min(first + inputs_at_once);
+                        let mut x = Tensor::zeros(some.len(), inputs);
+                        some.clone().enumerate().for_each(|(row, input)| x.row_mut(row)[input] = 1.0);
+                        let mut out = Tensor::zeros(some.len(), outputs);
+                        linear.apply(&x, &Epilogue::default(), &mut out);
+                        for (row, input) in some.enumerate() {
+                            for (output, found) in out.row(row).iter().enumerate() {
+                                let weight = half::bf16::from_f32(numbers[output * inputs + input]).to_f32();
+                                assert!(
+                                    *found == weight,
+                                    "{level:?} [{input}, {output}]: {found} for {weight}"
+                                );
+                            }
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn weights_in_bfloat16_take_12_bits_where_they_fit() {
+    let mut random = Random(6);
+    let is_avx512 =
+        |level| matches!(level, SimdLevel::Avx512Bf16 | SimdLevel::Avx512Vnni | SimdLevel::Avx512);
+    for level in levels() {
+        for (inputs, few, bits) in [(768, true, 12.3), (768, false, 16.0), (770, true, 16.0)] {
+            let weight = Array::from_f32(vec![64, inputs], &uneven(&mut random, 64, inputs, few));
+            let parts = [LinearPart { weight: &weight, layout: Layout::OutIn, outputs: None }];
+            let bytes = cpu(level, 1).linear(&parts, WeightType::Bf16).bytes();
+            let found = 8.0 * bytes as f64 / (64 * inputs) as f64;
+            let expected = if is_avx512(level) { bits } else { 16.0 };
+            assert!((found - expected).abs() < 0.1, "{level:?}, {inputs}, {few}: {found}");
         }
     }
 }

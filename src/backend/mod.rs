@@ -22,6 +22,7 @@ pub(crate) use activation::erfc;
 pub use counting::{Counting, Work};
 pub use kv_cache::{HeadLayout, KvCache, PAGE_KEYS};
 pub use pair::Pair;
+pub(crate) use pair::rounded;
 pub use weight_type::{Compute, WeightType};
 
 /// Elements of linear maps that are packed before the stored ones are let go: few beside a model.

@@ -41,7 +41,7 @@ impl Pair {
 /// The bits of a number in bfloat16. Ties go to even. What is no number stays one: its upper bits are kept, and one that rounding cannot
 /// carry away.
 #[inline(always)]
-fn rounded(x: f32) -> u32 {
+pub(crate) fn rounded(x: f32) -> u32 {
     let bits = x.to_bits();
     let rounded = bits.wrapping_add(0x7fff + (bits >> 16 & 1));
     (if x.is_nan() { bits | 0x40_0000 } else { rounded }) >> 16

@@ -79,6 +79,14 @@ impl Engine {
         }
         with_simd!(self.simds, s => width(s))
     }
+
+    /// Whether weights in bfloat16 are kept in 12 bits.
+    fn codes(&self) -> bool {
+        fn codes<S: Simd>(_: S) -> bool {
+            S::CODED
+        }
+        with_simd!(self.simds, s => codes(s))
+    }
 }
 
 impl Cpu {
@@ -219,7 +227,8 @@ impl Backend for Cpu {
         let width = self.engine.panel_width();
         // Sizes come from a file: only what does not overflow can be packed.
         let fits = (inputs as u64).checked_mul(outputs as u64 + width as u64).is_some_and(|n| n < 1 << 60);
-        if fits { Format::of(kept, self.compute).bytes(inputs, outputs, width) } else { u64::MAX / 4 }
+        let format = || Format::of(&self.engine, kept, self.compute, inputs);
+        if fits { format().bytes(inputs, outputs, width) } else { u64::MAX / 4 }
     }
 
     fn embedding(&self, table: &Array, ids: &[u32], accumulate: bool, out: &mut Tensor) {

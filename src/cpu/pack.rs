@@ -3,12 +3,13 @@
 #![forbid(unsafe_code)]
 
 use std::ops::Range;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use half::{bf16, f16};
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use super::Engine;
+use super::kernels::coded::{CodePanel, CodedFour};
 use super::kernels::panels::{Deal, Transpose};
 use super::kernels::quantised::{Bits, QuantisePanel, filled};
 use super::kernels::simd::MAX_WIDTH;
@@ -17,44 +18,52 @@ use crate::tensor::{Spare, at_least};
 
 /// Number of this layout, to be raised when the same weights become other bytes: files of packed weights that were written before are not
 /// used any more.
-pub const PACKING: u32 = 1;
+pub const PACKING: u32 = 2;
 
 /// What panels consist of.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Format {
     F32,
     F16,
     Bf16,
+    /// bfloat16 in 12 bits, which not all weights fit into.
+    Coded,
     /// bfloat16 that is multiplied with bfloat16.
     Pairs,
     Quantised(Bits),
 }
 
 impl Format {
-    pub fn of(kept: WeightType, compute: Compute) -> Self {
+    /// Of weights of which nothing is known but how they are to be kept, and used.
+    pub fn of(engine: &Engine, kept: WeightType, compute: Compute, inputs: usize) -> Self {
+        let can_be_coded =
+            || engine.codes() && CodedFour::panel_bytes(inputs, engine.panel_width()).is_some();
         match kept {
             WeightType::F32 => Format::F32,
             WeightType::F16 => Format::F16,
             WeightType::Bf16 if compute == Compute::Bf16 => Format::Pairs,
+            WeightType::Bf16 if can_be_coded() => Format::Coded,
             WeightType::Bf16 => Format::Bf16,
             WeightType::Q8 => Format::Quantised(Bits::Eight),
             WeightType::Q4 => Format::Quantised(Bits::Four),
         }
     }
 
-    /// Bytes of a panel of `width` outputs.
-    fn panel_bytes(self, inputs: usize, width: usize) -> usize {
-        match self {
+    /// Bytes of a panel of `width` outputs, and behind all panels for each of them.
+    fn panel_bytes(self, inputs: usize, width: usize) -> [usize; 2] {
+        let of_panel = match self {
             Format::F32 => 4 * inputs * width,
             Format::F16 | Format::Bf16 => 2 * inputs * width,
+            Format::Coded => return CodedFour::panel_bytes(inputs, width).unwrap_or_default(),
             Format::Pairs => 4 * inputs.div_ceil(2) * width,
             Format::Quantised(bits) => bits.panel_bytes(inputs, width),
-        }
+        };
+        [of_panel, 0]
     }
 
     /// Bytes of all panels of a map.
     pub fn bytes(self, inputs: usize, outputs: usize, width: usize) -> u64 {
-        outputs.div_ceil(width) as u64 * self.panel_bytes(inputs, width) as u64
+        outputs.div_ceil(width) as u64 * self.panel_bytes(inputs, width).iter().sum::<usize>() as u64
     }
 }
 
@@ -71,8 +80,12 @@ pub struct Sources<'a> {
 pub struct Task<'a> {
     sources: &'a Sources<'a>,
     format: Format,
+    /// Whether all panels of the map so far could have this format.
+    fits: &'a AtomicBool,
     outputs: Range<usize>,
     panels: &'a mut [u8],
+    /// What there is for these panels behind all of the map.
+    behind: &'a mut [u8],
 }
 
 /// Elements that are packed together at most where the stored rows are those of inputs: of each row one long run is read, not many short
@@ -121,22 +134,27 @@ impl<'a> Sources<'a> {
         Sources { parts, outputs: starts[starts.len() - 1], starts, inputs }
     }
 
-    /// How panels `[outputs / width]` are filled.
+    /// How panels `[outputs / width]` are filled, and what is behind them.
     pub fn tasks(
         &'a self,
         engine: &Engine,
         format: Format,
-        panels: &'a mut [u8],
+        fits: &'a AtomicBool,
+        bytes: &'a mut [u8],
     ) -> impl Iterator<Item = Task<'a>> {
         let width = engine.panel_width();
         let by_rows = self.parts.iter().all(|part| part.layout == Layout::OutIn);
         let of_thread = self.outputs.div_ceil(engine.pool.threads());
         let of_thread = of_thread.min(ELEMENTS_AT_ONCE / self.inputs.max(1)).max(1);
         let outputs = if by_rows { width } else { of_thread.next_multiple_of(width) };
-        let bytes = outputs / width * format.panel_bytes(self.inputs, width);
-        panels.chunks_mut(bytes.max(1)).enumerate().map(move |(i, panels)| {
+        let [of_panel, behind] = format.panel_bytes(self.inputs, width);
+        let (panels, rest) = bytes.split_at_mut(self.outputs.div_ceil(width) * of_panel);
+        let together = outputs / width;
+        let mut rest = rest.chunks_mut((together * behind).max(1));
+        panels.chunks_mut((together * of_panel).max(1)).enumerate().map(move |(i, panels)| {
+            let behind = rest.next().unwrap_or_default();
             let outputs = i * outputs..((i + 1) * outputs).min(self.outputs);
-            Task { sources: self, format, outputs, panels }
+            Task { sources: self, format, fits, outputs, panels, behind }
         })
     }
 
@@ -159,7 +177,7 @@ impl<'a> Sources<'a> {
 }
 
 impl Task<'_> {
-    fn fill(self, packer: &Packer<'_>) {
+    fn fill(mut self, packer: &Packer<'_>) {
         let (inputs, width) = (self.sources.inputs, packer.engine.panel_width());
         match self.format {
             Format::F32 => self.sources.gather(packer, self.outputs, typed(self.panels), inputs * width),
@@ -168,6 +186,16 @@ impl Task<'_> {
             }
             Format::Bf16 => {
                 self.convert(packer, inputs, |numbers, panels| convert_each(numbers, panels, bf16::from_f32))
+            }
+            Format::Coded => {
+                let (fits, [_, of_panel]) = (self.fits, self.format.panel_bytes(inputs, width));
+                let mut behind = std::mem::take(&mut self.behind).chunks_mut(of_panel);
+                self.convert(packer, inputs, |panel, bytes| {
+                    let behind = behind.next().unwrap_or_default();
+                    if !packer.engine.run(CodePanel { panel, bytes, behind }) {
+                        fits.store(false, Ordering::Relaxed);
+                    }
+                });
             }
             Format::Pairs => self.convert(packer, inputs.next_multiple_of(2), |numbers, panels| {
                 let pairs: &mut [Pair] = typed(panels);
@@ -185,9 +213,9 @@ impl Task<'_> {
     }
 
     /// Gathers panels `[rows][width]`, with zeros where there is nothing, and converts one after another.
-    fn convert(self, packer: &Packer<'_>, rows: usize, convert: impl Fn(&[f32], &mut [u8])) {
+    fn convert(self, packer: &Packer<'_>, rows: usize, mut convert: impl FnMut(&[f32], &mut [u8])) {
         let width = packer.engine.panel_width();
-        let (step, bytes) = (rows * width, self.format.panel_bytes(self.sources.inputs, width));
+        let (step, [bytes, _]) = (rows * width, self.format.panel_bytes(self.sources.inputs, width));
         let mut memory = packer.panels.take();
         let panels = at_least(&mut memory, self.outputs.len().div_ceil(width) * step);
         if rows > self.sources.inputs || !self.outputs.len().is_multiple_of(width) {

@@ -7,6 +7,7 @@
 use std::mem::MaybeUninit;
 use std::ops::Range;
 
+use super::coded::RestProducts;
 use super::math::activate;
 use super::simd::{Checked, Fetch, Kernel, MAX_LANES, MAX_WIDTH, Simd, Weight, load, store};
 use crate::backend::{Activation, Epilogue};
@@ -20,6 +21,10 @@ const K_BLOCK: usize = 768;
 /// Rows that are computed together: their part of `x` stays in the second cache while the panels pass.
 pub const ROW_BLOCK: usize = 96;
 
+/// Rows from which on weights are [widened once](Weight::WIDENED_ONCE), not in each tile. Zen 4, one core, 12 layers of 768 columns, float16:
+/// 24 rows would take 42.9 ms instead of 41.6; 36 take 62.7 instead of 63.2, 96 take 159.7 instead of 167.2.
+const WIDENED_ROWS: usize = 36;
+
 /// Bytes of weights below which it does not pay to hand a task to another thread.
 const TASK_BYTES: usize = 64 << 10;
 
@@ -30,23 +35,41 @@ pub const LINE: usize = 64;
 /// leaves registers free.
 const PANELS_OF_A_ROW: usize = 4;
 
-/// [`PANELS_OF_A_ROW`], or 1 where one stream is as fast, for weights of so many bytes. Zen 5, one core, decoding with GPT-2: float32
-/// 11.8 ms with four panels and 13.0 with one, bfloat16 7.0 and 6.3.
-fn panels_of_a_row<S: Simd>(s: S, bytes: usize) -> usize {
+/// [`PANELS_OF_A_ROW`], or 1 where one stream is as fast; none if it is to be fetched ahead. Decoding with GPT-2, one core: on Zen 5
+/// float32 takes 11.8 ms with four panels and 13.0 with one that is fetched ahead, bfloat16 7.0 and 6.3; on Zen 4 float32 takes 16.9 with
+/// four, 15.6 with one and 21.4 with one that is fetched ahead, float16 9.4, 9.8 and 11.6, and bfloat16 in 12 bits 8.7 with one, 7.6 with
+/// one that is fetched ahead.
+fn panels_of_a_row<S: Simd, T: Weight>(s: S) -> Option<usize> {
     match s.fetch() {
-        Fetch::Near(_) if bytes < 4 => 1,
-        _ => PANELS_OF_A_ROW,
+        Fetch::Near(_) if size_of::<T>() != 4 => None,
+        Fetch::Second(_) if inputs_of::<T>() > 1 => None,
+        Fetch::Second(_) if size_of::<T>() == 4 => Some(1),
+        _ => Some(PANELS_OF_A_ROW),
     }
+}
+
+/// Numbers of float32 that are as long as what an element is multiplied with.
+const fn inputs_of<T: Weight>() -> usize {
+    size_of::<T::X>() / size_of::<f32>()
 }
 
 /// Packed weights.
 pub struct Panels<'w, T> {
-    /// `[n / width][k][width]`, the last panel filled up with zeros.
+    /// `[n / width][k][width]`, the last panel filled up with zeros; and for each panel what is [behind](Weight::behind) all of them.
     pub data: &'w [T],
     /// Inputs.
     pub k: usize,
     /// Outputs.
     pub n: usize,
+}
+
+impl<T: Weight> Panels<'_, T> {
+    /// What is behind all panels for this one.
+    #[inline(always)]
+    fn behind(&self, panel: usize, width: usize) -> *const T {
+        let (panels, elements) = (self.n.div_ceil(width), self.k * width);
+        self.data.as_ptr().wrapping_add(panels * elements + panel * T::behind(elements))
+    }
 }
 
 /// Width of a panel.
@@ -112,12 +135,13 @@ impl<T: Weight> Kernel for Product<'_, T> {
         let Product { pool, x, weights, epilogue, out } = self;
         let width = panel_width::<S>();
         let panels = weights.n.div_ceil(width);
-        assert_eq!(weights.data.len(), panels * weights.k * width, "packed weights");
+        let elements = weights.k * width;
+        assert_eq!(weights.data.len(), panels * (elements + T::behind(elements)), "packed weights");
         let rows = out.rows();
         assert_eq!((x.len(), out.cols()), (rows * weights.k, weights.n), "shapes of a product");
-        let panel_bytes = weights.k * width * size_of::<T>();
+        let panel_bytes = elements * size_of::<T>();
         let store = Store::new(epilogue, rows, weights.n, Shared::new(out));
-        let together = panels_of_a_row(s, size_of::<T>());
+        let together = panels_of_a_row::<S, T>(s).unwrap_or(1);
         let Some(split) = Split::new(rows, panels, panel_bytes, together, pool.threads()) else { return };
         let task = Task { x, weights: &weights, store };
         pool.run(split.tasks(), &|i| {
@@ -197,12 +221,20 @@ impl<'a> Store<'a> {
         Store { epilogue, cols, out }
     }
 
-    /// Stores the sums of `R` rows of a panel, from `row` on.
+    /// Stores the sums of `R` rows of a panel, from `row` on, when the `rest` is added to them.
     ///
     /// # Safety
-    /// Only inside of a kernel; rows and panel must lie inside of the matrix, and nobody else may write there.
+    /// Only inside of a kernel; rows and panel must lie inside of the matrix, and nobody else may write there; the rest must be for as many
+    /// rows.
     #[inline(always)]
-    pub unsafe fn tile<S: Simd, const R: usize>(&self, s: S, panel: usize, row: usize, acc: &[[S::V; 2]; R]) {
+    pub unsafe fn tile<S: Simd, const R: usize>(
+        &self,
+        s: S,
+        panel: usize,
+        row: usize,
+        acc: &[[S::V; 2]; R],
+        rest: Option<RestProducts>,
+    ) {
         let mut sums = MaybeUninit::<[[f32; MAX_WIDTH]; R]>::uninit();
         let sums = sums.as_mut_ptr().cast::<f32>();
         // SAFETY: a row has room for two vectors; the rest is the caller's.
@@ -211,7 +243,7 @@ impl<'a> Store<'a> {
                 s.store(sums.add(r * MAX_WIDTH), *first);
                 s.store(sums.add(r * MAX_WIDTH + S::LANES), *second);
             }
-            let rows = StoreRows { store: self, panel, row, rows: R, sums };
+            let rows = StoreRows { store: self, panel, row, rows: R, sums, rest };
             if R == 1 { rows.run(s) } else { s.run(rows) }
         }
     }
@@ -225,7 +257,8 @@ struct StoreRows<'a> {
     row: usize,
     rows: usize,
     /// Two vectors for each row, [`MAX_WIDTH`] elements apart.
-    sums: *const f32,
+    sums: *mut f32,
+    rest: Option<RestProducts>,
 }
 
 impl Kernel for StoreRows<'_> {
@@ -235,7 +268,11 @@ impl Kernel for StoreRows<'_> {
     /// As [`Store::tile`]; there are `rows` rows of sums.
     #[inline(always)]
     unsafe fn run<S: Simd>(self, s: S) {
-        let StoreRows { store: Store { epilogue, cols, out }, panel, row, rows, sums } = self;
+        let StoreRows { store: Store { epilogue, cols, out }, panel, row, rows, sums, rest } = self;
+        if let Some(rest) = rest {
+            // SAFETY: the caller's.
+            unsafe { rest.add(s, rows, sums, MAX_WIDTH) };
+        }
         for half in 0..2 {
             let col = panel * panel_width::<S>() + half * S::LANES;
             let n = cols.saturating_sub(col).min(S::LANES);
@@ -277,12 +314,14 @@ impl Kernel for StoreRows<'_> {
     }
 }
 
-/// What is fetched into the cache while something else is computed: one or two places at each step of k.
+/// What is fetched into the cache while something else is computed: up to three lines at each step of k.
 #[derive(Clone, Copy)]
-struct Ahead<T> {
-    first: *const T,
-    /// Elements to fetch in all.
+struct Ahead {
+    first: *const u8,
+    /// Bytes to fetch in all.
     len: usize,
+    /// Bytes of those at each step.
+    step: usize,
     /// Of so many equal shares of them, this one is fetched.
     share: usize,
     shares: usize,
@@ -296,8 +335,10 @@ struct Operands<T: Weight> {
     b: *const T,
     /// Elements between panels.
     b_step: usize,
+    /// What is behind all panels for the first of them.
+    behind: *const T,
     k: usize,
-    ahead: Option<Ahead<T>>,
+    ahead: Option<Ahead>,
 }
 
 impl<T: Weight> Operands<T> {
@@ -311,20 +352,24 @@ impl<T: Weight> Operands<T> {
         let mut i = 0;
         // SAFETY: the caller's. What is fetched ahead may lie anywhere.
         unsafe {
+            let mut common = [T::panel(s, self.behind); P];
+            for p in 1..P {
+                common[p] = T::panel(s, self.behind.wrapping_add(p * T::behind(self.b_step)));
+            }
             if let Some(ahead) = self.ahead {
                 i = match s.fetch() {
-                    Fetch::Second(_) => self.fetching::<S, R, P, true>(s, ahead, &mut sums),
-                    _ => self.fetching::<S, R, P, false>(s, ahead, &mut sums),
+                    Fetch::Second(_) => self.fetching::<S, R, P, true>(s, ahead, &common, &mut sums),
+                    _ => self.fetching::<S, R, P, false>(s, ahead, &common, &mut sums),
                 };
             }
             while S::STEPS > 1 && i + S::STEPS <= self.k {
                 for j in 0..S::STEPS {
-                    self.step(s, i + j, &mut sums);
+                    self.step(s, i + j, &common, &mut sums);
                 }
                 i += S::STEPS;
             }
             while i < self.k {
-                self.step(s, i, &mut sums);
+                self.step(s, i, &common, &mut sums);
                 i += 1;
             }
         }
@@ -336,18 +381,21 @@ impl<T: Weight> Operands<T> {
     unsafe fn fetching<S: Simd, const R: usize, const P: usize, const SECOND: bool>(
         &self,
         s: S,
-        ahead: Ahead<T>,
+        ahead: Ahead,
+        common: &[T::Panel<S>; P],
         sums: &mut Sums<S, R, P>,
     ) -> usize {
-        let Ahead { first, len, share, shares } = ahead;
-        let step = panel_width::<S>() / shares;
+        let Ahead { first, len, step, share, shares } = ahead;
+        let step = step / shares;
         let streams = match s.fetch() {
             // In a tall tile there are no registers left for more than one stream.
             Fetch::Streams(streams) if 3 * R <= 2 * S::TILE_ROWS => streams,
             _ => 1,
         };
         let first = first.wrapping_add(len / streams * share / shares);
-        let second = if step * size_of::<T>() > LINE { LINE / size_of::<T>() } else { 0 };
+        // A line that is named twice costs less than the question whether it is.
+        let line = |i: usize| if step > i * LINE { i * LINE } else { 0 };
+        let (second, third) = (line(1), line(2));
         let at_once = S::STEPS.next_multiple_of(streams);
         let mut i = 0;
         // SAFETY: the caller's.
@@ -355,11 +403,15 @@ impl<T: Weight> Operands<T> {
             while i + at_once <= self.k {
                 for j in 0..at_once {
                     let at = len / streams * (j % streams) + (i / streams + j / streams) * step;
-                    s.prefetch::<SECOND>(first.wrapping_add(at).cast());
-                    if second > 0 {
-                        s.prefetch::<SECOND>(first.wrapping_add(at + second).cast());
+                    let at = first.wrapping_add(at);
+                    s.prefetch::<SECOND>(at);
+                    if panel_width::<S>() * size_of::<T>() > LINE {
+                        s.prefetch::<SECOND>(at.wrapping_add(second));
                     }
-                    self.step(s, i + j, sums);
+                    if panel_width::<S>() * size_of::<T>() > 2 * LINE {
+                        s.prefetch::<SECOND>(at.wrapping_add(third));
+                    }
+                    self.step(s, i + j, common, sums);
                 }
                 i += at_once;
             }
@@ -369,12 +421,17 @@ impl<T: Weight> Operands<T> {
 
     /// One step of k.
     #[inline(always)]
-    unsafe fn step<S: Simd, const R: usize, const P: usize>(&self, s: S, i: usize, sums: &mut Sums<S, R, P>) {
+    unsafe fn step<S: Simd, const R: usize, const P: usize>(
+        &self,
+        s: S,
+        i: usize,
+        common: &[T::Panel<S>; P],
+        sums: &mut Sums<S, R, P>,
+    ) {
         // SAFETY: the caller's.
         unsafe {
             for p in 0..P {
-                let w = self.b.add(p * self.b_step + i * panel_width::<S>());
-                let w = [T::load(s, w), T::load(s, w.add(S::LANES))];
+                let w = T::load(s, common[p], self.b.add(p * self.b_step + i * panel_width::<S>()));
                 for r in 0..R {
                     let x = T::splat(s, *self.a.add(r * self.a_step + i));
                     sums[p][r][0] = T::fma(s, w[0], x, sums[p][r][0]);
@@ -409,11 +466,32 @@ impl<T: Weight> Kernel for Block<'_, T> {
     unsafe fn run<S: Simd>(self, s: S) {
         // SAFETY: panels and rows lie inside of the matrices.
         unsafe {
-            match self.rows.len() {
-                1 if panels_of_a_row(s, size_of::<T>()) > 1 => self.narrow::<S, PANELS_OF_A_ROW>(s),
-                _ => self.wide(s),
+            match (self.rows.len(), panels_of_a_row::<S, T>(s)) {
+                (1, Some(1)) => self.narrow::<S, 1>(s),
+                (1, Some(_)) => self.narrow::<S, PANELS_OF_A_ROW>(s),
+                _ if self.is_widened() => s.run(Widened(self)),
+                _ => self.wide(s, None),
             }
         }
+    }
+}
+
+/// Numbers of a panel in float32, for a part of k: `[k][two vectors]`.
+type Numbers = MaybeUninit<[f32; K_BLOCK * MAX_WIDTH]>;
+
+/// A block with several tiles, whose weights are widened once for all of them.
+struct Widened<'a, T: Weight>(Block<'a, T>);
+
+impl<T: Weight> Kernel for Widened<'_, T> {
+    type Output = ();
+
+    /// # Safety
+    /// As those of blocks.
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self, s: S) {
+        let mut numbers = Numbers::uninit();
+        // SAFETY: the caller's; a part of k has at most `K_BLOCK` numbers for each output.
+        unsafe { self.0.wide(s, Some(numbers.as_mut_ptr().cast())) };
     }
 }
 
@@ -426,17 +504,20 @@ impl<T: Weight> Block<'_, T> {
     unsafe fn narrow<S: Simd, const P: usize>(&self, s: S) {
         let Task { x, weights, .. } = self.task;
         let (k, width) = (weights.k, panel_width::<S>());
+        let (b_step, room) = (k * width, T::behind(k * width));
         let mut panel = self.panels.start;
         // SAFETY: whole groups of panels, then single ones, all inside of the range.
         unsafe {
             let a = x.as_ptr().add(self.rows.start * k);
             while panel + P <= self.panels.end {
-                let b = weights.data.as_ptr().add(panel * k * width);
+                let b = weights.data.as_ptr().add(panel * b_step);
+                let behind = weights.behind(panel, width);
                 let mut acc = [[[s.splat(0.0); 2]; 1]; P];
-                let operands = Operands { a, a_step: k, b, b_step: k * width, k, ahead: None };
+                let operands = Operands { a, a_step: k, b, b_step, behind, k, ahead: None };
                 operands.multiply::<S, 1, P>(s, &mut acc);
                 for p in 0..P {
-                    self.task.store.tile::<S, 1>(s, panel + p, self.rows.start, &acc[p]);
+                    let rest = T::rest(behind.wrapping_add(p * room), room, a, k);
+                    self.task.store.tile::<S, 1>(s, panel + p, self.rows.start, &acc[p], rest);
                 }
                 panel += P;
             }
@@ -447,13 +528,21 @@ impl<T: Weight> Block<'_, T> {
         }
     }
 
-    /// More rows: tiles of about equal height. If there are several, k goes in blocks, and sums are kept aside between them.
+    /// Whether weights are widened once for all tiles.
     #[inline(always)]
-    unsafe fn wide<S: Simd>(&self, s: S) {
-        let k = self.task.weights.k;
+    fn is_widened(&self) -> bool {
+        T::WIDENED_ONCE && self.rows.len() >= WIDENED_ROWS
+    }
+
+    /// More rows: tiles of about equal height. If there are several, k goes in blocks, and sums are kept aside between them; weights are
+    /// then widened into `numbers`, if there are any.
+    #[inline(always)]
+    unsafe fn wide<S: Simd>(&self, s: S, numbers: Option<*mut f32>) {
+        let (k, width) = (self.task.weights.k, panel_width::<S>());
         let mut scratch = Scratch::uninit();
         let tiles = self.rows.len().div_ceil(S::TILE_ROWS);
-        let k_block = if tiles == 1 { k } else { k.div_ceil(k.div_ceil(K_BLOCK).max(1)) };
+        let most = K_BLOCK / inputs_of::<T>();
+        let k_block = if tiles == 1 { k } else { k.div_ceil(k.div_ceil(most).max(1)) };
         // SAFETY: tiles lie inside of the rows, and the scratch has room for a block of rows.
         unsafe {
             for panel in self.panels.clone() {
@@ -461,11 +550,19 @@ impl<T: Weight> Block<'_, T> {
                 // Without inputs there is one part as well, in which only what follows the product happens.
                 loop {
                     let inputs = from..(from + k_block).min(k);
-                    for tile in 0..tiles {
-                        let rows = part(&self.rows, tile, tiles);
-                        self.tile(s, panel, rows, inputs.clone(), tile, tiles, &mut scratch);
-                    }
                     from = inputs.end;
+                    let b = self.task.weights.data.as_ptr().add((panel * k + inputs.start) * width);
+                    match numbers {
+                        Some(numbers) => {
+                            let common = T::panel(s, self.task.weights.behind(panel, width));
+                            for i in 0..inputs.len() {
+                                let to = numbers.add(i * inputs_of::<T>() * width);
+                                T::widen(s, T::load(s, common, b.add(i * width)), to);
+                            }
+                            self.tiles::<S, f32>(s, panel, inputs, tiles, numbers, &mut scratch);
+                        }
+                        None => self.tiles::<S, T>(s, panel, inputs, tiles, b, &mut scratch),
+                    }
                     if from == k {
                         break;
                     }
@@ -474,73 +571,109 @@ impl<T: Weight> Block<'_, T> {
         }
     }
 
-    /// Tile `tile` of `tiles`, over a part of k. Sums go on from what the scratch holds and are put back
-    /// until k is complete.
+    /// All tiles, over a part of k, with its weights as they are kept or widened.
     #[inline(always)]
-    #[allow(clippy::too_many_arguments)]
-    unsafe fn tile<S: Simd>(
+    unsafe fn tiles<S: Simd, U: Weight>(
+        &self,
+        s: S,
+        panel: usize,
+        part_of_k: Range<usize>,
+        tiles: usize,
+        b: *const U,
+        scratch: &mut Scratch,
+    ) {
+        let Task { x, weights, .. } = self.task;
+        let widened = inputs_of::<T>() / inputs_of::<U>();
+        let (k, first, len) = (weights.k * widened, part_of_k.start * widened, part_of_k.len() * widened);
+        let behind = weights.behind(panel, panel_width::<S>()).cast();
+        for tile in 0..tiles {
+            let rows = part(&self.rows, tile, tiles);
+            let ahead = self.ahead::<S, U>(s, panel, part_of_k.clone(), tile, tiles);
+            // SAFETY: row, panel and the part of k lie inside of the matrices.
+            unsafe {
+                let a = x.as_ptr().cast::<U::X>().add(rows.start * k + first);
+                let operands = Operands { a, a_step: k, b, b_step: 0, behind, k: len, ahead };
+                self.tile(s, panel, rows, part_of_k.clone(), operands, scratch);
+            }
+        }
+    }
+
+    /// What tile `tile` of `tiles` fetches ahead.
+    #[inline(always)]
+    fn ahead<S: Simd, U: Weight>(
+        &self,
+        s: S,
+        panel: usize,
+        part: Range<usize>,
+        tile: usize,
+        tiles: usize,
+    ) -> Option<Ahead> {
+        let (weights, width) = (self.task.weights, panel_width::<S>());
+        let b = weights.data.as_ptr().wrapping_add((panel * weights.k + part.start) * width).cast::<u8>();
+        let step = width * size_of::<T>();
+        let len = part.len() * step;
+        let step = step / (inputs_of::<T>() / inputs_of::<U>());
+        let behind = |bytes, share, shares| Ahead { first: b.wrapping_add(bytes), len, step, share, shares };
+        match s.fetch() {
+            // A tile by itself runs through the panel at the speed of memory.
+            Fetch::Near(inputs) if tiles == 1 => Some(behind(inputs / inputs_of::<U>() * step, 0, 1)),
+            // Where a step takes two lines, each of the first two tiles fetches one, of the part behind this: the first by itself
+            // would want them faster than memory has them for several threads. Other tiles find them in the second cache.
+            Fetch::Second(_) if tiles > 1 && step > LINE => (tile < 2).then(|| behind(len, tile, 2)),
+            // What is widened before is all needed at once.
+            Fetch::Second(_) if self.is_widened() => (tile == 0).then(|| behind(len, 0, 1)),
+            Fetch::Second(bytes) => (tile == 0).then(|| behind(bytes, 0, 1)),
+            // While this part of the panel is used, the next one, which lies behind it, is fetched: a share by each tile.
+            _ => Some(behind(len, tile, tiles)),
+        }
+    }
+
+    /// A tile, over a part of k. Sums go on from what the scratch holds and are put back until k is complete.
+    #[inline(always)]
+    unsafe fn tile<S: Simd, U: Weight>(
         &self,
         s: S,
         panel: usize,
         rows: Range<usize>,
         part: Range<usize>,
-        tile: usize,
-        tiles: usize,
+        operands: Operands<U>,
         scratch: &mut Scratch,
     ) {
-        let width = panel_width::<S>();
-        let b =
-            self.task.weights.data.as_ptr().wrapping_add((panel * self.task.weights.k + part.start) * width);
-        let len = part.len() * width;
-        let behind = |elements, share, shares| Ahead { first: b.wrapping_add(elements), len, share, shares };
-        let ahead = match s.fetch() {
-            // A tile by itself runs through the panel at the speed of memory.
-            Fetch::Near(steps) if tiles == 1 => Some(behind(steps * width, 0, 1)),
-            // Where a step takes two lines, each of the first two tiles fetches one, of the part behind this: the first by itself
-            // would want them faster than memory has them for several threads. Other tiles find them in the second cache.
-            Fetch::Second(_) if tiles > 1 && width * size_of::<T>() > LINE => {
-                (tile < 2).then(|| behind(len, tile, 2))
-            }
-            Fetch::Second(bytes) => (tile == 0).then(|| behind(bytes / size_of::<T>(), 0, 1)),
-            // While this part of the panel is used, the next one, which lies behind it, is fetched: a share by each tile.
-            _ => Some(behind(len, tile, tiles)),
-        };
+        let row = rows.start;
         // SAFETY: the caller's.
         unsafe {
             match rows.len() {
-                1 => self.tile_of::<S, 1>(s, panel, rows.start, part, ahead, scratch),
-                2 => self.tile_of::<S, 2>(s, panel, rows.start, part, ahead, scratch),
-                3 => self.tile_of::<S, 3>(s, panel, rows.start, part, ahead, scratch),
-                4 => self.tile_of::<S, 4>(s, panel, rows.start, part, ahead, scratch),
-                5 => self.tile_of::<S, 5>(s, panel, rows.start, part, ahead, scratch),
-                6 => self.tile_of::<S, 6>(s, panel, rows.start, part, ahead, scratch),
-                7 if S::TILE_ROWS > 6 => self.tile_of::<S, 7>(s, panel, rows.start, part, ahead, scratch),
-                8 if S::TILE_ROWS > 6 => self.tile_of::<S, 8>(s, panel, rows.start, part, ahead, scratch),
-                9 if S::TILE_ROWS > 6 => self.tile_of::<S, 9>(s, panel, rows.start, part, ahead, scratch),
-                10 if S::TILE_ROWS > 6 => self.tile_of::<S, 10>(s, panel, rows.start, part, ahead, scratch),
-                11 if S::TILE_ROWS > 6 => self.tile_of::<S, 11>(s, panel, rows.start, part, ahead, scratch),
-                _ if S::TILE_ROWS > 6 => self.tile_of::<S, 12>(s, panel, rows.start, part, ahead, scratch),
+                1 => self.tile_of::<S, U, 1>(s, panel, row, part, operands, scratch),
+                2 => self.tile_of::<S, U, 2>(s, panel, row, part, operands, scratch),
+                3 => self.tile_of::<S, U, 3>(s, panel, row, part, operands, scratch),
+                4 => self.tile_of::<S, U, 4>(s, panel, row, part, operands, scratch),
+                5 => self.tile_of::<S, U, 5>(s, panel, row, part, operands, scratch),
+                6 => self.tile_of::<S, U, 6>(s, panel, row, part, operands, scratch),
+                7 if S::TILE_ROWS > 6 => self.tile_of::<S, U, 7>(s, panel, row, part, operands, scratch),
+                8 if S::TILE_ROWS > 6 => self.tile_of::<S, U, 8>(s, panel, row, part, operands, scratch),
+                9 if S::TILE_ROWS > 6 => self.tile_of::<S, U, 9>(s, panel, row, part, operands, scratch),
+                10 if S::TILE_ROWS > 6 => self.tile_of::<S, U, 10>(s, panel, row, part, operands, scratch),
+                11 if S::TILE_ROWS > 6 => self.tile_of::<S, U, 11>(s, panel, row, part, operands, scratch),
+                _ if S::TILE_ROWS > 6 => self.tile_of::<S, U, 12>(s, panel, row, part, operands, scratch),
                 n => unreachable!("a tile of {n} rows"),
             }
         }
     }
 
     #[inline(always)]
-    unsafe fn tile_of<S: Simd, const R: usize>(
+    unsafe fn tile_of<S: Simd, U: Weight, const R: usize>(
         &self,
         s: S,
         panel: usize,
         row: usize,
         part: Range<usize>,
-        ahead: Option<Ahead<T>>,
+        operands: Operands<U>,
         scratch: &mut Scratch,
     ) {
         let Task { x, weights, .. } = self.task;
         let (k, width) = (weights.k, panel_width::<S>());
         // SAFETY: row + R rows, the panel and the part of k lie inside of the matrices.
         unsafe {
-            let a = x.as_ptr().add(row * k + part.start);
-            let b = weights.data.as_ptr().add((panel * k + part.start) * width);
             let kept = scratch.as_mut_ptr().cast::<f32>().add((row - self.rows.start) * width);
             let mut acc = [[[s.splat(0.0); 2]; R]; 1];
             if part.start > 0 {
@@ -548,10 +681,11 @@ impl<T: Weight> Block<'_, T> {
                     acc[0][r] = [s.load(kept.add(r * width)), s.load(kept.add(r * width + S::LANES))];
                 }
             }
-            let operands = Operands { a, a_step: k, b, b_step: 0, k: part.len(), ahead };
             operands.multiply::<S, R, 1>(s, &mut acc);
             if part.end == k {
-                self.task.store.tile::<S, R>(s, panel, row, &acc[0]);
+                let behind = weights.behind(panel, width);
+                let rest = T::rest(behind, T::behind(k * width), x.as_ptr().add(row * k), k);
+                self.task.store.tile::<S, R>(s, panel, row, &acc[0], rest);
                 return;
             }
             for r in 0..R {

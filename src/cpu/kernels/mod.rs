@@ -10,6 +10,7 @@ pub mod attention;
 #[cfg(feature = "openblas")]
 pub mod blas;
 pub mod causal_conv;
+pub mod coded;
 pub mod distances;
 pub mod fill;
 pub mod math;

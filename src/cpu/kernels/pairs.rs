@@ -10,10 +10,18 @@ use crate::tensor::Tensor;
 impl Weight for Pair {
     type X = Pair;
     type Vector<S: Simd> = S::W;
+    type Panel<S: Simd> = ();
+    const WIDENED_ONCE: bool = false;
     #[inline(always)]
-    unsafe fn load<S: Simd>(s: S, p: *const Self) -> S::W {
+    unsafe fn panel<S: Simd>(_: S, _: *const Self) {}
+    #[inline(always)]
+    unsafe fn load<S: Simd>(s: S, (): (), p: *const Self) -> [S::W; 2] {
         // SAFETY: the caller's.
-        unsafe { s.load_bytes(p.cast()) }
+        unsafe { [s.load_bytes(p.cast()), s.load_bytes(p.add(S::LANES).cast())] }
+    }
+    #[inline(always)]
+    unsafe fn widen<S: Simd>(_: S, _: [S::W; 2], _: *mut f32) {
+        unreachable!("pairs are multiplied as they are")
     }
     #[inline(always)]
     unsafe fn splat<S: Simd>(s: S, x: Pair) -> S::W {

@@ -550,7 +550,7 @@ impl Tiles<'_> {
             for r in 0..R {
                 acc[r] = [s.load(totals[r][0].as_ptr()), s.load(totals[r][1].as_ptr())];
             }
-            self.store.tile::<S, R>(s, panel, row, &acc);
+            self.store.tile::<S, R>(s, panel, row, &acc, None);
         }
     }
 }

@@ -1,6 +1,7 @@
 //! Vectors of float32 behind one trait. A CPU feature is a token that only its own detection can make, so a kernel cannot be
 //! run without the feature it needs.
 
+use super::coded::RestProducts;
 use crate::backend::Pair;
 
 /// A kernel, written once for all vector types.
@@ -74,6 +75,9 @@ pub trait Simd: Copy + Send + Sync + 'static {
 
     /// Whether products of two neighbours of a group are added up in 16 bits on the way.
     const PAIRED: bool = false;
+
+    /// Whether weights in bfloat16 are kept in 12 bits, for which there must be [`Simd::load_coded`].
+    const CODED: bool = false;
 
     /// Runs a kernel with the features turned on.
     unsafe fn run<K: Kernel>(self, kernel: K) -> K::Output;
@@ -157,6 +161,16 @@ pub trait Simd: Copy + Send + Sync + 'static {
     unsafe fn nibbles<const J: u32>(self, x: Self::W) -> Self::W;
     /// The lower and the upper 16 bits of each 32 as bfloat16 numbers.
     unsafe fn halves(self, x: Self::W) -> [Self::V; 2];
+    /// 16 bytes, as often as there is room for them.
+    #[inline(always)]
+    unsafe fn load_table(self, _: *const u8) -> Self::W {
+        unreachable!("{} has no coded weights", std::any::type_name::<Self>())
+    }
+    /// Two vectors of [`CodedFour`](super::coded::CodedFour), whose upper bytes are in the table: each as one of float32 for each input.
+    #[inline(always)]
+    unsafe fn load_coded(self, _: Self::W, _: *const u8) -> [[Self::V; 4]; 2] {
+        unreachable!("{} has no coded weights", std::any::type_name::<Self>())
+    }
     /// Stores two vectors as bfloat16, rounded to the nearest, ties to even. What is too small for a normal number may become 0.
     #[inline(always)]
     unsafe fn store_bf16(self, p: *mut Pair, v: [Self::V; 2]) {
@@ -281,7 +295,29 @@ pub trait Weight: Copy + Send + Sync + 'static {
     type X: Copy + Send + Sync + 'static;
     /// As many as a vector has.
     type Vector<S: Simd>: Copy;
-    unsafe fn load<S: Simd>(s: S, p: *const Self) -> Self::Vector<S>;
+    /// What weights of a panel have in common.
+    type Panel<S: Simd>: Copy;
+    /// Whether to make float32 of them takes so long that it is done once for several tiles.
+    const WIDENED_ONCE: bool;
+    /// Elements that follow for a panel of so many, behind all of them.
+    fn behind(_elements: usize) -> usize {
+        0
+    }
+    unsafe fn panel<S: Simd>(s: S, behind: *const Self) -> Self::Panel<S>;
+    /// What has to be added to the sums of a panel, for rows of `k` elements, if so many elements follow for it.
+    #[inline(always)]
+    unsafe fn rest(
+        _behind: *const Self,
+        _room: usize,
+        _x: *const Self::X,
+        _k: usize,
+    ) -> Option<RestProducts> {
+        None
+    }
+    /// The two vectors of a step of k.
+    unsafe fn load<S: Simd>(s: S, panel: Self::Panel<S>, p: *const Self) -> [Self::Vector<S>; 2];
+    /// Stores the two vectors of a step of k as float32, one step after another, if they are [`Weight::WIDENED_ONCE`].
+    unsafe fn widen<S: Simd>(s: S, w: [Self::Vector<S>; 2], to: *mut f32);
     unsafe fn splat<S: Simd>(s: S, x: Self::X) -> Self::Vector<S>;
     /// `w * x + sum`.
     unsafe fn fma<S: Simd>(s: S, w: Self::Vector<S>, x: Self::Vector<S>, sum: S::V) -> S::V;
@@ -289,14 +325,26 @@ pub trait Weight: Copy + Send + Sync + 'static {
 
 /// Numbers that are widened to float32 before they are multiplied.
 macro_rules! widened {
-    ($Type:ty, $load:ident) => {
+    ($Type:ty, $load:ident, once: $once:literal) => {
         impl Weight for $Type {
             type X = f32;
             type Vector<S: Simd> = S::V;
+            type Panel<S: Simd> = ();
+            const WIDENED_ONCE: bool = $once;
             #[inline(always)]
-            unsafe fn load<S: Simd>(s: S, p: *const Self) -> S::V {
+            unsafe fn panel<S: Simd>(_: S, _: *const Self) {}
+            #[inline(always)]
+            unsafe fn load<S: Simd>(s: S, (): (), p: *const Self) -> [S::V; 2] {
                 // SAFETY: the caller's; the 16-bit types are transparent u16.
-                unsafe { s.$load(p.cast()) }
+                unsafe { [s.$load(p.cast()), s.$load(p.add(S::LANES).cast())] }
+            }
+            #[inline(always)]
+            unsafe fn widen<S: Simd>(s: S, w: [S::V; 2], to: *mut f32) {
+                // SAFETY: the caller's.
+                unsafe {
+                    s.store(to, w[0]);
+                    s.store(to.add(S::LANES), w[1]);
+                }
             }
             #[inline(always)]
             unsafe fn splat<S: Simd>(s: S, x: f32) -> S::V {
@@ -312,9 +360,9 @@ macro_rules! widened {
     };
 }
 
-widened!(f32, load);
-widened!(half::f16, load_f16);
-widened!(half::bf16, load_bf16);
+widened!(f32, load, once: false);
+widened!(half::f16, load_f16, once: true);
+widened!(half::bf16, load_bf16, once: false);
 
 /// Plain arrays: what every machine has. Products and sums are rounded separately.
 #[derive(Clone, Copy, Debug)]

@@ -340,6 +340,7 @@ impl<const VNNI: bool, const BF16: bool> Simd for Avx512<VNNI, BF16> {
     const STEPS: usize = 1;
     const GROUP: usize = if VNNI { 4 } else { 2 };
     const SIGNED: bool = !VNNI;
+    const CODED: bool = true;
 
     #[inline(always)]
     fn fetch(self) -> Fetch {
@@ -477,6 +478,26 @@ impl<const VNNI: bool, const BF16: bool> Simd for Avx512<VNNI, BF16> {
                 return _mm512_dpbusd_epi32(sum, w, x);
             }
             _mm512_add_epi32(sum, _mm512_madd_epi16(w, x))
+        }
+    }
+    #[inline(always)]
+    unsafe fn load_table(self, p: *const u8) -> Self::W {
+        unsafe { _mm512_broadcast_i32x4(_mm_loadu_si128(p.cast())) }
+    }
+    #[inline(always)]
+    unsafe fn load_coded(self, table: Self::W, p: *const u8) -> [[Self::V; 4]; 2] {
+        unsafe {
+            let (places, mask) = (self.load_bytes(p), _mm512_set1_epi8(15));
+            let places = [places, _mm512_srli_epi16::<4>(places)];
+            let mut numbers = [[self.splat(0.0); 4]; 2];
+            for half in 0..2 {
+                let upper = _mm512_shuffle_epi8(table, _mm512_and_si512(places[half], mask));
+                let lower = self.load_bytes(p.add(4 * (half + 1) * Self::LANES));
+                let [first, second] = self.halves(_mm512_unpacklo_epi8(lower, upper));
+                let [third, fourth] = self.halves(_mm512_unpackhi_epi8(lower, upper));
+                numbers[half] = [first, second, third, fourth];
+            }
+            numbers
         }
     }
     #[inline(always)]
