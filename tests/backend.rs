@@ -5,7 +5,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use smelt::backend::{
     Activation, AttentionParams, Backend, CausalConv, Compute, DistanceVectors, Epilogue, HeadScan, KvCache,
-    Layout, LinearPart, Norm, PositionBias, Reach, Rotation, Scan, Span, WeightType,
+    Layout, Linear, LinearPart, Norm, PositionBias, Reach, Rotation, Scan, Span, WeightType,
 };
 use smelt::cpu::{Cpu, SimdLevel};
 use smelt::reference::Reference;
@@ -282,14 +282,22 @@ fn a_row_of_a_product_has_the_same_bits_alone_and_on_any_number_of_threads() {
     }
 }
 
-/// Weights of all kinds, of which too many for one table of exponents, or `few`, are far from the others.
+/// Weights of all kinds, of which a third or a `few` are far from the others.
 fn uneven(random: &mut Random, outputs: usize, inputs: usize, few: bool) -> Vec<f32> {
     let far = [0.0, -0.0, 1e-40, -1e-38, 3e-20, -7e-6, 1e-4, -300.0, 2e30, -3e38];
-    let mut weight = |i: usize| {
-        let near = 0.02 * random.next();
-        if if few { i % 997 == 5 } else { i % 3 == 1 } { far[i / 7 % far.len()] * (1.0 + near) } else { near }
-    };
-    (0..outputs * inputs).map(&mut weight).collect()
+    let near = random.vec(outputs * inputs).into_iter().map(|x| 0.02 * x);
+    let is_far = |i: usize| if few { i % 997 == 5 } else { i % 3 == 1 };
+    let weight = |(i, near)| if is_far(i) { far[i / 7 % far.len()] * (1.0 + near) } else { near };
+    near.enumerate().map(weight).collect()
+}
+
+/// The weights of some inputs: of each what comes out if it is one, and all others zero.
+fn weights_of(linear: &dyn Linear, inputs: Range<usize>) -> Tensor {
+    let mut x = Tensor::zeros(inputs.len(), linear.inputs());
+    let mut out = Tensor::zeros(inputs.len(), linear.outputs());
+    inputs.enumerate().for_each(|(row, input)| x.row_mut(row)[input] = 1.0);
+    linear.apply(&x, &Epilogue::default(), &mut out);
+    out
 }
 
 #[test]
@@ -302,22 +310,17 @@ fn weights_in_bfloat16_are_what_they_are_rounded_to() {
                 let weight = Array::from_f32(vec![outputs, inputs], &numbers);
                 let parts = [LinearPart { weight: &weight, layout: Layout::OutIn, outputs: None }];
                 let linear = cpu(level, 2).linear(&parts, WeightType::Bf16);
-                // One row for each input that is a one there: what comes out is its weights.
-                for inputs_at_once in [1, 5, 13, 40, 200] {
-                    for first in (0..inputs).step_by(inputs_at_once * if inputs > 1000 { 29 } else { 1 }) {
-                        let some = first..inputs.min(first + inputs_at_once);
-                        let mut x = Tensor::zeros(some.len(), inputs);
-                        some.clone().enumerate().for_each(|(row, input)| x.row_mut(row)[input] = 1.0);
-                        let mut out = Tensor::zeros(some.len(), outputs);
-                        linear.apply(&x, &Epilogue::default(), &mut out);
-                        for (row, input) in some.enumerate() {
-                            for (output, found) in out.row(row).iter().enumerate() {
-                                let weight = half::bf16::from_f32(numbers[output * inputs + input]).to_f32();
-                                assert!(
-                                    *found == weight,
-                                    "{level:?} [{input}, {output}]: {found} for {weight}"
-                                );
-                            }
+                for rows in [1, 5, 13, 40, 200] {
+                    for first in (0..inputs).step_by(rows * if inputs > 1000 { 29 } else { 1 }) {
+                        let some = first..inputs.min(first + rows);
+                        let found = weights_of(&*linear, some.clone());
+                        for (input, found) in some.zip(found.data().chunks(outputs)) {
+                            let stored = numbers[input..].iter().step_by(inputs);
+                            let expected = stored.map(|x| half::bf16::from_f32(*x).to_f32());
+                            assert!(
+                                found.iter().copied().eq(expected),
+                                "{level:?}, input {input} of {inputs}"
+                            );
                         }
                     }
                 }

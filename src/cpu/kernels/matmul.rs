@@ -613,18 +613,18 @@ impl<T: Weight> Block<'_, T> {
         let step = width * size_of::<T>();
         let len = part.len() * step;
         let step = step / (inputs_of::<T>() / inputs_of::<U>());
-        let behind = |bytes, share, shares| Ahead { first: b.wrapping_add(bytes), len, step, share, shares };
+        let at = |bytes, share, shares| Ahead { first: b.wrapping_add(bytes), len, step, share, shares };
         match s.fetch() {
             // A tile by itself runs through the panel at the speed of memory.
-            Fetch::Near(inputs) if tiles == 1 => Some(behind(inputs / inputs_of::<U>() * step, 0, 1)),
+            Fetch::Near(inputs) if tiles == 1 => Some(at(inputs / inputs_of::<U>() * step, 0, 1)),
             // Where a step takes two lines, each of the first two tiles fetches one, of the part behind this: the first by itself
             // would want them faster than memory has them for several threads. Other tiles find them in the second cache.
-            Fetch::Second(_) if tiles > 1 && step > LINE => (tile < 2).then(|| behind(len, tile, 2)),
+            Fetch::Second(_) if tiles > 1 && step > LINE => (tile < 2).then(|| at(len, tile, 2)),
             // What is widened before is all needed at once.
-            Fetch::Second(_) if self.is_widened() => (tile == 0).then(|| behind(len, 0, 1)),
-            Fetch::Second(bytes) => (tile == 0).then(|| behind(bytes, 0, 1)),
+            Fetch::Second(_) if self.is_widened() => (tile == 0).then(|| at(len, 0, 1)),
+            Fetch::Second(bytes) => (tile == 0).then(|| at(bytes, 0, 1)),
             // While this part of the panel is used, the next one, which lies behind it, is fetched: a share by each tile.
-            _ => Some(behind(len, tile, tiles)),
+            _ => Some(at(len, tile, tiles)),
         }
     }
 
