@@ -21,7 +21,7 @@ use crate::tensor::{Spare, at_least};
 pub const PACKING: u32 = 2;
 
 /// What panels consist of.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug)]
 pub enum Format {
     F32,
     F16,

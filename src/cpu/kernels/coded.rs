@@ -70,12 +70,7 @@ impl CodedFour {
 }
 
 impl Rest {
-    fn to_bytes(input: usize, lane: usize, width: usize, weight: u16) -> [u8; BYTES] {
-        let [a, b, c, d] = ((input * width + lane) as u32).to_le_bytes();
-        let [e, f] = weight.to_le_bytes();
-        [a, b, c, d, e, f]
-    }
-
+    /// As [`Apart::list`] has written it.
     fn of(CodedFour([a, b, c, d, e, f]): CodedFour, width: usize) -> Rest {
         let place = u32::from_le_bytes([a, b, c, d]) as usize;
         let weight = f32::from_bits(u32::from(u16::from_le_bytes([e, f])) << 16);
@@ -122,7 +117,8 @@ impl Weight for CodedFour {
         unsafe { s.load_table(behind.cast()) }
     }
     #[inline(always)]
-    unsafe fn rest(behind: *const Self, room: usize, x: *const Self::X, k: usize) -> Option<RestProducts> {
+    unsafe fn rest<S: Simd>(behind: *const Self, x: *const Self::X, k: usize) -> Option<RestProducts> {
+        let room = Self::behind(k * panel_width::<S>());
         // SAFETY: the caller's; the number follows the table.
         let len = unsafe { u32::from_le_bytes(*behind.cast::<u8>().add(TABLE).cast()) } as usize;
         let first = behind.wrapping_add(HEAD);
@@ -210,7 +206,7 @@ impl CodePanel<'_> {
     fn code<S: Simd>(&mut self, first: u32) -> bool {
         let (CodePanel { panel, bytes, behind }, width) = (self, panel_width::<S>());
         let (head, room) = behind.split_at_mut(HEAD * BYTES);
-        let mut rest = 0;
+        let mut apart = Apart { room, len: 0, width };
         for (i, to) in bytes.chunks_exact_mut(width * BYTES).enumerate() {
             let (places, lower) = to.split_at_mut(4 * S::LANES);
             for half in 0..2 {
@@ -227,13 +223,10 @@ impl CodePanel<'_> {
                         fits &= even.fits & odd.fits;
                     }
                     if !fits {
-                        for (j, x) in even.iter().chain(odd).enumerate() {
-                            if !Code::of(*x, first).fits {
-                                let (input, lane) = (input + j / S::LANES, lane + j % S::LANES);
-                                let place = rest * BYTES..(rest + 1) * BYTES;
-                                let Some(to) = room.get_mut(place) else { return false };
-                                to.copy_from_slice(&Rest::to_bytes(input, lane, width, rounded(*x) as u16));
-                                rest += 1;
+                        let both = even.iter().chain(odd).enumerate();
+                        for (j, x) in both.filter(|(_, x)| !Code::of(**x, first).fits) {
+                            if !apart.list(input + j / S::LANES, lane + j % S::LANES, *x) {
+                                return false;
                             }
                         }
                     }
@@ -259,13 +252,33 @@ impl CodePanel<'_> {
             let sign = if is_negative { 0x80 } else { 0 };
             *upper = if two == 0 { sign } else { sign | (first as u8 + two as u8 - 1) };
         }
-        head[TABLE..][..4].copy_from_slice(&(rest as u32).to_le_bytes());
+        head[TABLE..][..4].copy_from_slice(&(apart.len as u32).to_le_bytes());
         true
     }
 }
 
 // SAFETY: no pointers.
 unsafe impl Checked for CodePanel<'_> {}
+
+/// Weights of a panel of so many outputs that stand apart.
+struct Apart<'a> {
+    room: &'a mut [u8],
+    len: usize,
+    width: usize,
+}
+
+impl Apart<'_> {
+    /// Lists one more; gives whether there is room for it.
+    fn list(&mut self, input: usize, lane: usize, weight: f32) -> bool {
+        let place = self.len * BYTES..(self.len + 1) * BYTES;
+        let Some(to) = self.room.get_mut(place) else { return false };
+        let (at, bits) = to.split_at_mut(4);
+        at.copy_from_slice(&((input * self.width + lane) as u32).to_le_bytes());
+        bits.copy_from_slice(&(rounded(weight) as u16).to_le_bytes());
+        self.len += 1;
+        true
+    }
+}
 
 /// A weight in its panel.
 struct Code {

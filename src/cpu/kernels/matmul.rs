@@ -504,7 +504,7 @@ impl<T: Weight> Block<'_, T> {
     unsafe fn narrow<S: Simd, const P: usize>(&self, s: S) {
         let Task { x, weights, .. } = self.task;
         let (k, width) = (weights.k, panel_width::<S>());
-        let (b_step, room) = (k * width, T::behind(k * width));
+        let b_step = k * width;
         let mut panel = self.panels.start;
         // SAFETY: whole groups of panels, then single ones, all inside of the range.
         unsafe {
@@ -516,7 +516,7 @@ impl<T: Weight> Block<'_, T> {
                 let operands = Operands { a, a_step: k, b, b_step, behind, k, ahead: None };
                 operands.multiply::<S, 1, P>(s, &mut acc);
                 for p in 0..P {
-                    let rest = T::rest(behind.wrapping_add(p * room), room, a, k);
+                    let rest = T::rest::<S>(weights.behind(panel + p, width), a, k);
                     self.task.store.tile::<S, 1>(s, panel + p, self.rows.start, &acc[p], rest);
                 }
                 panel += P;
@@ -684,7 +684,7 @@ impl<T: Weight> Block<'_, T> {
             operands.multiply::<S, R, 1>(s, &mut acc);
             if part.end == k {
                 let behind = weights.behind(panel, width);
-                let rest = T::rest(behind, T::behind(k * width), x.as_ptr().add(row * k), k);
+                let rest = T::rest::<S>(behind, x.as_ptr().add(row * k), k);
                 self.task.store.tile::<S, R>(s, panel, row, &acc[0], rest);
                 return;
             }

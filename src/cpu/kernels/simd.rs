@@ -304,14 +304,9 @@ pub trait Weight: Copy + Send + Sync + 'static {
         0
     }
     unsafe fn panel<S: Simd>(s: S, behind: *const Self) -> Self::Panel<S>;
-    /// What has to be added to the sums of a panel, for rows of `k` elements, if so many elements follow for it.
+    /// What has to be added to the sums of a panel, for rows of `k` elements.
     #[inline(always)]
-    unsafe fn rest(
-        _behind: *const Self,
-        _room: usize,
-        _x: *const Self::X,
-        _k: usize,
-    ) -> Option<RestProducts> {
+    unsafe fn rest<S: Simd>(_behind: *const Self, _x: *const Self::X, _k: usize) -> Option<RestProducts> {
         None
     }
     /// The two vectors of a step of k.
