@@ -94,7 +94,12 @@ impl Network {
         }
         let bound = maps.into_iter().zip(biases).zip(&weights);
         parameters.linears = bound
-            .map(|((map, bias), LinearWeights { kept, .. })| BoundLinear { map, bias, kept: *kept })
+            .map(|((map, bias), LinearWeights { kept, .. })| BoundLinear {
+                outputs: map.outputs(),
+                map,
+                bias,
+                kept: *kept,
+            })
             .collect();
         checkpoint.settle();
         Ok(Network { plan, parameters, backend, memory, memory_limit, buffers: Spare::default() })

@@ -35,6 +35,8 @@ pub struct Parameters {
 pub struct BoundLinear {
     /// The product.
     pub map: Box<dyn Linear>,
+    /// Columns of what it gives.
+    pub outputs: usize,
     /// One element per output.
     pub bias: Option<Vec<f32>>,
     /// How its weights are kept.
@@ -383,8 +385,8 @@ impl<'r> Run<'r> {
         mul: Option<&Tensor>,
     ) -> Tensor {
         self.trace_linear(id, x);
-        let BoundLinear { map, bias, .. } = &self.parameters.linears[id.0];
-        let mut out = self.buffers.take(x.rows(), map.outputs());
+        let BoundLinear { map, outputs, bias, .. } = &self.parameters.linears[id.0];
+        let mut out = self.buffers.take(x.rows(), *outputs);
         map.apply(x, &Epilogue { bias: bias.as_deref(), act, mul, accumulate: false }, &mut out);
         out
     }
