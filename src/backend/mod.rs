@@ -124,17 +124,8 @@ pub trait Backend: Send + Sync + fmt::Debug {
         out: &mut Tensor,
     );
 
-    /// Products of heads: `out[r, h * n + j] = x[r, head h] · y[j, head h]` for the `n` rows of `y`, where the heads of `x` are the
-    /// runs of `head_dim` columns from `start` on and those of `y` from column 0 on.
-    fn head_products(
-        &self,
-        x: &Tensor,
-        start: usize,
-        y: &Tensor,
-        heads: usize,
-        head_dim: usize,
-        out: &mut Tensor,
-    );
+    /// Products of rows: `out[i, j] = x[i] · y[j]`.
+    fn products(&self, x: &Tensor, y: &Tensor, out: &mut Tensor);
 
     /// Runs a causal convolution over the rows of each span; `states[i]`, `[kernel - 1, channels]`, has the last inputs before those of
     /// `spans[i]`, zeros before its first row. `out` is `[rows, channels]`.

@@ -336,24 +336,11 @@ impl Backend for Cpu {
         }
     }
 
-    fn head_products(
-        &self,
-        x: &Tensor,
-        start: usize,
-        y: &Tensor,
-        heads: usize,
-        head_dim: usize,
-        out: &mut Tensor,
-    ) {
-        let (n, cols) = (y.rows(), out.cols());
+    fn products(&self, x: &Tensor, y: &Tensor, out: &mut Tensor) {
+        let cols = out.cols();
         let rows = out.data_mut().chunks_mut(cols.max(1)).enumerate();
-        self.engine.pool.run_each(rows, |(r, out)| {
-            for h in 0..heads {
-                let a = &x.row(r)[start + h * head_dim..][..head_dim];
-                for j in 0..n {
-                    out[h * n + j] = dot(a, &y.row(j)[h * head_dim..][..head_dim]);
-                }
-            }
+        self.engine.pool.run_each(rows, |(i, out)| {
+            out.iter_mut().enumerate().for_each(|(j, out)| *out = dot(x.row(i), y.row(j)));
         });
     }
 

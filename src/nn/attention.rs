@@ -5,7 +5,8 @@ use super::fields::{FieldType, NonNegative, Path, Projection, ValueName, fields,
 use super::head_norm::{HeadNorm, PlannedHeadNorm};
 use super::rope::RopeFields;
 use super::run::Run;
-use super::{Block, BlockFields, Built};
+use super::then_linear::{Inner, ThenLinear};
+use super::{BlockFields, Built};
 use crate::backend::{AttentionParams, KvCache, Reach};
 use crate::error::{Error, ErrorKind, Result};
 use crate::spec::{Address, Tree, listed};
@@ -114,7 +115,6 @@ struct Planned {
     rows: Rows,
     stream: Stream,
     source: Source,
-    o: LinearId,
     /// Of the keys and values that outlive a pass.
     cache: Option<CacheId>,
     rope: Option<RopeId>,
@@ -241,7 +241,7 @@ impl BlockFields for Attention {
             Some(path) => Some(b.vector(path, "", heads)?),
             None => None,
         };
-        let o = b.linear(&[("o", &self.o, cols)], q_cols)?;
+        let last = b.linear(&[("o", &self.o, cols)], q_cols)?;
         let rope = match &self.rope {
             Some(rope) => {
                 let rope = rope.plan(b, head_dim, stream, at)?;
@@ -249,8 +249,9 @@ impl BlockFields for Attention {
             }
             None => None,
         };
-        // What a decoder reads stays the same from token to token.
-        let kept = self.causal || (memory.is_some() && matches!(rows, Rows::Tokens(_)));
+        // What a decoder reads stays the same from token to token, unless it is made of these tokens.
+        let stays = |(_, memory_rows, _): (_, Rows, _)| memory_rows.stream() != Some(stream);
+        let kept = self.causal || (memory.is_some_and(stays) && matches!(rows, Rows::Tokens(_)));
         let cache_rows = memory.map_or(rows, |(_, rows, _)| rows);
         let cache = b.cache(CacheUse { kv_heads, k_dim: head_dim, v_dim: head_dim, rows: cache_rows, kept });
         let reach = match (self.causal, self.window) {
@@ -259,11 +260,10 @@ impl BlockFields for Attention {
         };
         let scale = self.scale.unwrap_or(1.0 / (head_dim as f64).sqrt()) as f32;
         let softcap = self.softcap.map(|c| c as f32);
-        let block = Planned {
+        let inner = Planned {
             rows,
             stream,
             source,
-            o,
             cache,
             rope,
             bias,
@@ -278,7 +278,7 @@ impl BlockFields for Attention {
             softcap,
             reach,
         };
-        Some((Box::new(block), Shape::Matrix { rows, cols }))
+        Some((Box::new(ThenLinear { inner, last }), Shape::Matrix { rows, cols }))
     }
 }
 
@@ -317,8 +317,20 @@ fn size(b: &mut Builder<'_>, heads: usize, head_dim: usize, at: &Address) -> Opt
 }
 
 impl Planned {
-    /// What the heads have found, side by side: `[tokens, heads * head_dim]`.
-    fn heads(&self, run: &mut Run<'_>, x: &Tensor) -> Result<Tensor> {
+    /// Clamps queries, keys and values.
+    fn limit(&self, x: &mut Tensor) {
+        if let Some(limit) = self.clamp {
+            x.data_mut().iter_mut().for_each(|x| *x = x.clamp(-limit, limit));
+        }
+    }
+}
+
+impl Inner for Planned {
+    fn is_row_wise(&self) -> bool {
+        false
+    }
+
+    fn inner(&self, run: &mut Run<'_>, x: &Tensor) -> Result<Tensor> {
         let params = AttentionParams {
             heads: self.heads,
             kv_heads: self.kv_heads,
@@ -334,7 +346,7 @@ impl Planned {
         let (q_cols, kv_cols) = (self.heads * self.head_dim, self.kv_heads * self.head_dim);
         let spans = run.spans(self.rows);
         let spans = &*spans;
-        let mut out = run.take(x.rows(), q_cols);
+        let mut out = run.take(x.rows(), q_cols); // the heads side by side
         match &self.source {
             Source::Own { qkv } => {
                 let mut qkv = run.linear(*qkv, x, None, None); // [tokens, q_cols + 2 kv_cols]
@@ -409,32 +421,5 @@ impl Planned {
             }
         }
         Ok(out)
-    }
-
-    /// Clamps queries, keys and values.
-    fn limit(&self, x: &mut Tensor) {
-        if let Some(limit) = self.clamp {
-            x.data_mut().iter_mut().for_each(|x| *x = x.clamp(-limit, limit));
-        }
-    }
-}
-
-impl Block for Planned {
-    fn is_row_wise(&self) -> bool {
-        false
-    }
-
-    fn forward(&self, run: &mut Run<'_>, x: &Tensor) -> Result<Tensor> {
-        let heads = self.heads(run, x)?;
-        let out = run.linear(self.o, &heads, None, None);
-        run.give(heads);
-        Ok(out)
-    }
-
-    fn forward_add(&self, run: &mut Run<'_>, x: Option<&Tensor>, sum: &mut Tensor) -> Result<()> {
-        let heads = self.heads(run, x.unwrap_or(sum))?;
-        run.linear_add(self.o, &heads, sum);
-        run.give(heads);
-        Ok(())
     }
 }

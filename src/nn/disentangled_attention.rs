@@ -1,7 +1,8 @@
 use super::builder::{Builder, LinearId, Rows, Shape, ValueId};
 use super::fields::{Projection, ValueName, fields};
 use super::run::Run;
-use super::{Block, BlockFields, Built};
+use super::then_linear::{Inner, ThenLinear};
+use super::{BlockFields, Built};
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -100,7 +101,6 @@ impl Distances {
 struct Planned {
     rows: Rows,
     qkv: LinearId,
-    o: LinearId,
     distances: Option<Distances>,
     heads: usize,
     head_dim: usize,
@@ -117,7 +117,7 @@ impl BlockFields for DisentangledAttention {
             return None;
         }
         let qkv = b.linear(&[("q", &self.q, cols), ("k", &self.k, cols), ("v", &self.v, cols)], cols)?;
-        let o = b.linear(&[("o", &self.o, cols)], cols)?;
+        let last = b.linear(&[("o", &self.o, cols)], cols)?;
         let relative = ("`distances`", self.distances.is_some());
         b.only_with(at, ("pos_k", self.pos_k.is_some()), relative)?;
         b.only_with(at, ("pos_q", self.pos_q.is_some()), relative)?;
@@ -161,8 +161,8 @@ impl BlockFields for DisentangledAttention {
         let head_dim = cols / heads;
         let scale = 1.0 / ((head_dim * parts) as f64).sqrt();
         let rows = Rows::Tokens(stream);
-        let block = Planned { rows, qkv, o, distances, heads, head_dim, scale: scale as f32 };
-        Some((Box::new(block), Shape::Matrix { rows, cols }))
+        let inner = Planned { rows, qkv, distances, heads, head_dim, scale: scale as f32 };
+        Some((Box::new(ThenLinear { inner, last }), Shape::Matrix { rows, cols }))
     }
 }
 
@@ -201,12 +201,12 @@ pub fn rows_read(n: usize, rows: usize, max_distance: Option<usize>) -> usize {
     range(buckets(n, rows, max_distance)).len()
 }
 
-impl Block for Planned {
+impl Inner for Planned {
     fn is_row_wise(&self) -> bool {
         false
     }
 
-    fn forward(&self, run: &mut Run<'_>, x: &Tensor) -> Result<Tensor> {
+    fn inner(&self, run: &mut Run<'_>, x: &Tensor) -> Result<Tensor> {
         let cols = self.heads * self.head_dim;
         let spans = run.spans(self.rows);
         if spans.iter().any(|span| span.past > 0) {
@@ -241,9 +241,7 @@ impl Block for Planned {
         run.backend.attention(&qkv, 0, &spans, &own.iter().collect::<Vec<_>>(), &params, &mut found);
         run.give_caches(own);
         run.give(qkv);
-        let out = run.linear(self.o, &found, None, None);
-        run.give(found);
-        Ok(out)
+        Ok(found)
     }
 }
 

@@ -1,7 +1,8 @@
 use super::builder::{Builder, LinearId, Shape};
 use super::fields::{Projection, fields};
 use super::run::Run;
-use super::{Block, BlockFields, Built};
+use super::then_linear::{Inner, ThenLinear};
+use super::{BlockFields, Built};
 use crate::backend::Activation;
 use crate::error::Result;
 use crate::spec::Address;
@@ -31,18 +32,7 @@ fields! {
 struct Planned {
     gate: LinearId,
     up: LinearId,
-    down: LinearId,
     act: Activation,
-}
-
-impl Planned {
-    /// `act(gate(x)) · up(x)`, `[rows, inner]`.
-    fn inner(&self, run: &mut Run<'_>, x: &Tensor) -> Tensor {
-        let up = run.linear(self.up, x, None, None);
-        let inner = run.linear(self.gate, x, Some(self.act), Some(&up));
-        run.give(up);
-        inner
-    }
 }
 
 impl BlockFields for GatedMlp {
@@ -67,23 +57,17 @@ impl BlockFields for GatedMlp {
                 return None;
             }
         };
-        let down = b.linear(&[("down", &self.down, cols)], self.inner)?;
-        Some((Box::new(Planned { gate, up, down, act: self.act }), Shape::Matrix { rows, cols }))
+        let last = b.linear(&[("down", &self.down, cols)], self.inner)?;
+        let inner = Planned { gate, up, act: self.act };
+        Some((Box::new(ThenLinear { inner, last }), Shape::Matrix { rows, cols }))
     }
 }
 
-impl Block for Planned {
-    fn forward(&self, run: &mut Run<'_>, x: &Tensor) -> Result<Tensor> {
-        let inner = self.inner(run, x);
-        let out = run.linear(self.down, &inner, None, None);
-        run.give(inner);
-        Ok(out)
-    }
-
-    fn forward_add(&self, run: &mut Run<'_>, x: Option<&Tensor>, sum: &mut Tensor) -> Result<()> {
-        let inner = self.inner(run, x.unwrap_or(sum));
-        run.linear_add(self.down, &inner, sum);
-        run.give(inner);
-        Ok(())
+impl Inner for Planned {
+    fn inner(&self, run: &mut Run<'_>, x: &Tensor) -> Result<Tensor> {
+        let up = run.linear(self.up, x, None, None);
+        let inner = run.linear(self.gate, x, Some(self.act), Some(&up));
+        run.give(up);
+        Ok(inner)
     }
 }

@@ -2,8 +2,9 @@ use super::builder::{Builder, CacheId, CacheUse, LinearId, RopeId, Rows, Shape, 
 use super::fields::{NonNegative, Path, Projection, fields};
 use super::rope::RopeFields;
 use super::run::Run;
+use super::then_linear::{Inner, ThenLinear};
 use super::trace::Site;
-use super::{Block, BlockFields, Built};
+use super::{BlockFields, Built};
 use crate::backend::{AttentionParams, KvCache, Norm, Reach};
 use crate::error::Result;
 use crate::spec::Address;
@@ -66,7 +67,6 @@ struct Planned {
     kv_down: LinearId,
     kv_norm: VectorId,
     kv_up: LinearId,
-    o: LinearId,
     cache: CacheId,
     rope: RopeId,
     heads: usize,
@@ -124,19 +124,18 @@ impl BlockFields for LatentAttention {
         let rows = rows_of(0, nope).chain(rows_of(nope, v_dim)).collect();
         let part = b.linear_part("kv_up", &self.kv_up, heads * each, self.latent, Some(rows))?;
         let kv_up = b.linear_of(vec![part], self.latent);
-        let o = b.linear(&[("o", &self.o, cols)], heads * v_dim)?;
+        let last = b.linear(&[("o", &self.o, cols)], heads * v_dim)?;
         let rope = self.rope.plan(b, rotated, stream, at)?;
         let rope = b.rope(rope);
         let rows = Rows::Tokens(stream);
         let cache = b.cache(CacheUse { kv_heads: heads, k_dim, v_dim, rows, kept: true })?;
         b.note_width(heads * (2 * k_dim + v_dim));
-        let block = Planned {
+        let inner = Planned {
             stream,
             queries,
             kv_down,
             kv_norm,
             kv_up,
-            o,
             cache,
             rope,
             heads,
@@ -147,18 +146,19 @@ impl BlockFields for LatentAttention {
             scale: self.scale.unwrap_or(1.0 / (k_dim as f64).sqrt()) as f32,
             eps: self.eps.0 as f32,
         };
-        Some((Box::new(block), Shape::Matrix { rows, cols }))
+        Some((Box::new(ThenLinear { inner, last }), Shape::Matrix { rows, cols }))
     }
 }
 
 impl Planned {
     /// `norm(x)` of the first `width` columns.
     fn norm(&self, run: &mut Run<'_>, x: &Tensor, weight: VectorId, width: usize) -> Tensor {
-        let (some, mut out) = (run.columns(x, 0..width), run.take(x.rows(), width));
+        let some = (width < x.cols()).then(|| run.columns(x, 0..width));
+        let (from, mut out) = (some.as_ref().unwrap_or(x), run.take(x.rows(), width));
         let norm = Norm { weight: Some(run.vector(weight)), bias: None, eps: self.eps, width };
-        run.backend.rms_norm(&some, &norm, &mut out);
-        run.trace(Site::Norm(weight), Some(&some), &out);
-        run.give(some);
+        run.backend.rms_norm(from, &norm, &mut out);
+        run.trace(Site::Norm(weight), Some(from), &out);
+        some.into_iter().for_each(|some| run.give(some));
         out
     }
 
@@ -177,12 +177,12 @@ impl Planned {
     }
 }
 
-impl Block for Planned {
+impl Inner for Planned {
     fn is_row_wise(&self) -> bool {
         false
     }
 
-    fn forward(&self, run: &mut Run<'_>, x: &Tensor) -> Result<Tensor> {
+    fn inner(&self, run: &mut Run<'_>, x: &Tensor) -> Result<Tensor> {
         let (heads, nope, rotated, v_dim) = (self.heads, self.nope_dim, self.rope_dim, self.v_dim);
         let k_dim = nope + rotated;
         let mut q = self.queries(run, x); // [tokens, heads * k_dim]
@@ -190,7 +190,9 @@ impl Block for Planned {
         let down = run.linear(self.kv_down, x, None, None); // [tokens, latent + rope_dim]
         let normed = self.norm(run, &down, self.kv_norm, self.latent);
         let up = run.linear(self.kv_up, &normed, None, None); // [tokens, heads * nope + heads * v_dim]
+        run.give(normed);
         let mut shared = run.columns(&down, self.latent..self.latent + rotated);
+        run.give(down);
         run.rotate(self.rope, self.stream, &mut shared, 0, 1, rotated);
         let mut kv = run.take(x.rows(), heads * (k_dim + v_dim));
         run.backend.each_row(&mut kv, &|i, row| {
@@ -202,6 +204,7 @@ impl Block for Planned {
             }
             values.copy_from_slice(v);
         });
+        [up, shared].into_iter().for_each(|x| run.give(x));
         let spans = &run.tokens(self.stream).spans;
         let mut caches = Run::caches(run.states, self.cache, spans.len());
         run.backend.append_kv(&kv, 0, heads * k_dim, spans, &mut caches);
@@ -220,8 +223,7 @@ impl Block for Planned {
         };
         let mut found = run.buffers.take(x.rows(), heads * v_dim);
         run.backend.attention(&q, 0, spans, &caches, &params, &mut found);
-        let out = run.linear(self.o, &found, None, None);
-        [q, down, normed, up, shared, kv, found].into_iter().for_each(|x| run.give(x));
-        Ok(out)
+        [q, kv].into_iter().for_each(|x| run.give(x));
+        Ok(found)
     }
 }

@@ -47,6 +47,7 @@ mod scale;
 mod similarity;
 mod sinusoidal;
 mod state_space;
+mod then_linear;
 mod trace;
 
 pub use builder::{

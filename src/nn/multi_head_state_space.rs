@@ -2,8 +2,9 @@ use super::builder::{Builder, LinearId, Prepare, Rows, Shape, StateId, VectorId}
 use super::causal_conv::{CausalConv, MAX_KERNEL};
 use super::fields::{FieldType, NonNegative, Path, Projection, fields, nested};
 use super::run::Run;
+use super::then_linear::{Inner, ThenLinear};
 use super::trace::Site;
-use super::{Block, BlockFields, Built};
+use super::{BlockFields, Built};
 use crate::backend::{Activation, HeadScan, Norm};
 use crate::error::Result;
 use crate::spec::{Address, Tree};
@@ -105,7 +106,6 @@ struct Planned {
     a: VectorId,
     d: VectorId,
     norm: Option<PlannedNorm>,
-    out_proj: LinearId,
     heads: usize,
     head_dim: usize,
     groups: usize,
@@ -172,10 +172,10 @@ impl BlockFields for MultiHeadStateSpace {
                 Some(PlannedNorm { weight, eps: norm.eps.0 as f32, width, before_gate })
             }
         };
-        let out_proj = b.linear(&[("out_proj", &self.out_proj, cols)], inner)?;
+        let last = b.linear(&[("out_proj", &self.out_proj, cols)], inner)?;
         let kept = b.state(inner * state);
         let rows = Rows::Tokens(stream);
-        let block = Planned {
+        let inner = Planned {
             rows,
             z,
             u,
@@ -185,20 +185,22 @@ impl BlockFields for MultiHeadStateSpace {
             a,
             d,
             norm,
-            out_proj,
             heads,
             head_dim,
             groups,
             state,
             kept,
         };
-        Some((Box::new(block), Shape::Matrix { rows, cols }))
+        Some((Box::new(ThenLinear { inner, last }), Shape::Matrix { rows, cols }))
     }
 }
 
-impl Planned {
-    /// What `out_proj` is given, `[tokens, inner]`.
-    fn gated(&self, run: &mut Run<'_>, input: &Tensor) -> Tensor {
+impl Inner for Planned {
+    fn is_row_wise(&self) -> bool {
+        false
+    }
+
+    fn inner(&self, run: &mut Run<'_>, input: &Tensor) -> Result<Tensor> {
         let (tokens, inner) = (input.rows(), self.heads * self.head_dim);
         let projected = run.linear(self.u, input, None, None); // [tokens, convolved + heads]
         let xbc = self.conv.apply(run, self.rows, &projected, 0); // [tokens, convolved]
@@ -208,6 +210,7 @@ impl Planned {
             let steps = projected.row(i)[xbc.cols()..].iter().zip(bias);
             row.iter_mut().zip(steps).for_each(|(to, (x, bias))| *to = x + bias);
         });
+        run.give(projected);
         run.backend.activate(Activation::Softplus, &mut dt);
         // Cannot panic: `Limits` has the smaller one first. What is not a number stays so.
         dt.data_mut().iter_mut().for_each(|step| *step = step.clamp(low, high));
@@ -224,6 +227,7 @@ impl Planned {
         let spans = run.spans(self.rows);
         let mut states = Run::recurrent(run.states, self.kept, spans.len());
         run.backend.scan_heads(&scan, &spans, &mut states, &mut y);
+        [xbc, dt].into_iter().for_each(|x| run.give(x));
         let silu = Some(Activation::Silu);
         let gated = match &self.norm {
             None => run.linear(self.z, input, silu, Some(&y)),
@@ -246,27 +250,7 @@ impl Planned {
                 }
             }
         };
-        [projected, xbc, dt, y].into_iter().for_each(|x| run.give(x));
-        gated
-    }
-}
-
-impl Block for Planned {
-    fn is_row_wise(&self) -> bool {
-        false
-    }
-
-    fn forward(&self, run: &mut Run<'_>, x: &Tensor) -> Result<Tensor> {
-        let gated = self.gated(run, x);
-        let out = run.linear(self.out_proj, &gated, None, None);
-        run.give(gated);
-        Ok(out)
-    }
-
-    fn forward_add(&self, run: &mut Run<'_>, x: Option<&Tensor>, sum: &mut Tensor) -> Result<()> {
-        let gated = self.gated(run, x.unwrap_or(sum));
-        run.linear_add(self.out_proj, &gated, sum);
-        run.give(gated);
-        Ok(())
+        run.give(y);
+        Ok(gated) // [tokens, inner]
     }
 }

@@ -72,7 +72,7 @@ impl Block for Planned {
     fn forward(&self, run: &mut Run<'_>, x: &Tensor) -> Result<Tensor> {
         let y = run.value(self.with)?;
         let mut out = run.take(x.rows(), y.rows());
-        run.backend.head_products(x, 0, &y, 1, x.cols(), &mut out);
+        run.backend.products(x, &y, &mut out);
         let factor = run.vector(self.scale)[0].exp();
         let bias = self.bias.map_or(0.0, |id| run.vector(id)[0]);
         out.data_mut().iter_mut().for_each(|x| *x = *x * factor + bias);

@@ -2,7 +2,8 @@ use super::builder::{Builder, LinearId, Prepare, Rows, Shape, StateId, VectorId}
 use super::causal_conv::{CausalConv, MAX_KERNEL};
 use super::fields::{Path, Projection, fields};
 use super::run::Run;
-use super::{Block, BlockFields, Built};
+use super::then_linear::{Inner, ThenLinear};
+use super::{BlockFields, Built};
 use crate::backend::{Activation, Scan};
 use crate::error::Result;
 use crate::spec::Address;
@@ -55,7 +56,6 @@ struct Planned {
     /// `[state, inner]`.
     a: VectorId,
     d: VectorId,
-    out: LinearId,
     inner: usize,
     dt_rank: usize,
     act: Activation,
@@ -85,7 +85,7 @@ impl BlockFields for StateSpace {
         let a = b.parameter(&self.a_log, "", vec![inner, state], Prepare::TransposeRates(state))?;
         b.field = "d";
         let d = b.vector(&self.d, "", inner)?;
-        let out = b.linear(&[("out_proj", &self.out_proj, cols)], inner)?;
+        let last = b.linear(&[("out_proj", &self.out_proj, cols)], inner)?;
         let kept = b.state(inner * state);
         let rows = Rows::Tokens(stream);
         let block = Planned {
@@ -97,22 +97,21 @@ impl BlockFields for StateSpace {
             dt_proj,
             a,
             d,
-            out,
             inner,
             dt_rank: self.dt_rank,
             act: self.act,
             kept,
         };
-        Some((Box::new(block), Shape::Matrix { rows, cols }))
+        Some((Box::new(ThenLinear { inner: block, last }), Shape::Matrix { rows, cols }))
     }
 }
 
-impl Block for Planned {
+impl Inner for Planned {
     fn is_row_wise(&self) -> bool {
         false
     }
 
-    fn forward(&self, run: &mut Run<'_>, input: &Tensor) -> Result<Tensor> {
+    fn inner(&self, run: &mut Run<'_>, input: &Tensor) -> Result<Tensor> {
         let x = run.linear(self.x, input, None, None); // [tokens, inner]
         let u = self.conv.apply(run, self.rows, &x, 0);
         run.give(x);
@@ -126,9 +125,9 @@ impl Block for Planned {
         let scan = Scan { x: &u, dt: &dt, bc: &tbc, start: self.dt_rank, a, d };
         let mut states = Run::recurrent(run.states, self.kept, spans.len());
         run.backend.scan(&scan, &spans, &mut states, &mut y);
+        [u, tbc, dt].into_iter().for_each(|x| run.give(x));
         let gated = run.linear(self.z, input, Some(self.act), Some(&y));
-        let out = run.linear(self.out, &gated, None, None);
-        [u, tbc, dt, y, gated].into_iter().for_each(|x| run.give(x));
-        Ok(out)
+        run.give(y);
+        Ok(gated)
     }
 }

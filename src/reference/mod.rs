@@ -219,22 +219,10 @@ impl Backend for Reference {
         }
     }
 
-    fn head_products(
-        &self,
-        x: &Tensor,
-        start: usize,
-        y: &Tensor,
-        heads: usize,
-        head_dim: usize,
-        out: &mut Tensor,
-    ) {
-        for r in 0..x.rows() {
-            for h in 0..heads {
-                for j in 0..y.rows() {
-                    let a = &x.row(r)[start + h * head_dim..][..head_dim];
-                    let b = &y.row(j)[h * head_dim..][..head_dim];
-                    out.row_mut(r)[h * y.rows() + j] = dot(a, b) as f32;
-                }
+    fn products(&self, x: &Tensor, y: &Tensor, out: &mut Tensor) {
+        for i in 0..x.rows() {
+            for j in 0..y.rows() {
+                out.row_mut(i)[j] = dot(x.row(i), y.row(j)) as f32;
             }
         }
     }
