@@ -165,6 +165,28 @@ fn weights_get_to_their_places() {
 
 /// The largest weights with the largest rows of either sign: whole numbers may not be cut off anywhere on the way.
 #[test]
+fn products_of_other_shapes_are_refused() {
+    let weight = Array::from_f32(vec![32, 768], &[0.5; 32 * 768]);
+    let part = LinearPart { weight: &weight, layout: Layout::OutIn, outputs: None };
+    let kept = [WeightType::F32, WeightType::F16, WeightType::Bf16, WeightType::Q8, WeightType::Q4];
+    for (level, compute) in levels_and_computes() {
+        let cpu = cpu(level, 1).with_compute(compute);
+        for (kept, (rows, cols)) in kept
+            .into_iter()
+            .flat_map(|kept| [(1, 767), (1, 769), (1, 384), (2, 768)].map(|shape| (kept, shape)))
+        {
+            let linear = cpu.linear(&[part], kept);
+            let apply =
+                || linear.apply(&Tensor::zeros(rows, cols), &Epilogue::default(), &mut Tensor::zeros(1, 32));
+            assert!(
+                catch_unwind(AssertUnwindSafe(apply)).is_err(),
+                "{level:?} {compute:?} {kept:?} {rows} {cols}"
+            );
+        }
+    }
+}
+
+#[test]
 fn sums_of_the_largest_numbers_are_whole() {
     let (inputs, outputs) = (300, 20);
     let sign = |i: usize| if i.is_multiple_of(2) { 1.0 } else { -1.0 };
@@ -405,6 +427,17 @@ fn activations_agree() {
 }
 
 #[test]
+fn infinity_passes_activations_as_in_the_plain_backend() {
+    for level in levels() {
+        for (_, act) in Activation::NAMES {
+            let mut found = Tensor::from_vec(1, 1, vec![f32::INFINITY]);
+            cpu(level, 1).activate(act, &mut found);
+            assert_eq!(found.data(), [act.exact(f64::INFINITY) as f32], "{level:?} {act:?}");
+        }
+    }
+}
+
+#[test]
 fn what_is_no_number_passes_activations() {
     let backends = levels().into_iter().map(|level| Box::new(cpu(level, 1)) as Box<dyn Backend>);
     for backend in backends.chain([Box::new(Reference) as Box<dyn Backend>]) {
@@ -608,6 +641,8 @@ fn cases() -> Vec<Case> {
     let window = |back, ahead| Reach { back: Some(back), ahead };
     let distances = |keys, queries, span, together| Some(Distances { keys, queries, span, together });
     let table = (0..4 * 11).map(|i| (i as f32 * 0.37).sin()).collect();
+    // Keys that are 10 or more before the query are ruled out: whole blocks of them.
+    let near = (0..2 * 21).map(|i| if i % 21 == 0 { f32::NEG_INFINITY } else { 0.5 }).collect();
     vec![
         plain("bidirectional", 4, 4, 16, Reach::ALL),
         plain("causal", 4, 4, 8, Reach::CAUSAL),
@@ -625,6 +660,10 @@ fn cases() -> Vec<Case> {
         Case {
             bias: Some(PositionBias::Distance { table, limit: 5 }),
             ..plain("bias by distance", 4, 4, 8, Reach::ALL)
+        },
+        Case {
+            bias: Some(PositionBias::Distance { table: near, limit: 10 }),
+            ..plain("bias that rules keys out", 2, 2, 8, Reach::CAUSAL)
         },
         Case {
             bias: Some(PositionBias::Slope { slopes: vec![0.5, 0.25, 0.1, 0.05] }),
@@ -800,6 +839,18 @@ fn who_sees_no_key_gets_zeros() {
         let found =
             attend(&cpu(level, 1).with_compute(compute), &case, &x, &spans, &mut empty(&case, compute, 1));
         assert!(found.data().iter().all(|x| *x == 0.0), "{level:?} {compute:?}");
+    }
+}
+
+#[test]
+fn weights_of_keys_that_are_all_ruled_out_are_no_numbers() {
+    let bias = PositionBias::Distance { table: vec![f32::NEG_INFINITY; 3], limit: 1 };
+    let case = Case { bias: Some(bias), ..plain("ruled out", 1, 1, 8, Reach::CAUSAL) };
+    let x = Random(17).tensor(3, width(&case));
+    for (level, compute) in levels_and_computes() {
+        let cpu = cpu(level, 1).with_compute(compute);
+        let found = attend(&cpu, &case, &x, &spans(&[3]), &mut empty(&case, compute, 1));
+        assert!(found.data().iter().all(|x| x.is_nan()), "{level:?} {compute:?}");
     }
 }
 

@@ -12,7 +12,8 @@ pub enum WeightType {
     F32,
     /// IEEE 754 half precision.
     F16,
-    /// The upper half of a float32. With AVX-512 it takes 12 bits in memory, without loss, unless exponents differ too much.
+    /// The upper half of a float32. With AVX-512 it takes 12 bits in memory, without loss, unless exponents differ too much, inputs are no
+    /// multiple of 4, or products are of bfloat16.
     Bf16,
     /// Whole numbers of 8 bits, with a scale for each 256 inputs of an output: 8.06 bits a weight.
     Q8,

@@ -153,6 +153,7 @@ impl Linear for Packed {
 
     fn apply(&self, x: &Tensor, epilogue: &Epilogue<'_>, out: &mut Tensor) {
         let (k, n, pool) = (self.inputs, self.outputs, &self.engine.pool);
+        assert_eq!((x.rows(), x.cols()), (out.rows(), k), "rows and columns of a product");
         match self.format {
             Format::F32 => {
                 let weights = self.panels::<f32>(k);

@@ -189,6 +189,9 @@ impl Task<'_> {
             }
             Format::Coded => {
                 let (fits, [_, of_panel]) = (self.fits, self.format.panel_bytes(inputs, width));
+                if !fits.load(Ordering::Relaxed) {
+                    return; // the map is packed once more, in another way
+                }
                 let mut behind = std::mem::take(&mut self.behind).chunks_mut(of_panel);
                 self.convert(packer, inputs, |panel, bytes| {
                     let behind = behind.next().unwrap_or_default();

@@ -106,8 +106,9 @@ pub(super) fn read(label: &str, blob: &Blob, cut_off: bool) -> Result<Vec<Stored
         let help = "this is probably not a safetensors file; is the name right, and the download complete?";
         return Err(broken(message, help));
     }
-    if header_len > len - PREFIX {
-        let found = len - PREFIX;
+    // The file may have grown since it was asked for its length.
+    let found = len.saturating_sub(PREFIX);
+    if header_len > found {
         let message = format!("`{label}` is cut off: expected a header of {header_len} bytes, found {found}");
         return Err(broken(message, AGAIN));
     }

@@ -46,7 +46,8 @@ pub(super) fn map(file: &File) -> io::Result<Mapped> {
     // keep another process from writing to the file. This is the contract of every program that maps
     // weights, and the one above states it. What follows from a breach is bounded by what this crate does
     // with the bytes: they are plain numbers, for which every pattern of bits is valid, copied out (see `Array::read_f32`) or, of a
-    // `PackedFile`, multiplied where they are, never used as references, lengths or indices. Headers and texts, which are
-    // parsed, are read into memory of our own instead. The map is read-only, so we never write either.
+    // `PackedFile`, multiplied where they are, never used as references. Lengths and places, of which coded panels have some, are
+    // checked where they are read. Headers and texts, which are parsed, are read into memory of our own instead. The map is read-only,
+    // so we never write either.
     unsafe { Mmap::map(file) }.map(Mapped)
 }

@@ -298,7 +298,7 @@ impl<T: Word> Kernel for Tile<'_, T> {
                     total = total * factor + ((sink - both) * LOG2_E).exp2();
                 }
                 // A row that sees no key has no weights: it gives zeros.
-                let (factor, total) = if total == 0.0 { (0.0, 1.0) } else { (factor, total) };
+                let (factor, total) = if row.first == row.end { (0.0, 1.0) } else { (factor, total) };
                 let (factor, total) = (s.splat(factor), s.splat(total));
                 let to = self.out.at(row.row, row.head * p.v_dim);
                 for (i, value) in values[r * p.v_dim..][..p.v_dim].chunks(S::LANES).enumerate() {
@@ -383,7 +383,8 @@ impl<T: Word> Tile<'_, T> {
         sums: &mut [f32],
     ) {
         let seen = row.seen(pages);
-        if seen.is_empty() {
+        // So far a bias may have ruled every key out.
+        if seen.is_empty() || row.largest == f32::NEG_INFINITY {
             scores.fill(0.0);
             return;
         }

@@ -3,7 +3,8 @@
 //! The upper byte of such a number is its sign and all but the last bit of its exponent, and those of a panel are few: of trained weights
 //! 3 to 9 in 10,000 do not have one of the 14 exponents in a row that most of them have. So a panel has a table of upper bytes, and of a
 //! weight there are 4 bits, its place in the table, and its lower byte. Weights whose upper byte is not in the table are zeros in the panel;
-//! they stand apart as they are, and their products are added to the sums at the end.
+//! they stand apart as they are, and their products are added to the sums at the end. So what is multiplied with them must be finite: of
+//! infinity and the zero comes no number.
 //!
 //! The panels of a map lie one behind another without gaps, at which processors would cease to fetch ahead. Behind the last one there is for
 //! each panel its table, and room for what stands apart.

@@ -167,7 +167,8 @@ unsafe fn gate<S: Simd, const N: usize>(s: S, x: S::V, coefficients: [f32; N]) -
     unsafe {
         let size = abs(s, x);
         let below = s.mul(size, exp2(s, polynomial(s, size, coefficients)));
-        s.sub(s.max(s.splat(0.0), x), below)
+        // From 8 on that is x; infinity times 0 would be no number.
+        s.if_less(x, s.splat(8.0), s.sub(s.max(s.splat(0.0), x), below), x)
     }
 }
 

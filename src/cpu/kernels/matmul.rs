@@ -2,7 +2,8 @@
 //!
 //! Weights lie in panels of two vectors' width: `[n / width][k][width]`. A tile of up to `TILE_ROWS` rows and one panel (of one
 //! row and several panels) stays in registers while k runs. Every element has one accumulator that takes its products in the order
-//! of k, whatever the tile, so its bits do not depend on which rows are computed together.
+//! of k, and those of weights that stand apart (`coded.rs`) behind them, whatever the tile, so its bits do not depend on which rows are
+//! computed together.
 
 use std::mem::MaybeUninit;
 use std::ops::Range;
@@ -57,7 +58,7 @@ const fn inputs_of<T: Weight>() -> usize {
 pub struct Panels<'w, T> {
     /// `[n / width][k][width]`, the last panel filled up with zeros; and for each panel what is [behind](Weight::behind) all of them.
     pub data: &'w [T],
-    /// Inputs.
+    /// Elements of each output: one or more inputs each.
     pub k: usize,
     /// Outputs.
     pub n: usize,
@@ -542,6 +543,8 @@ impl<T: Weight> Block<'_, T> {
         let mut scratch = Scratch::uninit();
         let tiles = self.rows.len().div_ceil(S::TILE_ROWS);
         let most = K_BLOCK / inputs_of::<T>();
+        // What is widened has several tiles, and so no more of k at once than there is room for.
+        const { assert!(WIDENED_ROWS > S::TILE_ROWS) };
         let k_block = if tiles == 1 { k } else { k.div_ceil(k.div_ceil(most).max(1)) };
         // SAFETY: tiles lie inside of the rows, and the scratch has room for a block of rows.
         unsafe {
