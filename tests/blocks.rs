@@ -559,6 +559,58 @@ fn what_remembers_gives_the_same_bits_in_any_batch_and_token_by_token() {
 }
 
 #[test]
+fn what_cannot_go_on_token_by_token_says_so() {
+    let conv: &[(&str, &[usize])] = &[("c.weight", &[20, 20, 5])];
+    let cases = [
+        (
+            "[{residual: {conv1d: {at: c, out: 20, kernel: 5, padding: 2, bias: false}}}]",
+            conv,
+            "this convolution",
+        ),
+        ("[{attention: {q: q, k: k, v: v, o: o, heads: 4, kv_heads: 2, memory: tokens}}]", QKV, "not causal"),
+    ];
+    for (steps, tensors, part) in cases {
+        let case = Case { block: "", steps, tensors };
+        let dir = tempfile::tempdir().unwrap();
+        write(&case, dir.path());
+        let network = network(&case, dir.path(), Arc::new(Reference));
+        let mut session = network.session(1);
+        let error = session.step(&[&[1, 2, 3]], "result").and_then(|_| session.step(&[&[4]], "result"));
+        assert!(error.unwrap_err().to_string().contains(part), "{steps}");
+    }
+}
+
+#[test]
+fn a_step_that_gives_no_number_is_the_last() {
+    let steps = "[{scale: 1e38}, {scale: 1e38}, {sum: [{scale: 1}, {scale: -1}]}]";
+    let case = Case { block: "", steps, tensors: &[] };
+    let dir = tempfile::tempdir().unwrap();
+    write(&case, dir.path());
+    let network = network(&case, dir.path(), Arc::new(Reference));
+    let mut session = network.session(1);
+    for part in ["not a finite number", "an earlier step failed"] {
+        let error = session.step(&[&[1]], "result").unwrap_err().to_string();
+        assert!(error.contains(part), "{error}");
+    }
+    assert_eq!(session.length(0), 0);
+}
+
+#[test]
+fn tables_of_position_biases_count_in_the_limit_of_memory() {
+    let case = Case { block: "", steps: "[{from: tokens}]", tensors: &[] };
+    let dir = tempfile::tempdir().unwrap();
+    write(&case, dir.path());
+    let plan = plan(&case, dir.path()).unwrap();
+    let elements: Vec<usize> = plan.declared.biases.iter().map(|bias| bias.elements).collect();
+    assert_eq!(elements, [4 * 19, 4, 4]); // 9 distances on either side
+    let repository = Repository::open(dir.path()).unwrap();
+    let checkpoint = Checkpoint::map(&repository, &Index::open(&repository).unwrap()).unwrap();
+    let options = LoadOptions { memory_limit: Some(4 * 76 - 1), ..LoadOptions::default() };
+    let error = Network::load(plan, &checkpoint, Arc::new(Reference), &options).unwrap_err().to_string();
+    assert!(error.contains("more than the limit"), "{error}");
+}
+
+#[test]
 fn sizes_that_a_state_space_cannot_have_are_errors() {
     let fields = |more: &str| {
         format!(
@@ -642,6 +694,15 @@ fn fields_without_effect_are_errors() {
     ] {
         result(steps, if steps.contains("attention") { QKV } else { &[] });
     }
+}
+
+#[test]
+fn a_norm_for_each_of_too_many_heads_is_refused_soon() {
+    let steps = "[{attention: {q: q, k: k, v: v, o: o, heads: 4294967296, head_dim: 1, q_norm: {at: n.*, over: each}}}]";
+    let dir = tempfile::tempdir().unwrap();
+    write(&CASES[0], dir.path());
+    let error = plan(&Case { block: "", steps, tensors: &[] }, dir.path()).unwrap_err().to_string();
+    assert!(error.contains("more than 1048576 tensors"), "{error}");
 }
 
 #[test]

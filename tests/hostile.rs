@@ -336,11 +336,16 @@ fn hostile_descriptions_are_refused() {
 #[test]
 fn weights_that_are_not_numbers_are_reported() {
     let experts = "model.layers.0.mlp.experts.gate_up_proj_bias";
-    for (name, tensor) in [(ENCODER, "classifier.weight"), (CLAMPED, experts)] {
+    let cases = [
+        (ENCODER, "classifier.weight", f32::NAN),
+        (CLAMPED, experts, f32::NAN),
+        (ENCODER, "classifier.bias", f32::INFINITY),
+    ];
+    for (name, tensor, value) in cases {
         let dir = copy(name);
-        spoil(&dir.path().join("model.safetensors"), tensor, f32::NAN);
+        spoil(&dir.path().join("model.safetensors"), tensor, value);
         let model = Model::open(dir.path()).unwrap();
-        refused(tensor, ErrorKind::Checkpoint, "`logits` is not a number", || {
+        refused(tensor, ErrorKind::Checkpoint, "`logits` is not a finite number", || {
             model.network().forward(&Batch::of([&[1, 2, 3, 4][..]]), &["logits"], false)
         });
     }
@@ -407,7 +412,7 @@ fn batches_that_do_not_fit_are_refused() {
             "`token_ids` out of range: expected below 203",
         ),
         ("largest id", &encoder, Batch::of([&[1, u32::MAX][..]]), "found 4294967295"),
-        ("no sequences", &encoder, Batch::default(), "at least one sequence"),
+        ("no sequences", &encoder, Batch::default(), "at least one sequence in the input"),
         ("no tokens", &encoder, Batch::of([&[][..]]), "at least one token"),
         ("no tokens in one", &encoder, Batch::of([&[1, 2][..], &[]]), "at least one token"),
         ("sequences that overlap", &encoder, spans([0..4, 3..4]), "end to end in 4 tokens"),
@@ -418,7 +423,8 @@ fn batches_that_do_not_fit_are_refused() {
         ("type out of range", &encoder, typed(&[0, 0, 2]), "`type_ids` out of range: expected below 2"),
         ("too few types", &encoder, typed(&[0]), "type"),
         ("too many types", &encoder, typed(&[0; 9]), "type"),
-        ("no decoder ids", &paired, pair(&[]), "at least one sequence"),
+        ("types that nothing reads", &paired, typed(&[0, 1, 1]), "reads no `type_ids`"),
+        ("no decoder ids", &paired, pair(&[]), "at least one sequence in the decoder's input"),
         ("decoder without tokens", &paired, pair(&[&[]]), "at least one token"),
         ("decoder of two", &paired, pair(&[&[0], &[0]]), "decoder tokens for 1 sequences, found 2"),
         ("decoder id out of range", &paired, pair(&[&[100]]), "`decoder_token_ids` out of range"),

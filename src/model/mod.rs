@@ -68,6 +68,11 @@ impl Network {
         self.plan.declared.ids.iter().rfind(|ids| !ids.types).map(|ids| ids.below)
     }
 
+    /// Whether it looks at the type ids of a stream's tokens.
+    pub fn reads_types(&self, stream: Stream) -> bool {
+        self.plan.declared.ids.iter().any(|ids| ids.types && ids.stream == stream)
+    }
+
     /// What it needs.
     pub fn memory(&self) -> Memory {
         self.memory
@@ -78,9 +83,8 @@ impl Network {
     /// in the order of the plan. Streams that the model does not take are not looked at.
     ///
     /// # Errors
-    /// `Input` for ids out of range, sequences that are empty, too long or go on from others ([`Span::past`]; that is for a
-    /// [`Session`]), and names that the plan lacks; `Limit` when
-    /// the batch needs too much memory; `Checkpoint` when a result is not a number.
+    /// `Input` for ids out of range, type ids that the model does not read, sequences that are empty, too long or go on from others
+    /// ([`Span::past`]; that is for a [`Session`]), and names that the plan lacks; `Limit` when the batch needs too much memory; `Checkpoint` when a result is infinite or no number.
     pub fn forward(&self, batch: &Batch, wanted: &[&str], hidden_states: bool) -> Result<Vec<Output>> {
         let ids = self.ids_of(wanted)?;
         let batch = &*self.checked(batch)?;
@@ -276,11 +280,17 @@ impl Network {
     /// Checks the sequences of a stream: their lengths and their ids.
     fn check_tokens(&self, tokens: &Tokens, stream: Stream) -> Result<()> {
         if tokens.spans.is_empty() {
-            return Err(Error::new(ErrorKind::Input, "expected at least one sequence, found none"));
+            let what = if stream == Stream::Decoder { "the decoder's input" } else { "the input" };
+            let message = format!("expected at least one sequence in {what}, found none");
+            return Err(Error::new(ErrorKind::Input, message));
         }
         if !tokens.type_ids.is_empty() && tokens.type_ids.len() != tokens.ids.len() {
             let (expected, found) = (tokens.ids.len(), tokens.type_ids.len());
             let message = format!("expected {expected} `type_ids`, one per token, or none, found {found}");
+            return Err(Error::new(ErrorKind::Input, message));
+        }
+        if !self.reads_types(stream) && tokens.type_ids.iter().any(|id| *id != 0) {
+            let message = "this model reads no `type_ids`: expected none, or zeros";
             return Err(Error::new(ErrorKind::Input, message));
         }
         let held = tokens.spans.iter().map(|span| span.rows.len()).sum::<usize>();
@@ -356,10 +366,10 @@ fn bytes(batch: &Batch, shape: Shape) -> u64 {
     }
 }
 
-/// An error if some element is not a number.
+/// An error if some element is infinite or no number.
 fn numbers(name: &str, value: &Tensor) -> Result<()> {
-    if value.has_nan() {
-        let message = format!("the model's `{name}` is not a number");
+    if !value.is_below_infinity() {
+        let message = format!("the model's `{name}` is not a finite number");
         return Err(Error::new(ErrorKind::Checkpoint, message)
             .help("a weight is not a number, or too large for the type it is kept in"));
     }

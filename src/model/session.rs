@@ -102,7 +102,7 @@ impl<'n> Session<'n> {
     /// # Errors
     /// `Input` when there is no such output, when it has no row for each of these tokens, when the model cannot be given tokens one by
     /// one, when its encoder has read nothing, or when the tokens do not fit the model; `Limit` when they need too much memory;
-    /// `Checkpoint` when a result is not a number. After an error of the model itself the session takes no more tokens.
+    /// `Checkpoint` when a result is infinite or no number. After an error of the model itself the session takes no more tokens.
     pub fn step(&mut self, tokens: &[&[u32]], wanted: &str) -> Result<Tensor> {
         let network = self.network;
         if tokens.len() != self.states.len() {
@@ -159,11 +159,11 @@ impl<'n> Session<'n> {
             }
             Ok(out)
         })?;
+        numbers(wanted, &out)?;
         self.broken = false;
         for (length, ids) in self.lengths.iter_mut().zip(tokens) {
             *length += ids.len();
         }
-        numbers(wanted, &out)?;
         Ok(out)
     }
 

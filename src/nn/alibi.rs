@@ -65,7 +65,7 @@ impl BlockFields for Alibi {
             return None;
         }
         let slopes = slopes(heads, self.order, self.max);
-        let id = b.bias_of(None, move |_| match rounded {
+        let id = b.bias_of(None, heads, move |_| match rounded {
             Some(factor) => PositionBias::RoundedSlope { slopes: slopes.clone(), factor },
             None => PositionBias::Slope { slopes: slopes.clone() },
         });

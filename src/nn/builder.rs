@@ -198,6 +198,8 @@ pub type ComputeBias = Box<dyn Fn(&[f32]) -> PositionBias + Send + Sync>;
 pub struct BiasUse {
     /// The stored table that it is computed from; none if it is not learned.
     pub table: Option<TensorId>,
+    /// How many numbers the bias has.
+    pub elements: usize,
     /// Computes the bias from the table's elements.
     pub compute: ComputeBias,
 }
@@ -727,24 +729,26 @@ impl<'a> Builder<'a> {
         Some(id)
     }
 
-    /// Declares a position bias that is computed from a stored table.
+    /// Declares a position bias of so many numbers that is computed from a stored table.
     pub fn bias(
         &mut self,
         path: &Path,
         shape: Vec<usize>,
+        elements: usize,
         compute: impl Fn(&[f32]) -> PositionBias + Send + Sync + 'static,
     ) -> Option<BiasId> {
         let table = self.tensor(format!("{}.weight", path.name), shape, None, &path.at)?;
-        Some(self.bias_of(Some(table), compute))
+        Some(self.bias_of(Some(table), elements, compute))
     }
 
-    /// Declares a position bias.
+    /// Declares a position bias of so many numbers.
     pub fn bias_of(
         &mut self,
         table: Option<TensorId>,
+        elements: usize,
         compute: impl Fn(&[f32]) -> PositionBias + Send + Sync + 'static,
     ) -> BiasId {
-        self.declared.biases.push(BiasUse { table, compute: Box::new(compute) });
+        self.declared.biases.push(BiasUse { table, elements, compute: Box::new(compute) });
         BiasId(self.declared.biases.len() - 1)
     }
 

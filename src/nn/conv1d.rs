@@ -2,7 +2,7 @@ use super::builder::{Builder, LinearId, Rows, Shape};
 use super::fields::{Bias, Index, Path, fields};
 use super::run::Run;
 use super::{Block, BlockFields, Built};
-use crate::error::Result;
+use crate::error::{Error, ErrorKind, Result};
 use crate::spec::Address;
 use crate::tensor::Tensor;
 
@@ -80,6 +80,9 @@ impl Block for Planned {
 
     fn forward(&self, run: &mut Run<'_>, x: &Tensor) -> Result<Tensor> {
         let spans = run.spans(self.rows);
+        if self.kernel > 1 && spans.iter().any(|span| span.past > 0) {
+            return Err(Error::new(ErrorKind::Input, "this convolution cannot go on from earlier tokens"));
+        }
         let count = |n: usize| self.fixed.unwrap_or(n);
         let places = spans.iter().flat_map(|span| (0..count(span.rows.len())).map(|i| (&span.rows, i)));
         let places = places.collect::<Vec<_>>();

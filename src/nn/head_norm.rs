@@ -118,7 +118,7 @@ impl HeadNorm {
                 b.parameter(&self.at, suffix, vec![heads, head_dim], prepare)
             }
             Over::Each => {
-                let mut parts = Vec::with_capacity(heads);
+                let mut parts = Vec::new();
                 for h in 0..heads {
                     let name = format!("{}.{suffix}", self.at.name.replace('*', &h.to_string()));
                     parts.push(b.tensor(name, vec![head_dim], None, &self.at.at)?);

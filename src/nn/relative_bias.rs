@@ -49,8 +49,9 @@ impl BlockFields for RelativeBias {
             b.wrong_value(at, message);
             return None;
         }
-        let id = b.bias(&self.at, vec![buckets, heads], move |weight| {
-            let mut table = Vec::with_capacity(heads * (2 * limit + 1));
+        let elements = heads.saturating_mul(2 * limit + 1);
+        let id = b.bias(&self.at, vec![buckets, heads], elements, move |weight| {
+            let mut table = Vec::with_capacity(elements);
             for h in 0..heads {
                 for distance in -(limit as i64)..=limit as i64 {
                     table.push(weight[bucket(distance, buckets, limit, both) * heads + h]);

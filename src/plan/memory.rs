@@ -41,7 +41,10 @@ impl Memory {
             shape.iter().fold(1u64, |n, d| n.saturating_mul(*d as u64))
         };
         for part in declared.vectors.iter().flat_map(|vector| &vector.parts) {
-            memory.weights = memory.weights.saturating_add(4 * elements(part.0));
+            memory.weights = memory.weights.saturating_add(elements(part.0).saturating_mul(4));
+        }
+        for bias in &declared.biases {
+            memory.weights = memory.weights.saturating_add((bias.elements as u64).saturating_mul(4));
         }
         // Values that embed with the same table share it.
         let tables: std::collections::BTreeSet<_> = declared.tables.iter().collect();

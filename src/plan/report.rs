@@ -66,7 +66,7 @@ const FAULT_BYTES: u64 = 64 << 10;
 /// Most memory that a process takes for `sequences` sequences at once: an estimate, up to a tenth above what was measured
 /// (`docs/tools.md`). [`Memory`] has bounds instead.
 ///
-/// Sequences are computed in groups of up to [`Backend::rows_at_once`] tokens.
+/// Sequences of tokens are computed in groups of up to [`Backend::rows_at_once`]; images and sounds all at once.
 pub fn peak(
     plan: &Plan,
     index: &Index,
@@ -76,10 +76,14 @@ pub fn peak(
     backend: &dyn Backend,
 ) -> u64 {
     let at_once = backend.rows_at_once() as u64;
-    let rows = tokens.new * sequences;
+    let of_stream = |shape: &Shape| matches!(shape, Shape::Matrix { rows, .. } if rows.stream().is_some());
+    let shapes = plan.blocks.iter().map(|block| block.output).filter(of_stream);
+    let each = shapes.map(|shape| row_count(plan, shape, tokens)).max().unwrap_or(0);
+    let rows = each.saturating_mul(sequences);
     let bytes = |tensor: usize| elements(plan, tensor) * stored_type(plan, index, tensor).size() as u64;
     let tables: BTreeSet<usize> = plan.declared.tables.iter().map(|table| table.0).collect();
-    let read = tables.into_iter().map(|table| bytes(table).min(rows * FAULT_BYTES)).sum::<u64>();
+    let read =
+        tables.into_iter().map(|table| bytes(table).min(rows.saturating_mul(FAULT_BYTES))).sum::<u64>();
     let width = plan.blocks.iter().filter(|block| !block.loops.is_empty()).map(|block| match block.output {
         Shape::Matrix { cols, .. } => cols as u64,
         _ => 0,
@@ -87,20 +91,29 @@ pub fn peak(
     // The widest matrix of a layer, the sum, its normed copy, and what is added to it, with one to spare.
     let layer = 4 * (plan.declared.widest_in_layers as u64 + 4 * width.max().unwrap_or(0));
     let activations = layer.max(2 * 4 * plan.declared.widest as u64) + memory.passing_cache_per_token;
-    let in_pages = (tokens.new + tokens.past).next_multiple_of(PAGE_KEYS as u64);
-    let kept = in_pages * memory.cache_per_token + memory.state_per_sequence;
+    let kept_caches = || plan.declared.caches.iter().filter(|cache| cache.kept);
+    let kept = kept_caches().map(|cache| {
+        let positions = match cache.rows {
+            Rows::Fixed(_, n) | Rows::Learned(n) => n as u64,
+            _ => tokens.new + tokens.past,
+        };
+        product(&[positions.next_multiple_of(PAGE_KEYS as u64), cache.bytes_per_token(backend.compute())])
+    });
+    let kept = kept.fold(memory.state_per_sequence, u64::saturating_add);
+    let takes_items = !plan.declared.items.is_empty();
     // What goes on with more tokens is computed at once; else results of groups are put together.
-    let (at_once, joined) = if plan.declared.caches.iter().any(|cache| cache.kept) {
+    let (at_once, joined) = if takes_items || kept_caches().next().is_some() {
         (rows, 0)
     } else {
         let cols = plan.outputs.iter().map(|(_, id)| match plan.values[id.0].shape {
             Shape::Matrix { rows: Rows::Tokens(_), cols } => cols as u64,
             _ => 0,
         });
-        (rows.min(at_once.max(tokens.new)), 4 * rows * cols.max().unwrap_or(0))
+        (rows.min(at_once.max(tokens.new)), product(&[4, rows, cols.max().unwrap_or(0)]))
     };
     let derived = plan.blocks.iter().map(|block| derived(plan, block, tokens)).fold(0, u64::saturating_add);
-    let batch = at_once * activations + joined + sequences.saturating_mul(kept) + derived;
+    let batch = [at_once.saturating_mul(activations), joined, sequences.saturating_mul(kept), derived];
+    let batch = batch.into_iter().fold(0, u64::saturating_add);
     // What is stored of the outputs that are packed at once is mapped, and all of a part whose outputs do not lie together, and of
     // the one behind it.
     let parts = || plan.declared.linears.iter().flat_map(|linear| &linear.parts);
@@ -109,7 +122,7 @@ pub fn peak(
     let whole = parts().filter(|part| part.layout != Layout::OutIn || part.order.is_some()).map(size).max();
     let together = PACKED_AT_ONCE as u64 * element.unwrap_or(0) + 2 * whole.unwrap_or(0);
     let loading = together.min(parts().map(size).sum());
-    PROGRAM_BYTES + memory.weights + (read + batch).max(loading)
+    memory.weights.saturating_add(read.saturating_add(batch).max(loading)).saturating_add(PROGRAM_BYTES)
 }
 
 /// The sum of all costs.
@@ -271,7 +284,24 @@ fn scores(block: &PlannedBlock, queries: u64, keys: u64, past: u64) -> u64 {
         (true, window) => Reach { back: window.map(|w| w.saturating_sub(1)), ahead: Some(0) },
         (false, window) => Reach { back: window, ahead: window },
     };
-    (past..past + queries).map(|i| reach.of(i as usize, keys as usize).len() as u64).sum()
+    seen(reach, past, queries, keys)
+}
+
+/// How many keys the queries from position `first` on see together, as [`Reach::of`] has it for each. Images may have millions.
+fn seen(reach: Reach, first: u64, queries: u64, keys: u64) -> u64 {
+    let keys = i128::from(keys);
+    // The sum of `position + shift`, of 0 and `keys` where that lies outside of them, over all queries.
+    let sum = |shift: i128| {
+        let before = |n: i128| {
+            let rising = n.clamp(0, keys + 1);
+            rising * (rising - 1) / 2 + (n - rising).max(0) * keys
+        };
+        let first = i128::from(first) + shift;
+        before(first + i128::from(queries)) - before(first)
+    };
+    let ends = reach.ahead.map_or(i128::from(queries) * keys, |ahead| sum(ahead as i128 + 1));
+    let starts = reach.back.map_or(0, |back| sum(-(back as i128)));
+    u64::try_from(ends - starts).unwrap_or(u64::MAX)
 }
 
 /// Blocks of identical layers in one row.
@@ -433,6 +463,26 @@ pub fn stored(plan: &Plan, index: &Index) -> Vec<Stored> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn keys_are_counted_as_queries_see_them() {
+        let reaches = [None, Some(0), Some(1), Some(5), Some(100)];
+        for reach in reaches.iter().flat_map(|back| reaches.map(|ahead| Reach { back: *back, ahead })) {
+            for (first, queries, keys) in
+                [(0, 0, 7), (0, 7, 7), (3, 4, 7), (0, 9, 4), (20, 3, 23), (20, 1, 8)]
+            {
+                let each = (first..first + queries).map(|i| reach.of(i as usize, keys as usize).len() as u64);
+                let expected: u64 = each.sum();
+                assert_eq!(
+                    seen(reach, first, queries, keys),
+                    expected,
+                    "{reach:?}, {first} {queries} {keys}"
+                );
+            }
+        }
+        assert_eq!(seen(Reach::ALL, 0, 1 << 32, 1 << 31), 1 << 63);
+        assert_eq!(seen(Reach::ALL, 0, 1 << 33, 1 << 32), u64::MAX);
+    }
 
     #[test]
     fn numbers_of_layers_are_merged() {

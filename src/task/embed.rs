@@ -77,6 +77,10 @@ impl Model {
                 rest = behind;
             }
             let vectors = pipeline.apply(&texts, states.cols(), skip)?;
+            if vectors.iter().flatten().any(|x| !x.is_finite()) {
+                let message = "the vector of a text is not a finite number";
+                return Err(Error::new(ErrorKind::Checkpoint, message));
+            }
             let embedding = |(vector, encoding): (Vec<f32>, &Encoding)| Embedding {
                 vector,
                 truncated: encoding.truncated,

@@ -19,7 +19,7 @@ use crate::weights::{Checkpoint, Index, Repository};
 /// A loaded model directory: configuration, tokenizer and weights. Any number of threads may use it at once.
 ///
 /// Every task can also fail with `Tokenizer` when the directory has no tokenizer, with `Limit` when a batch needs more memory than
-/// [`OpenOptions::memory_limit`], and with `Checkpoint` when a result is not a number.
+/// [`OpenOptions::memory_limit`], and with `Checkpoint` when a result is infinite or no number.
 #[derive(Debug)]
 pub struct Model {
     pub(super) repository: Repository,
@@ -315,8 +315,9 @@ impl Model {
                 batch.input.push(&encoding.ids, 0);
                 batch.input.type_ids.extend_from_slice(&encoding.type_ids);
             }
-            // Types only matter where a text has two parts; a model may have fewer types than the tokenizer.
-            if !self.type_ids || batch.input.type_ids.iter().all(|t| *t == 0) {
+            // Types only matter where a text has two parts; a model may have fewer types than the tokenizer, or none.
+            let reads_types = self.type_ids && self.network.reads_types(Stream::Input);
+            if !reads_types || batch.input.type_ids.iter().all(|t| *t == 0) {
                 batch.input.type_ids.clear();
             }
             take(now, &self.network.forward(&batch, name, false)?)?;

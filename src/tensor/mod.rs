@@ -127,10 +127,10 @@ impl Tensor {
         some
     }
 
-    /// Whether some element is not a number.
-    pub fn has_nan(&self) -> bool {
+    /// Whether every element is a number below infinity. Minus infinity is one: the score of what is ruled out.
+    pub fn is_below_infinity(&self) -> bool {
         // Chunks are looked at to their end: the compiler makes vectors of that.
-        self.data().chunks(1024).any(|chunk| chunk.iter().fold(false, |found, x| found | x.is_nan()))
+        self.data().chunks(1024).all(|chunk| chunk.iter().fold(true, |all, x| all & (*x < f32::INFINITY)))
     }
 
     /// The elements, row by row.
