@@ -597,17 +597,15 @@ fn a_step_that_gives_no_number_is_the_last() {
 
 #[test]
 fn tables_of_position_biases_count_in_the_limit_of_memory() {
-    let case = Case { block: "", steps: "[]", tensors: &[] };
-    let dir = tempfile::tempdir().unwrap();
-    write(&case, dir.path());
-    let plan = plan(&case, dir.path()).unwrap();
-    let elements: Vec<usize> = plan.declared.biases.iter().map(|bias| bias.elements).collect();
-    assert_eq!(elements, [4 * 19, 4, 4]); // 9 distances on either side
-    let repository = Repository::open(dir.path()).unwrap();
-    let checkpoint = Checkpoint::map(&repository, &Index::open(&repository).unwrap()).unwrap();
-    let options = LoadOptions { memory_limit: Some(4 * (76 + 4 + 4) - 1), ..LoadOptions::default() };
-    let error = Network::load(plan, &checkpoint, Arc::new(Reference), &options).unwrap_err().to_string();
-    assert!(error.contains("more than the limit"), "{error}");
+    let weights = |steps: &'static str| {
+        let case = Case { block: "", steps, tensors: QKV };
+        let dir = tempfile::tempdir().unwrap();
+        write(&case, dir.path());
+        network(&case, dir.path(), Arc::new(Reference)).memory().weights
+    };
+    let without = weights("[{attention: {q: q, k: k, v: v, o: o, heads: 4, kv_heads: 2}}]");
+    let with = weights("[{attention: {q: q, k: k, v: v, o: o, heads: 4, kv_heads: 2, bias: distances}}]");
+    assert_eq!(with, without + 4 * 4 * 19); // for each head 9 distances on either side, and none
 }
 
 #[test]
