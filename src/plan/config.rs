@@ -139,7 +139,8 @@ pub struct Bound {
 /// taken to be stored.
 pub fn bind(spec: &Spec, config: &Config, index: Option<&Index>, problems: &mut Problems) -> Bound {
     let mut bound = Bound { matches: true, ..Bound::default() };
-    for test in &spec.matches {
+    // A test that accepts nothing is reported already.
+    for test in spec.matches.iter().filter(|test| !test.accepted.is_empty()) {
         // A key that is not there does not speak against the description: old files lack many.
         if let Some((found, at)) = config.find(&test.key)
             && !accepts(test, found)
@@ -151,7 +152,6 @@ pub fn bind(spec: &Spec, config: &Config, index: Option<&Index>, problems: &mut 
             note(problem, format!("set in {}", config.whereabouts(&at)));
         }
     }
-    // A test that accepts nothing is reported already.
     for test in spec.require.iter().filter(|test| !test.accepted.is_empty()) {
         let (found, at) = match config.find(&test.key) {
             Some((found, at)) if *found != Tree::Null || test.default.is_none() => (found.clone(), Some(at)),

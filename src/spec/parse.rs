@@ -333,6 +333,9 @@ impl<'a> Reader<'a> {
                 other => Some(other),
             };
             match accepted {
+                Some(Tree::List(items)) if items.is_empty() => {
+                    self.wrong(&at, format!("expected a value of `{key}`, found none"), "")
+                }
                 Some(Tree::List(items)) => test.accepted = items.clone(),
                 Some(Tree::Map(_)) => {
                     self.wrong(&at, format!("expected a plain value of `{key}`, found a map"), "")
@@ -678,6 +681,16 @@ heads: {t: {logits: []}}
         assert_eq!(found.len(), expected.len(), "{found:#?}");
         for (found, expected) in found.iter().zip(expected) {
             assert!(found.starts_with(expected), "{found} / {expected}");
+        }
+    }
+
+    #[test]
+    fn a_test_accepts_something() {
+        for (tests, key) in
+            [("match: {a: []}", "a"), ("match: {}\nrequire: {b: {is: []}}", "b"), ("match: {}\nrequire: {c: []}", "c")]
+        {
+            let text = format!("smelt: 1\n{tests}\nmodel: {{hidden: {{linear: l}}}}\n");
+            assert_eq!(problems(&text), [format!("expected a value of `{key}`, found none")], "{tests}");
         }
     }
 }
