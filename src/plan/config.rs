@@ -7,7 +7,7 @@ use super::is_irrelevant;
 use super::tensors::Names;
 use crate::error::{Error, ErrorKind, Problem, Remark, Result, closest};
 use crate::spec::{
-    Address, Binding, BindingValue, Problems, Scope, Source, Spec, Template, Test, Tree, listed,
+    Address, Binding, BindingValue, Problems, Scope, Source, Spec, Template, Test, Tree, either,
 };
 use crate::weights::{Index, Repository};
 
@@ -245,10 +245,9 @@ fn note(problem: &mut Problem, text: String) {
 }
 
 fn mismatch(what: &str, test: &Test, found: &Tree) -> String {
-    let accepted: Vec<String> = test.accepted.iter().map(Tree::to_string).collect();
-    let accepted: Vec<&str> = accepted.iter().map(String::as_str).collect();
+    let accepted: Vec<String> = test.accepted.iter().map(Tree::quoted).collect();
     let key = if what.ends_with('`') { String::new() } else { format!("`{}` ", test.key) };
-    format!("{what}: expected {key}{}, found `{found}`", listed(&accepted))
+    format!("{what}: expected {key}{}, found {}", either(&accepted), found.quoted())
 }
 
 /// What is wrong with a config that says that the weights are quantised: what they are stored as may not show it.

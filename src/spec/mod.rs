@@ -12,8 +12,8 @@ mod source;
 mod tree;
 
 pub use expression::{Scope, Template};
-pub(crate) use parse::listed;
 pub use parse::{Binding, BindingValue, Defaults, Head, Item, NamedValue, Spec, Step, Test, Weights};
+pub(crate) use parse::{either, listed};
 pub use problems::Problems;
 pub use source::Source;
 pub use tree::{Address, Tree};

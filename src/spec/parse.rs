@@ -310,7 +310,9 @@ impl<'a> Reader<'a> {
 
     fn version(&mut self, tree: &Tree, at: &Address) {
         if *tree != Tree::Int(VERSION) {
-            let message = format!("unsupported language version: expected {VERSION}, found {tree}");
+            let found =
+                if let Tree::Text(text) = tree { format!("the text `{text}`") } else { tree.to_string() };
+            let message = format!("unsupported language version: expected {VERSION}, found {found}");
             self.wrong(at, message, "");
         }
     }
@@ -596,13 +598,15 @@ fn is_name(text: &str) -> bool {
 
 /// `` `a`, `b` or `c` ``.
 pub(crate) fn listed(words: &[&str]) -> String {
+    either(&words.iter().map(|word| format!("`{word}`")).collect::<Vec<_>>())
+}
+
+/// `a, b or c`.
+pub(crate) fn either(words: &[String]) -> String {
     match words {
         [] => String::new(),
-        [one] => format!("`{one}`"),
-        [first @ .., last] => {
-            let first: Vec<String> = first.iter().map(|w| format!("`{w}`")).collect();
-            format!("{} or `{last}`", first.join(", "))
-        }
+        [one] => one.clone(),
+        [first @ .., last] => format!("{} or {last}", first.join(", ")),
     }
 }
 
@@ -685,10 +689,18 @@ heads: {t: {logits: []}}
     }
 
     #[test]
+    fn a_version_is_no_text() {
+        let text = "smelt: \"1\"\nmatch: {}\nmodel: {hidden: {linear: l}}\n";
+        assert_eq!(problems(text), ["unsupported language version: expected 1, found the text `1`"]);
+    }
+
+    #[test]
     fn a_test_accepts_something() {
-        for (tests, key) in
-            [("match: {a: []}", "a"), ("match: {}\nrequire: {b: {is: []}}", "b"), ("match: {}\nrequire: {c: []}", "c")]
-        {
+        for (tests, key) in [
+            ("match: {a: []}", "a"),
+            ("match: {}\nrequire: {b: {is: []}}", "b"),
+            ("match: {}\nrequire: {c: []}", "c"),
+        ] {
             let text = format!("smelt: 1\n{tests}\nmodel: {{hidden: {{linear: l}}}}\n");
             assert_eq!(problems(&text), [format!("expected a value of `{key}`, found none")], "{tests}");
         }

@@ -172,6 +172,15 @@ impl Tree {
         }
     }
 
+    /// In backquotes, for messages. A string that reads as something else is called a text: `"8"` is no number.
+    pub fn quoted(&self) -> String {
+        let is_plain = |text: &str| matches!(Tree::constant(text), Some(Tree::Text(_)) | None);
+        match self {
+            Tree::Text(text) if !is_plain(text) => format!("the text `{self}`"),
+            _ => format!("`{self}`"),
+        }
+    }
+
     /// Every string in here, each with its address; `at` is the address of this value.
     pub fn visit_texts<'a>(&'a self, at: &Address, visit: &mut dyn FnMut(&'a str, &Address)) {
         match self {
@@ -361,6 +370,21 @@ mod tests {
             ["true", "null", "", "silu", "out_in", "inf", "8", "-1", "1e-6", "0.5", ".inf", "[0, .inf]", "{}"]
         {
             assert_eq!(Tree::constant(text), Tree::from_yaml(text).ok(), "{text}");
+        }
+    }
+
+    #[test]
+    fn texts_that_read_as_something_else_are_called_texts() {
+        for (text, expected) in [
+            ("\"8\"", "the text `8`"),
+            ("8", "`8`"),
+            ("\"true\"", "the text `true`"),
+            ("'null'", "the text `null`"),
+            ("1.5", "`1.5`"),
+            ("absolute", "`absolute`"),
+            ("'a: {'", "`a: {`"),
+        ] {
+            assert_eq!(Tree::from_yaml(text).unwrap().quoted(), expected);
         }
     }
 
