@@ -264,16 +264,38 @@ impl FieldType for TokenId {
     }
 }
 
+/// Reads a number of which `fits` holds. Blocks compute in float32: what it cannot hold is refused.
+fn number<T: FieldType>(
+    builder: &mut Builder<'_>,
+    value: &Tree,
+    at: &Address,
+    fits: fn(f64) -> bool,
+) -> Option<f64> {
+    match value {
+        Tree::Int(n) if fits(*n as f64) => Some(*n as f64),
+        Tree::Float(x) if (*x as f32).is_finite() && fits(*x) => Some(*x),
+        Tree::Float(x) if x.is_finite() && fits(*x) => {
+            let most = f32::MAX;
+            let message = format!(
+                "wrong value of `{}`: expected a magnitude of at most {most:e}, found `{value}`",
+                builder.field
+            );
+            builder.wrong_value(at, message);
+            None
+        }
+        _ => {
+            builder.mismatch::<T>(value, at);
+            None
+        }
+    }
+}
+
 impl FieldType for f64 {
     fn kind() -> String {
         "a number".into()
     }
     fn read(builder: &mut Builder<'_>, value: &Tree, at: &Address) -> Option<Self> {
-        match value {
-            Tree::Int(n) => Some(*n as f64),
-            Tree::Float(x) if x.is_finite() => Some(*x),
-            _ => builder.mismatch::<Self>(value, at),
-        }
+        number::<Self>(builder, value, at, |_| true)
     }
 }
 
@@ -286,11 +308,7 @@ impl FieldType for NonNegative {
         "a number from 0 on".into()
     }
     fn read(builder: &mut Builder<'_>, value: &Tree, at: &Address) -> Option<Self> {
-        match value {
-            Tree::Int(n @ 0..) => Some(NonNegative(*n as f64)),
-            Tree::Float(x) if x.is_finite() && *x >= 0.0 => Some(NonNegative(*x)),
-            _ => builder.mismatch::<Self>(value, at),
-        }
+        number::<Self>(builder, value, at, |x| x >= 0.0).map(NonNegative)
     }
 }
 
