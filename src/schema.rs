@@ -190,6 +190,7 @@ fn plain(kind: &str) -> Value {
         "an integer from 0 on" => json!({"type": "integer", "minimum": 0}),
         "an integer" => json!({"type": "integer"}),
         "a number" => json!({"type": "number"}),
+        "a positive number" => json!({"type": "number", "exclusiveMinimum": 0}),
         "a number from 0 on" => json!({"type": "number", "minimum": 0}),
         "true or false" => json!({"type": "boolean"}),
         "a map" => json!({"type": "object"}),

@@ -29,6 +29,8 @@ fn fits(value: &Tree, schema: &Value, root: &Value) -> bool {
             _ => false,
         },
         ("minimum", Tree::Int(n)) => *n >= expected.as_i64().unwrap(),
+        ("exclusiveMinimum", Tree::Int(n)) => *n > expected.as_i64().unwrap(),
+        ("exclusiveMinimum", Tree::Float(x)) => *x > expected.as_f64().unwrap(),
         ("pattern", Tree::Text(text)) => {
             assert_eq!(expected, "\\$");
             text.contains('$')
@@ -51,7 +53,16 @@ fn fits(value: &Tree, schema: &Value, root: &Value) -> bool {
             let mut needed = needed.as_array().unwrap().iter();
             value.get(key).is_none() || needed.all(|key| value.get(key.as_str().unwrap()).is_some())
         }),
-        ("minimum" | "pattern" | "items" | "properties" | "additionalProperties" | "required", _)
+        (
+            "minimum"
+            | "exclusiveMinimum"
+            | "pattern"
+            | "items"
+            | "properties"
+            | "additionalProperties"
+            | "required",
+            _,
+        )
         | ("minProperties" | "dependentRequired" | "minItems" | "maxItems", _) => true,
         (other, _) => panic!("the keyword `{other}` is not known here"),
     })
@@ -119,6 +130,7 @@ heads: {features: {match: Mine, outputs: [hidden]}}
         ("bias: false", "bais: false"),
         ("heads: $heads, q", "heads: many, q"),
         ("rows: 3", "rows: 0"),
+        ("heads: $heads, q", "heads: $heads, softcap: 0, q"),
         ("of: token_ids", "of: tokens"),
         ("features:", "feature:"),
         ("at: layer.$i", "att: layer.$i"),

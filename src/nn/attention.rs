@@ -1,7 +1,7 @@
 use super::builder::{
     BiasId, Builder, CacheId, CacheUse, LinearId, RopeId, Rows, Shape, Stream, ValueId, VectorId,
 };
-use super::fields::{FieldType, NonNegative, Path, Projection, ValueName, fields, read_choice};
+use super::fields::{FieldType, NonNegative, Path, Positive, Projection, ValueName, fields, read_choice};
 use super::head_norm::{HeadNorm, PlannedHeadNorm};
 use super::rope::RopeFields;
 use super::run::Run;
@@ -53,7 +53,7 @@ fields! {
         /// Factor of the scores; `1 / sqrt(head_dim)` by default.
         scale: Option<f64>,
         /// Scores become `softcap · tanh(score / softcap)`.
-        softcap: Option<f64>,
+        softcap: Option<Positive>,
         /// Rotary position embedding of queries and keys.
         rope: Option<RopeFields>,
         /// Name of the value whose tokens are attended to instead of the own ones.
@@ -259,7 +259,7 @@ impl BlockFields for Attention {
             (false, window) => Reach { back: window, ahead: window },
         };
         let scale = self.scale.unwrap_or(1.0 / (head_dim as f64).sqrt()) as f32;
-        let softcap = self.softcap.map(|c| c as f32);
+        let softcap = self.softcap.map(|c| c.0 as f32);
         let inner = Planned {
             rows,
             stream,

@@ -312,6 +312,20 @@ impl FieldType for NonNegative {
     }
 }
 
+/// A number above 0.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Positive(pub f64);
+
+impl FieldType for Positive {
+    fn kind() -> String {
+        "a positive number".into()
+    }
+    fn read(builder: &mut Builder<'_>, value: &Tree, at: &Address) -> Option<Self> {
+        // In float32 too.
+        number::<Self>(builder, value, at, |x| x as f32 > 0.0).map(Positive)
+    }
+}
+
 impl FieldType for bool {
     fn kind() -> String {
         "true or false".into()
