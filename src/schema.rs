@@ -8,7 +8,7 @@
 use serde_json::{Map, Value, json};
 
 use crate::nn::{BLOCKS, FieldDef, FieldShape, GROUPS, block, maps};
-use crate::plan::TASKS;
+use crate::plan::{MAX_REPEAT, TASKS};
 
 /// The schema, as it stands in `architectures/schema.json`.
 pub fn schema() -> Value {
@@ -105,12 +105,13 @@ fn joined(lines: &[&str]) -> String {
 /// One step of a sequence: a block or combinator.
 fn step() -> Value {
     let sequence = json!({"$ref": "#/$defs/sequence"});
-    let branches = json!({"type": "array", "items": sequence});
+    let branches = json!({"type": "array", "items": sequence, "minItems": 1});
+    let rounds = json!({"type": "integer", "minimum": 0, "maximum": MAX_REPEAT});
     let combinators = [
         ("residual", described(sequence.clone(), "`x + body(x)`.")),
         ("sum", described(branches.clone(), "The sum of all branches.")),
         ("product", described(branches, "The product of all branches.")),
-        ("repeat", described(or_expression(json!({"type": "integer"})), "The body again and again.")),
+        ("repeat", described(or_expression(rounds), "The body again and again.")),
         ("at", json!({"type": "string", "description": "Put before every path inside."})),
         ("as", json!({"type": "string", "description": "Name of the loop index; `i` by default."})),
         ("body", described(sequence, "What is repeated.")),
@@ -191,6 +192,7 @@ fn plain(kind: &str) -> Value {
         "an integer" => json!({"type": "integer"}),
         "a number" => json!({"type": "number"}),
         "a positive number" => json!({"type": "number", "exclusiveMinimum": 0}),
+        "a number above 0, up to 1" => json!({"type": "number", "exclusiveMinimum": 0, "maximum": 1}),
         "a number from 0 on" => json!({"type": "number", "minimum": 0}),
         "true or false" => json!({"type": "boolean"}),
         "a map" => json!({"type": "object"}),

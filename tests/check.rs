@@ -119,6 +119,23 @@ fn what_cannot_work_is_found_without_a_config() {
         ("{a: [{product: [TOKENS, {activation: relu}]}]}", Some("`activation` has no input")),
         ("{a: [{repeat: 2, body: [{scale: 2}]}]}", Some("`scale` has no input")),
         ("{a: [{scale: 2, when: $yes}, {scale: 3}]}", Some("`scale` has no input")),
+        (
+            "{a: [TOKENS, {repeat: -1, body: [{scale: 2}]}]}",
+            Some("expected to repeat 0 to 4096 times, found `-1`"),
+        ),
+        ("{a: [TOKENS, {repeat: 4097, body: [{scale: 2}]}]}", Some("0 to 4096 times, found `4097`")),
+        ("{a: [TOKENS, {repeat: 1.0, body: [{scale: 2}]}]}", Some("0 to 4096 times, found `1.0`")),
+        ("{a: [TOKENS, {repeat: '2', body: [{scale: 2}]}]}", Some("0 to 4096 times, found the text `2`")),
+        ("{a: [TOKENS, {sum: []}]}", Some("`sum` without branches")),
+        ("{a: [TOKENS, {product: []}]}", Some("`product` without branches")),
+        (
+            "{a: [TOKENS, {attention: {q: q, k: k, v: v, o: o, heads: 2, rope: {theta: -5}}}]}",
+            Some("expected a positive number, found `-5`"),
+        ),
+        (
+            "{a: [TOKENS, {attention: {q: q, k: k, v: v, o: o, heads: 2, rope: {partial: 1.5}}}]}",
+            Some("expected a number above 0, up to 1, found `1.5`"),
+        ),
         ("{a: [{from: a}]}", Some("values need each other: `a` needs `a`")),
         (
             "{a: [{from: b}], b: [{sum: [{from: c}, TOKENS]}], c: [{from: b}]}",

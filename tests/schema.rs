@@ -29,6 +29,8 @@ fn fits(value: &Tree, schema: &Value, root: &Value) -> bool {
             _ => false,
         },
         ("minimum", Tree::Int(n)) => *n >= expected.as_i64().unwrap(),
+        ("maximum", Tree::Int(n)) => *n <= expected.as_i64().unwrap(),
+        ("maximum", Tree::Float(x)) => *x <= expected.as_f64().unwrap(),
         ("exclusiveMinimum", Tree::Int(n)) => *n > expected.as_i64().unwrap(),
         ("exclusiveMinimum", Tree::Float(x)) => *x > expected.as_f64().unwrap(),
         ("pattern", Tree::Text(text)) => {
@@ -55,6 +57,7 @@ fn fits(value: &Tree, schema: &Value, root: &Value) -> bool {
         }),
         (
             "minimum"
+            | "maximum"
             | "exclusiveMinimum"
             | "pattern"
             | "items"
@@ -135,6 +138,7 @@ heads: {features: {match: Mine, outputs: [hidden]}}
         ("features:", "feature:"),
         ("at: layer.$i", "att: layer.$i"),
         ("repeat: $heads", "when: true"),
+        ("repeat: $heads", "repeat: -1"),
         ("config: {heads: num_heads}", "irrelevant: {a: b}"),
     ];
     for (from, to) in mistakes {

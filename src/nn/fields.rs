@@ -326,6 +326,19 @@ impl FieldType for Positive {
     }
 }
 
+/// A share of something.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Share(pub f64);
+
+impl FieldType for Share {
+    fn kind() -> String {
+        "a number above 0, up to 1".into()
+    }
+    fn read(builder: &mut Builder<'_>, value: &Tree, at: &Address) -> Option<Self> {
+        number::<Self>(builder, value, at, |x| x > 0.0 && x <= 1.0).map(Share)
+    }
+}
+
 impl FieldType for bool {
     fn kind() -> String {
         "true or false".into()

@@ -3,7 +3,7 @@
 use std::f64::consts::PI;
 
 use super::builder::{Builder, Stream};
-use super::fields::{AnyMap, fields, nested};
+use super::fields::{AnyMap, Positive, Share, fields, nested};
 use crate::spec::{Address, Tree, listed};
 use crate::tensor::Tensor;
 
@@ -12,14 +12,14 @@ fields! {
     /// the position.
     pub struct RopeFields("rope") {
         /// Base of the frequencies, unless `scaling` has a `rope_theta`.
-        theta: f64 = "10000",
+        theta: Positive = "10000",
         /// The map `rope_scaling` or `rope_parameters` of a config: kinds `default`, `linear`, `dynamic`, `llama3`, `yarn` and
         /// `longrope` (also called `su`). `dynamic` and `longrope` change when a sequence outgrows the length that the model
         /// was trained with; sequences up to there are computed, longer ones refused.
         scaling: Option<AnyMap>,
         /// The share of each head's columns that turns, unless `scaling` has a `partial_rotary_factor`, which counts only where
         /// this is given. All columns if it is not.
-        partial: Option<f64>,
+        partial: Option<Share>,
         /// How many columns of each head turn, in place of a share.
         dim: Option<usize>,
         /// Whether neighbours are paired, instead of columns half of `dim` apart.
@@ -76,10 +76,10 @@ impl RopeFields {
         let scaling = self.scaling.as_ref();
         let (theta, share) = match scaling {
             Some(scaling) => (
-                optional(b, scaling, "rope_theta")?.unwrap_or(self.theta),
+                optional(b, scaling, "rope_theta")?.unwrap_or(self.theta.0),
                 optional(b, scaling, "partial_rotary_factor")?,
             ),
-            None => (self.theta, None),
+            None => (self.theta.0, None),
         };
         if let (None, Some(share)) = (self.partial, share.filter(|share| *share != 1.0)) {
             let message = format!(
@@ -89,7 +89,7 @@ impl RopeFields {
             b.wrong_fields(at, &["rope"], message);
             return None;
         }
-        let partial = share.or(self.partial).unwrap_or(1.0);
+        let partial = share.or(self.partial.map(|share| share.0)).unwrap_or(1.0);
         if self.dim.is_some() && partial != 1.0 {
             b.wrong_fields(
                 at,
@@ -106,10 +106,6 @@ impl RopeFields {
             let fields: &[&str] =
                 if is_said { &["rope", "head_dim", "heads"] } else { &["head_dim", "rope", "heads"] };
             b.wrong_fields(at, fields, message);
-            return None;
-        }
-        if theta <= 0.0 {
-            b.wrong_fields(at, &["rope"], format!("expected a positive `theta`, found {theta}"));
             return None;
         }
         if let Some(limit) = self.max_positions {

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 
-use super::expand::{MAX_DEPTH, circle};
+use super::expand::{MAX_DEPTH, circle, no_branches, rounds};
 use crate::error::{Problem, Remark, closest};
 use crate::nn::{self, Builder, FieldDef, FieldShape};
 use crate::spec::{
@@ -289,10 +289,19 @@ impl<'s> Checker<'s, '_> {
             match &item.step {
                 Step::Residual(body) => self.sequence(body),
                 Step::Sum(branches) | Step::Product(branches) => {
+                    if branches.is_empty() {
+                        let kind = if matches!(item.step, Step::Sum(_)) { "sum" } else { "product" };
+                        self.problems.at(&self.spec.source, &item.at, no_branches(kind), "");
+                    }
                     branches.iter().for_each(|branch| self.sequence(branch))
                 }
                 Step::Repeat { count, path, index, body } => {
                     self.names(&count.0, &count.1);
+                    if !holds_expression(&count.0)
+                        && let Err(message) = rounds(&count.0)
+                    {
+                        self.problems.at(&self.spec.source, &count.1, message, "");
+                    }
                     if self.spec.config.iter().any(|binding| binding.name == *index) {
                         let message = format!("the index `{index}` is bound under `config` too");
                         let problem = self.problems.at(&self.spec.source, &item.at.key(), message, "");

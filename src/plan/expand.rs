@@ -9,7 +9,7 @@ use crate::nn::{self, Block, Builder, Built, PlannedValue, Rows, Shape, TensorId
 use crate::spec::{Address, Head, Item, Spec, Step, Tree};
 
 /// Most layers of one loop.
-const MAX_REPEAT: usize = 4096;
+pub(crate) const MAX_REPEAT: usize = 4096;
 
 /// Most steps that wait for each other: those inside of a step, and those of the values that it needs.
 pub(super) const MAX_DEPTH: usize = 128;
@@ -321,7 +321,7 @@ impl<'s, 'b> Expander<'s, 'b> {
             built.push(branch);
         }
         if all.is_none() && !failed {
-            self.builder.problem(at, format!("`{kind}` without branches"));
+            self.builder.problem(at, no_branches(kind));
         }
         all.filter(|_| !failed).map(|shape| (built, shape))
     }
@@ -347,14 +347,8 @@ impl<'s, 'b> Expander<'s, 'b> {
     }
 
     fn count(&mut self, tree: &Tree, at: &Address) -> Option<usize> {
-        match self.builder.evaluate(tree, at)? {
-            Tree::Int(n) if (0..=MAX_REPEAT as i64).contains(&n) => Some(n as usize),
-            other => {
-                let message = format!("expected to repeat 0 to {MAX_REPEAT} times, found `{other}`");
-                self.builder.wrong_value(at, message);
-                None
-            }
-        }
+        let count = self.builder.evaluate(tree, at)?;
+        rounds(&count).map_err(|message| self.builder.wrong_value(at, message)).ok()
     }
 
     fn layer(
@@ -405,6 +399,19 @@ impl<'s, 'b> Expander<'s, 'b> {
         self.builder.problem(at, message);
         None
     }
+}
+
+/// How often a `repeat` goes round. The error says what is wrong.
+pub(super) fn rounds(count: &Tree) -> Result<usize, String> {
+    match count {
+        Tree::Int(n) if (0..=MAX_REPEAT as i64).contains(n) => Ok(*n as usize),
+        other => Err(format!("expected to repeat 0 to {MAX_REPEAT} times, found {}", other.quoted())),
+    }
+}
+
+/// What is said of a `sum` or `product` that has none.
+pub(super) fn no_branches(kind: &str) -> String {
+    format!("`{kind}` without branches")
 }
 
 /// What is said of a value that needs itself: `way` leads to it.

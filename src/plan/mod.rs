@@ -25,6 +25,7 @@ use crate::weights::{Index, Repository};
 pub use blocks::{PlannedBlock, Ranges, Within};
 pub use check::TASKS;
 pub use config::Config;
+pub(crate) use expand::MAX_REPEAT;
 pub use inspect::{Finding, Severity, inspect};
 pub(crate) use inspect::{fits, is_irrelevant};
 pub use memory::{Memory, linear_type, shown, token_limit};
