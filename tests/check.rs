@@ -136,6 +136,11 @@ fn what_cannot_work_is_found_without_a_config() {
             "{a: [TOKENS, {attention: {q: q, k: k, v: v, o: o, heads: 2, rope: {partial: 1.5}}}]}",
             Some("expected a number above 0, up to 1, found `1.5`"),
         ),
+        (
+            "{a: [TOKENS, {pool: {rows: first, skip: 0}}]}",
+            Some("`skip` has an effect only with `rows: last`"),
+        ),
+        ("{a: [TOKENS, {pool: {rows: '${yes}', skip: 0}}]}", None),
         ("{a: [{from: a}]}", Some("values need each other: `a` needs `a`")),
         (
             "{a: [{from: b}], b: [{sum: [{from: c}, TOKENS]}], c: [{from: b}]}",

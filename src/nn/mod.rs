@@ -10,7 +10,7 @@
 use std::fmt;
 
 use crate::error::Result;
-use crate::spec::{Address, Tree};
+use crate::spec::{Address, Problems, Scope, Tree};
 use crate::tensor::Tensor;
 
 mod activation;
@@ -106,6 +106,8 @@ pub struct Definition {
     pub keeps_shape: bool,
     /// Whether it takes no input.
     pub is_source: bool,
+    /// Reports fields that do not go together whatever the input, if all of them have values without a config.
+    pub check: fn(&mut Builder<'_>, &Tree, &Address),
     /// Builds it: reads the fields, checks the input's shape, declares the tensors, and gives the output's shape.
     pub build: fn(&mut Builder<'_>, &Tree, &Address, Option<Shape>) -> Built,
 }
@@ -116,6 +118,11 @@ pub trait BlockFields: Fields {
     const KEEPS_SHAPE: bool = true;
     /// Whether it takes no input: it is planned only where there is none.
     const IS_SOURCE: bool = false;
+
+    /// Reports fields that do not go together whatever the input; none if there are some.
+    fn check(&self, _b: &mut Builder<'_>, _at: &Address) -> Option<()> {
+        Some(())
+    }
 
     /// Checks the input's shape, declares the tensors, and gives the planned block with its output's shape.
     fn plan(self, b: &mut Builder<'_>, input: Option<Shape>, at: &Address) -> Built;
@@ -128,6 +135,16 @@ const fn define<T: BlockFields>() -> Definition {
         fields: T::fields,
         keeps_shape: T::KEEPS_SHAPE,
         is_source: T::IS_SOURCE,
+        check: |builder, fields, at| {
+            // What cannot be read by itself is reported, or waits for a config.
+            let mut unread = Problems::default();
+            let mut reader = Builder::new(builder.source, builder.defaults, Scope::default(), &mut unread);
+            let block = T::read(&mut Given::new::<T>(&mut reader, fields, at));
+            if let Some(block) = block {
+                builder.block = T::NAME.into();
+                block.check(builder, at);
+            }
+        },
         build: |builder, fields, at, input| {
             builder.block = T::NAME.into();
             builder.field = "";
@@ -138,6 +155,7 @@ const fn define<T: BlockFields>() -> Definition {
                 builder.problem(&at.key(), format!("`{}` takes no input", T::NAME)).help(help);
                 return None;
             }
+            block.check(builder, at)?;
             block.plan(builder, input, at)
         },
     }

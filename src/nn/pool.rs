@@ -77,26 +77,39 @@ struct Planned {
     of: Option<usize>,
 }
 
+impl Pool {
+    /// Whether ids say which row it is.
+    fn by_id(&self) -> bool {
+        self.skip.is_some() || self.of.is_some() || self.rows == Which::LargestId
+    }
+}
+
 impl BlockFields for Pool {
     const KEEPS_SHAPE: bool = false;
 
-    fn plan(self, b: &mut Builder<'_>, input: Option<Shape>, at: &Address) -> Built {
-        let (rows, stream, cols) = b.positions(input, at)?;
-        let by_id = self.skip.is_some() || self.of.is_some() || self.rows == Which::LargestId;
-        if by_id && !matches!(rows, Rows::Tokens(_)) {
-            b.wrong_fields(at, &["skip", "of", "rows"], "there are no tokens here to choose by their ids");
-            return None;
-        }
-        let (skip, of) = (self.skip.and_then(|id| id.0), self.of.map(|id| id.0));
+    fn check(&self, b: &mut Builder<'_>, at: &Address) -> Option<()> {
         let (is_first, is_last) = (self.rows == Which::First, self.rows == Which::Last);
         b.only_with(
             at,
             ("skip", self.skip.is_some()),
-            ("`rows: last`, and without `of`", is_last && of.is_none()),
+            ("`rows: last`, and without `of`", is_last && self.of.is_none()),
         )?;
-        b.only_with(at, ("of", of.is_some()), ("`rows: first` or `rows: last`", is_first || is_last))?;
-        b.only_with(at, ("ids_of", self.ids_of.is_some()), ("`skip`, `of` or `rows: largest_id`", by_id))?;
-        b.only_with(at, ("start", self.start.0 > 0), ("`rows: mean`", self.rows == Which::Mean))?;
+        b.only_with(at, ("of", self.of.is_some()), ("`rows: first` or `rows: last`", is_first || is_last))?;
+        b.only_with(
+            at,
+            ("ids_of", self.ids_of.is_some()),
+            ("`skip`, `of` or `rows: largest_id`", self.by_id()),
+        )?;
+        b.only_with(at, ("start", self.start.0 > 0), ("`rows: mean`", self.rows == Which::Mean))
+    }
+
+    fn plan(self, b: &mut Builder<'_>, input: Option<Shape>, at: &Address) -> Built {
+        let (rows, stream, cols) = b.positions(input, at)?;
+        if self.by_id() && !matches!(rows, Rows::Tokens(_)) {
+            b.wrong_fields(at, &["skip", "of", "rows"], "there are no tokens here to choose by their ids");
+            return None;
+        }
+        let (skip, of) = (self.skip.and_then(|id| id.0), self.of.map(|id| id.0));
         let ids = self.ids_of.map_or(stream, |ids| ids.0);
         let block = Planned { rows, ids, start: self.start.0, which: self.rows, skip, of };
         Some((Box::new(block), Shape::Matrix { rows: Rows::Sequences(stream), cols }))

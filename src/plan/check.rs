@@ -318,7 +318,13 @@ impl<'s> Checker<'s, '_> {
                     }
                 }
                 Step::Block { name, fields } => match nn::block(name) {
-                    Some(block) => self.fields((block.fields)(), name, fields, &item.at),
+                    Some(block) => {
+                        self.fields((block.fields)(), name, fields, &item.at);
+                        let source = &self.spec.source;
+                        let mut builder =
+                            Builder::new(source, &self.spec.defaults, Scope::default(), self.problems);
+                        (block.check)(&mut builder, fields, &item.at);
+                    }
                     None => self.unknown_block(name, &item.at),
                 },
             }
