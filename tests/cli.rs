@@ -45,6 +45,16 @@ fn stderr(output: &Output, code: i32) -> String {
     String::from_utf8(output.stderr.clone()).unwrap()
 }
 
+/// Tokens before count only where something of them is kept.
+#[test]
+fn explain_refuses_a_past_that_nothing_keeps() {
+    let past = |model: &str, n: &str| smelt(&["explain", "-m", model, "--past", n]);
+    let error = stderr(&past("examples/models/language-id", "1000"), 1);
+    assert!(error.starts_with("error: `--past`: expected 0, found 1000\n = help: "), "{error}");
+    stdout(&past("examples/models/language-id", "0"));
+    assert!(stdout(&past("examples/models/prose", "1000")).contains(" after 1000"));
+}
+
 /// The fixture directory `tests/golden/*/case`, of the first family that has it.
 fn fixture(case: &str) -> PathBuf {
     let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden");

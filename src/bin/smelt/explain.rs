@@ -25,7 +25,7 @@ pub struct Arguments {
     /// Tokens of one sequence that are computed
     #[arg(long, default_value_t = 128, allow_negative_numbers = true, value_parser = clap::value_parser!(u64).range(1..=1 << 20))]
     tokens: u64,
-    /// Tokens before them, whose keys and values are kept
+    /// Tokens before them, of which keys and values or a state are kept
     #[arg(long, default_value_t = 0, allow_negative_numbers = true, value_parser = clap::value_parser!(u64).range(0..=1 << 20))]
     past: u64,
     /// Sequences at once, for the memory

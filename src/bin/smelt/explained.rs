@@ -4,7 +4,7 @@ use std::path::Path;
 
 use smelt::plan::{self, Config, Cost, Memory, Plan, Row, Stored, Target, Tokens, source_for};
 use smelt::weights::{Index, Repository};
-use smelt::{Compute, OpenOptions, Result, WeightType};
+use smelt::{Compute, Error, ErrorKind, OpenOptions, Result, WeightType};
 
 /// What is to be explained.
 pub struct Request<'a> {
@@ -45,10 +45,19 @@ impl Explained {
         let target = Target::of(&repository, request.task);
         let index = Index::open_headers(&repository)?;
         let plan = Plan::new(source, &config, &index, &target)?;
+        let tokens = request.tokens;
+        let declared = &plan.declared;
+        let keeps = declared.caches.iter().any(|cache| cache.kept) || !declared.recurrent.is_empty();
+        if tokens.past > 0 && !keeps {
+            let message = format!("`--past`: expected 0, found {}", tokens.past);
+            return Err(Error::new(ErrorKind::Input, message).help(format!(
+                "{} keeps nothing of the tokens before: `--tokens` counts them all",
+                plan.name
+            )));
+        }
         let Request { dtype, compute, threads, .. } = *request;
         let options = OpenOptions { dtype, compute, threads, ..OpenOptions::default() };
         let (cpu, kept) = (options.cpu(), options.kept());
-        let tokens = request.tokens;
         let costs = plan::costs(&plan, &index, &cpu, kept, tokens);
         let stored = |tensor: usize| plan::stored_type(&plan, &index, tensor);
         let memory = Memory::of(&plan.declared, &cpu, &stored, kept);
