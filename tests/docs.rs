@@ -58,7 +58,7 @@ fn architectures() -> String {
         .flat_map(|dir| {
             let text = std::fs::read_to_string(dir.join("config.json")).unwrap();
             let config = Config::parse("config.json", text).unwrap();
-            config.texts("architectures").into_iter().map(str::to_owned).collect::<Vec<_>>()
+            config.texts("architectures").unwrap().into_iter().map(str::to_owned).collect::<Vec<_>>()
         })
         .collect();
     let (mut table, mut types) = (String::from("| model types | tasks |\n|---|---|\n"), 0);

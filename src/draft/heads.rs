@@ -20,7 +20,7 @@ impl Candidate {
         stored: &[Pattern],
         prefix: &str,
     ) -> Option<String> {
-        let classes = config.texts("architectures");
+        let classes = config.texts("architectures").unwrap_or_default();
         let own = classes.first().and_then(|class| known.take_apart(class));
         if let Some(model_type) = config.text("model_type") {
             set(

@@ -51,8 +51,9 @@ pub struct Draft {
 /// Drafts a description. The built-in descriptions `without` are not looked at.
 ///
 /// # Errors
-/// `Unsupported` when nothing is left to begin with.
+/// `Unsupported` when nothing is left to begin with; `Config` when `architectures` is no list of strings.
 pub fn draft(config: &Config, index: &Index, without: &[&str]) -> Result<Draft> {
+    config.texts("architectures")?;
     let known = Known::new(without)?;
     let stored = patterns::patterns(index.iter().map(|(name, entry)| (name, entry.shape.as_slice())));
     let prefix = patterns::prefix(&stored);

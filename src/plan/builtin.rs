@@ -20,9 +20,9 @@ pub fn text(name: &str) -> Option<&'static str> {
 /// The built-in description that matches a config.
 ///
 /// # Errors
-/// `Unsupported` when none does.
+/// `Unsupported` when none does; `Config` when `architectures` is no list of strings.
 pub fn find(config: &Config) -> Result<Source> {
-    let classes = config.texts("architectures");
+    let classes = config.texts("architectures")?;
     let mut by_class = None;
     for (name, text) in ARCHITECTURES {
         let source = Source::yaml(format!("{name}.yaml"), *text)?;

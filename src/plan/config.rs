@@ -76,13 +76,22 @@ impl Config {
         self.find(key)?.0.as_text()
     }
 
-    /// The strings at a key: a list of them, or one alone.
-    pub fn texts(&self, key: &str) -> Vec<&str> {
-        match self.find(key) {
-            Some((Tree::List(items), _)) => items.iter().filter_map(Tree::as_text).collect(),
-            Some((Tree::Text(text), _)) => vec![text],
-            _ => Vec::new(),
-        }
+    /// The strings at a key: a list of them, or one alone; none where it is null or not there.
+    ///
+    /// # Errors
+    /// `Config` when there is something else.
+    pub fn texts(&self, key: &str) -> Result<Vec<&str>> {
+        let Some((value, at)) = self.find(key).filter(|(value, _)| **value != Tree::Null) else {
+            return Ok(Vec::new());
+        };
+        let texts = match value {
+            Tree::List(items) => items.iter().map(Tree::as_text).collect(),
+            value => value.as_text().map(|text| vec![text]),
+        };
+        texts.ok_or_else(|| {
+            let message = format!("wrong value of `{key}`: expected a list of strings, found `{value}`");
+            Problem::new(message).at(self.source.place(&at)).into_error(ErrorKind::Config)
+        })
     }
 
     /// Its keys with their values.
@@ -175,6 +184,7 @@ pub fn bind(spec: &Spec, config: &Config, index: Option<&Index>, problems: &mut 
             }
         }
     }
+    classes_and_labels(config, problems);
     misspelt_keys(spec, config, problems);
     let asks = spec.config.iter().any(|binding| matches!(binding.value, BindingValue::Stored(_)));
     let names = index.filter(|_| asks).map(|index| Names::new(&spec.weights, index));
@@ -184,6 +194,29 @@ pub fn bind(spec: &Spec, config: &Config, index: Option<&Index>, problems: &mut 
         }
     }
     bound
+}
+
+/// Reports classes and labels, which mean the same in every config, that have another type than there.
+fn classes_and_labels(config: &Config, problems: &mut Problems) {
+    if let Err(error) = config.texts("architectures") {
+        for problem in error.problems() {
+            problems.push(problem.clone());
+        }
+    }
+    let Some((labels, at)) = config.find("id2label") else { return };
+    let wrong = match labels {
+        Tree::Null => None,
+        Tree::Map(entries) => {
+            let wrong = entries.iter().position(|(id, _)| id.parse::<i64>().is_err());
+            wrong.map(|i| (at.child(i).key(), format!("the key `{}`", entries[i].0)))
+        }
+        other => Some((at, format!("`{other}`"))),
+    };
+    if let Some((at, found)) = wrong {
+        let message =
+            format!("wrong value of `id2label`: expected a map from numbers to names, found {found}");
+        problems.at(&config.source, &at, message, "");
+    }
 }
 
 /// Reports keys that the config lacks where it has one spelt almost the same that nothing reads: a default would hide that.

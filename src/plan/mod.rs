@@ -347,7 +347,7 @@ fn choose_head<'s>(
             found
         }
         Target::Config => {
-            let classes = config.texts("architectures");
+            let classes = config.texts("architectures").unwrap_or_default(); // what is wrong with them is reported
             let asked = |head: &&Head| head.classes.iter().any(|class| classes.contains(&class.as_str()));
             let found = spec.heads.iter().find(asked);
             if found.is_none() && !classes.is_empty() {
