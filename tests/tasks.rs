@@ -163,6 +163,25 @@ fn texts_are_cut_only_when_asked_for() {
 }
 
 #[test]
+fn settings_of_a_tokenizer_are_named_where_they_are_wrong() {
+    let (dir, ..) = of_class("ForSequenceClassification").remove(0);
+    let text = std::fs::read_to_string(dir.join("tokenizer.json")).unwrap();
+    for (settings, part) in [
+        ("{\"model_max_length\": -5}", "`model_max_length`: expected a positive whole number, found `-5`"),
+        ("{\"model_max_length\": }", "expected value"),
+        ("[]", "expected a map of settings"),
+        ("\"x\"", "expected a map of settings"),
+        ("null", "expected a map of settings"),
+    ] {
+        let read = |label: &str| Tokenizer::from_json(&text, label, Some(settings)).unwrap_err().to_string();
+        let error = read("some/model/tokenizer.json");
+        let file = "invalid tokenizer settings `some/model/tokenizer_config.json`: ";
+        assert!(error.strip_prefix(file).is_some_and(|what| what.starts_with(part)), "{error}");
+        assert!(read("another name").contains("`tokenizer_config.json`"));
+    }
+}
+
+#[test]
 fn sequences_are_classified() {
     for (dir, info, reference) in of_class("ForSequenceClassification") {
         let model = Model::open(&dir).unwrap();

@@ -69,8 +69,8 @@ pub struct Encoding {
 }
 
 impl Tokenizer {
-    /// Reads a `tokenizer.json`; `label` names it in messages. `config` is the text of `tokenizer_config.json`, which names
-    /// the special tokens.
+    /// Reads a `tokenizer.json`; `label` names it in messages. `config` is the text of the `tokenizer_config.json` beside it,
+    /// which names the special tokens.
     ///
     /// As in transformers 5.23 a length in `tokenizer.json` cuts nothing: [`encode`](Self::encode) obeys its limit alone.
     ///
@@ -101,10 +101,17 @@ impl Tokenizer {
         let own_side = inner.get_truncation().map(|own| own.direction);
         inner.with_truncation(None).map_err(|e| wrong(e.to_string()))?;
         inner.with_padding(None); // a ragged batch needs none
+        let folder = label.strip_suffix("tokenizer.json").unwrap_or_default();
+        let wrong_settings = |what: String| {
+            let message = format!("invalid tokenizer settings `{folder}tokenizer_config.json`: {what}");
+            Error::new(ErrorKind::Tokenizer, message)
+        };
         let config: serde_json::Value = match config {
-            Some(text) => {
-                serde_json::from_str(text).map_err(|e| wrong(format!("its `tokenizer_config.json`: {e}")))?
-            }
+            Some(text) => match serde_json::from_str(text) {
+                Ok(settings @ serde_json::Value::Object(_)) => settings,
+                Ok(_) => return Err(wrong_settings("expected a map of settings".into())),
+                Err(e) => return Err(wrong_settings(e.to_string())),
+            },
             None => serde_json::Value::Null,
         };
         let max_length = match config.get("model_max_length").unwrap_or(&config["max_len"]) {
@@ -116,7 +123,7 @@ impl Tokenizer {
                 _ => {
                     let what =
                         format!("`model_max_length`: expected a positive whole number, found `{length}`");
-                    return Err(wrong(what));
+                    return Err(wrong_settings(what));
                 }
             },
         };
