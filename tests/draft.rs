@@ -212,6 +212,24 @@ fn drafts_are_as_good_as_they_were() {
     assert!(loads >= 57 && verifies >= 18 && 100 * right >= 64 * lines, "{totals}");
 }
 
+/// The head that a tower with a projection gets is that of another description, with all that it needs.
+#[test]
+fn drafts_with_the_head_of_another_are_accepted() {
+    let mut seen = 0;
+    for dir in common::cases() {
+        let repository = Repository::open(&dir).unwrap();
+        let config = Config::open(&repository).unwrap();
+        if !config.texts("architectures").unwrap().iter().any(|class| class.ends_with("ModelWithProjection"))
+        {
+            continue;
+        }
+        let draft = draft(&config, &Index::open(&repository).unwrap(), &[]).unwrap();
+        assert!(draft.refused.is_none(), "{}: {}", dir.display(), draft.refused.unwrap());
+        seen += 1;
+    }
+    assert!(seen >= 2, "{seen} models");
+}
+
 /// The draft of a model of six layers, of which some have no norm before their attention.
 fn draft_without_norms(without: &[usize]) -> String {
     const LAYER: [(&str, &[usize]); 9] = [

@@ -189,6 +189,19 @@ impl Candidate {
         self.refused.extend(refused);
     }
 
+    /// Puts each name behind those that it is computed from.
+    pub(super) fn order_names(&mut self) {
+        let Some(Tree::Map(entries)) = get_mut(&mut self.tree, "config") else { return };
+        let mut left = std::mem::take(entries);
+        while !left.is_empty() {
+            let waits =
+                |value: &Tree| names(value).iter().any(|name| left.iter().any(|(other, _)| other == name));
+            // Names that wait for each other stay as they are: they are reported.
+            let next = left.iter().position(|(_, value)| !waits(value)).unwrap_or(0);
+            entries.push(left.remove(next));
+        }
+    }
+
     /// Drops names that nothing uses any more.
     pub(super) fn unused(&mut self) {
         loop {

@@ -45,22 +45,13 @@ impl Candidate {
         let named = own.filter(|(stem, ..)| of_base.is_some() && stem.to_lowercase().starts_with(&own_name));
         let task = of_base.map(|task| (*task).to_owned()).or(task);
         let replaced = task.as_deref().is_some_and(|task| self.other_head(known, stored, task));
-        let of = |head: &Tree| -> Vec<String> {
-            match head.get("match") {
-                Some(Tree::Text(text)) => vec![text.clone()],
-                Some(Tree::List(items)) => {
-                    items.iter().filter_map(Tree::as_text).map(str::to_owned).collect()
-                }
-                _ => Vec::new(),
-            }
-        };
         let stem = own.map_or("", |(stem, ..)| stem);
         let stem = named.and_then(|(stem, ..)| stem.get(..own_name.len())).unwrap_or(stem);
-        let all: Vec<String> = self.section("heads").iter().flat_map(|(_, head)| of(head)).collect();
+        let all: Vec<String> = self.section("heads").iter().flat_map(|(_, head)| classes_of(head)).collect();
         if let Some(Tree::Map(heads)) = get_mut(&mut self.tree, "heads") {
             for (name, head) in heads {
                 let mut renamed: Vec<String> = Vec::new();
-                for class in of(head) {
+                for class in classes_of(head) {
                     let suffix = &class[stem_of(&class, all.iter()).len()..];
                     let suffix = if known.suffixes.contains_key(suffix) { suffix } else { class.as_str() };
                     let class = format!("{stem}{suffix}");
@@ -73,14 +64,28 @@ impl Candidate {
                 {
                     renamed = vec![(*class).to_owned()];
                 }
-                let classes = match renamed.as_slice() {
-                    [one] => Tree::Text(one.clone()),
-                    many => Tree::List(many.iter().cloned().map(Tree::Text).collect()),
-                };
-                set(head, "match", classes);
+                set(head, "match", one_or_many(&renamed));
             }
         }
+        self.one_head_per_class(task.as_deref());
         task.or_else(|| Some("features".into()))
+    }
+
+    /// Leaves each class to one head, that of the task if it is among them, and drops heads that have none left.
+    fn one_head_per_class(&mut self, task: Option<&str>) {
+        let Some(Tree::Map(heads)) = get_mut(&mut self.tree, "heads") else { return };
+        let mut taken: HashSet<String> = HashSet::new();
+        let mut order: Vec<usize> = (0..heads.len()).collect();
+        order.sort_by_key(|&i| Some(heads[i].0.as_str()) != task);
+        for i in order {
+            let head = &mut heads[i].1;
+            let left: Vec<String> =
+                classes_of(head).into_iter().filter(|c| taken.insert(c.clone())).collect();
+            if left.len() < classes_of(head).len() {
+                set(head, "match", one_or_many(&left));
+            }
+        }
+        heads.retain(|(_, head)| head.get("match") != Some(&Tree::List(Vec::new())));
     }
 
     /// Takes the head of another description for a task, if more of its names are stored; says whether it did.
@@ -120,17 +125,20 @@ impl Candidate {
         // Values that it begins with come along, where this model has none of that name.
         let mut began = Vec::new();
         head.visit_texts(&Address::root(), &mut |text, _| began.push(text.to_owned()));
-        for name in &began {
-            if self.tree.get("model").is_some_and(|model| model.get(name).is_some()) {
+        let mut i = 0;
+        while let Some(name) = began.get(i).cloned() {
+            i += 1;
+            if self.tree.get("model").is_some_and(|model| model.get(&name).is_some()) {
                 continue;
             }
-            let other = family.tree.get("model").and_then(|model| model.get(name)).cloned();
+            let other = family.tree.get("model").and_then(|model| model.get(&name)).cloned();
             if let (Some(mut value), Some(model)) = (other, get_mut(&mut self.tree, "model")) {
                 if let (Some(new), Some(old)) = (&tie, first_tie(&value)) {
                     rename_ties(&mut value, &old, new);
                 }
                 wanted.extend(names(&value));
-                set(model, name, value);
+                value.visit_texts(&Address::root(), &mut |text, _| began.push(text.to_owned()));
+                set(model, &name, value);
             }
         }
         while let Some(name) = wanted.pop() {
@@ -139,14 +147,30 @@ impl Candidate {
                 && !entries.iter().any(|(n, _)| *n == name)
             {
                 wanted.extend(names(value));
-                // What it is computed from comes later in this loop, and must stand before it.
                 entries.insert(0, (name, value.clone()));
             }
         }
+        self.order_names();
         match get_mut(&mut self.tree, "heads") {
             Some(heads) => set(heads, task, head),
             None => set(&mut self.tree, "heads", Tree::Map(vec![(task.to_owned(), head)])),
         }
         true
+    }
+}
+
+/// The classes that ask for a head.
+fn classes_of(head: &Tree) -> Vec<String> {
+    match head.get("match") {
+        Some(Tree::Text(text)) => vec![text.clone()],
+        Some(Tree::List(items)) => items.iter().filter_map(Tree::as_text).map(str::to_owned).collect(),
+        _ => Vec::new(),
+    }
+}
+
+fn one_or_many(classes: &[String]) -> Tree {
+    match classes {
+        [one] => Tree::Text(one.clone()),
+        many => Tree::List(many.iter().cloned().map(Tree::Text).collect()),
     }
 }
