@@ -601,6 +601,17 @@ fn output_that_nobody_reads_is_no_mistake_and_a_full_disk_is_one() {
             assert!(message.contains("error: cannot write the output"), "{arguments:?}: {message}");
         }
     }
+    // A verdict stays what it is.
+    for arguments in [
+        &["verify", "-m", MODEL, bundle, "--tolerance", "0"][..],
+        &["verify", "-m", MODEL, bundle, "--tolerance", "0", "--json"],
+        &["check", "--json", "no-such-arch"],
+    ] {
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        let (code, message) = smelt_into(writer, arguments);
+        assert_eq!(code, Some(1), "{arguments:?}: {message}");
+    }
     // Nor is there a panic where nobody reads what is wrong.
     let (reader, writer) = std::io::pipe().unwrap();
     drop(reader);

@@ -3,7 +3,8 @@
 
 #![forbid(unsafe_code)]
 
-// As the macros of the standard library, but without a panic where nobody reads on: `smelt explain | head` is no mistake.
+// As the macros of the standard library, but without a panic where nobody reads on: `smelt explain | head` is no mistake, and changes
+// no verdict.
 macro_rules! println {
     ($($text:tt)*) => { $crate::written({ use std::io::Write as _; writeln!(std::io::stdout(), $($text)*) }) };
 }
@@ -30,6 +31,7 @@ mod verify;
 
 use std::io::Write;
 use std::process::ExitCode;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use clap::builder::RangedU64ValueParser;
@@ -110,12 +112,20 @@ fn main() -> ExitCode {
     }
 }
 
-/// Ends the program where standard output does.
+/// Whether whoever reads the output has had enough.
+static IS_UNREAD: AtomicBool = AtomicBool::new(false);
+
+/// Whether there is no use in more output.
+fn is_unread() -> bool {
+    IS_UNREAD.load(Ordering::Relaxed)
+}
+
+/// Ends the program where the output cannot be written. Where nobody reads it, it goes on for its verdict.
 fn written(result: std::io::Result<()>) {
     if let Err(error) = result.and_then(|()| std::io::stdout().flush()) {
         if error.kind() == std::io::ErrorKind::BrokenPipe {
-            // Whoever reads the output has had enough.
-            std::process::exit(0);
+            IS_UNREAD.store(true, Ordering::Relaxed);
+            return;
         }
         eprintln!("error: cannot write the output: {error}");
         std::process::exit(1);

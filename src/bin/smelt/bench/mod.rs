@@ -113,7 +113,14 @@ pub fn run(arguments: &Arguments, started: Instant) -> Result<()> {
             times,
             work,
         };
-        if arguments.json { println!("{}", result.json(shape)) } else { print!("{}", result.text(shape)) }
+        if arguments.json {
+            println!("{}", result.json(shape))
+        } else {
+            print!("{}", result.text(shape))
+        }
+        if crate::is_unread() {
+            break;
+        }
     }
     Ok(())
 }
@@ -131,6 +138,9 @@ fn worker(arguments: &Arguments, cpu: Arc<Cpu>, started: Instant) -> Result<()> 
         let line = line.map_err(|e| Error::new(ErrorKind::Io, e.to_string()))?;
         if line.trim() == "run" {
             println!("{}", json!({"ms": bench.time(shape)?.ms}));
+        }
+        if crate::is_unread() {
+            break;
         }
     }
     Ok(())
