@@ -127,6 +127,22 @@ fn lines_are_answered_as_they_come() {
         let together = stdout(&smelt_run(&[arguments, &texts].concat()));
         assert_eq!(together.lines().collect::<Vec<_>>(), found);
     }
+    // So it is without --json: the first has no name, because nobody knows yet that others come.
+    let generates = ["--task", "causal_lm", "--max-tokens", "4"];
+    for arguments in [&[][..], &generates] {
+        let mut child = start(env!("CARGO_BIN_EXE_smelt-run"), arguments);
+        let mut input = child.stdin.take().unwrap();
+        let mut answers = BufReader::new(child.stdout.take().unwrap()).lines().map(Result::unwrap);
+        writeln!(input, "This is a test").unwrap();
+        assert_eq!(answers.next().map(|line| line.starts_with("  ")), Some(false));
+        for text in ["You can use", "The template engine"] {
+            writeln!(input, "{text}").unwrap();
+            assert_eq!(answers.next().as_deref(), Some(text));
+            assert!(answers.next().unwrap().starts_with("  "));
+        }
+        drop(input);
+        assert!(answers.next().is_none() && child.wait().unwrap().success());
+    }
     // One text alone is not named.
     let program = env!("CARGO_BIN_EXE_smelt-run");
     for (input, lines) in

@@ -299,10 +299,17 @@ fn answer_all(model: &Model, mut texts: Texts, arguments: &Arguments) -> std::re
             rest?;
             break;
         }
-        if done == 0 && !arguments.json {
-            many = found.len() > 1 || rest.is_err() || !texts.is_at_end();
+        if !arguments.json {
+            // The first is answered before it is known whether others come.
+            many = done > 0 || found.len() > 1 || rest.is_err() || texts.has_more();
             if let (false, Some("causal_lm" | "seq2seq_lm")) = (many, model.task()) {
-                return stream(model, view(&found[0]), &generation(&arguments.generation, false, 0));
+                let options = generation(&arguments.generation, false, 0);
+                stream(model, view(&found[0]), &options, &mut out).map_err(|failure| match failure {
+                    Failure::Model(error) => Failure::Model(texts.located(error, 1)),
+                    failure => failure,
+                })?;
+                done = 1;
+                continue;
             }
         }
         let found: Vec<Text<'_>> = found.iter().map(view).collect();
@@ -503,12 +510,11 @@ impl Texts {
         }
     }
 
-    /// Whether none is left, which may have to be waited for.
-    fn is_at_end(&mut self) -> bool {
+    /// Whether more are there, as far as that is known without waiting.
+    fn has_more(&self) -> bool {
         match self {
-            Texts::Arguments(texts) => texts.len() == 0,
-            // What cannot be read is found when it is wanted.
-            Texts::Lines { input, .. } => input.fill_buf().is_ok_and(<[u8]>::is_empty),
+            Texts::Arguments(texts) => texts.len() > 0,
+            Texts::Lines { input, .. } => !input.buffer().is_empty(),
         }
     }
 
@@ -545,8 +551,12 @@ fn sampling(arguments: &GenerationArguments) -> SamplingOptions {
     }
 }
 
-fn stream(model: &Model, text: Text<'_>, options: &GenerateOptions) -> std::result::Result<(), Failure> {
-    let mut out = std::io::stdout().lock();
+fn stream(
+    model: &Model,
+    text: Text<'_>,
+    options: &GenerateOptions,
+    out: &mut impl Write,
+) -> std::result::Result<(), Failure> {
     let pieces = model.stream(text, options)?;
     if pieces.truncated() > 0 {
         eprintln!("note: {} tokens were cut off the text", pieces.truncated());
@@ -556,6 +566,7 @@ fn stream(model: &Model, text: Text<'_>, options: &GenerateOptions) -> std::resu
         out.flush()?;
     }
     writeln!(out)?;
+    out.flush()?;
     Ok(())
 }
 
