@@ -330,7 +330,7 @@ fn a_mistake_is_shown_where_it_stands() {
 
 #[test]
 fn wrong_requests_have_their_exit_codes() {
-    let cases: [(&[&str], i32, &str); 18] = [
+    let cases: [(&[&str], i32, &str); 22] = [
         (&["--no-such-option", "x"], 2, "--no-such-option"),
         (&["-n", "many", "x"], 2, "many"),
         (&["--pooling", "middle", "x"], 2, "lasttoken"),
@@ -345,6 +345,10 @@ fn wrong_requests_have_their_exit_codes() {
         (&["--threads", "0", "x"], 2, "0 is not in 1..=1024"),
         (&["--threads", "100000", "x"], 2, "100000 is not in 1..=1024"),
         (&["--threads", "-1", "x"], 2, "invalid value '-1'"),
+        (&["--outputs", "b.safetensors", "x"], 2, "error: `--outputs` needs `--inputs`"),
+        (&["--outputs", "b.safetensors"], 2, "error: `--outputs` needs `--inputs`"),
+        (&["--hidden-states", "x"], 2, "error: `--hidden-states` needs `--inputs`"),
+        (&["--greedy", "2", "x"], 2, "error: `--greedy` needs `--inputs`"),
         // Raw tensors have no words.
         (&["--inputs", "a.safetensors", "--outputs", "b.safetensors", "--json"], 2, "cannot be used with"),
         (&["--inputs", "a.safetensors", "--outputs", "b.safetensors", "-n", "2"], 2, "cannot be used with"),

@@ -179,15 +179,15 @@ struct TensorArguments {
     inputs: Option<PathBuf>,
 
     /// Where to write the outputs, as a safetensors file
-    #[arg(long, value_name = "FILE", requires = "inputs")]
+    #[arg(long, value_name = "FILE")]
     outputs: Option<PathBuf>,
 
     /// Write the inputs of all layers too
-    #[arg(long, requires = "inputs")]
+    #[arg(long)]
     hidden_states: bool,
 
     /// Continue each row greedily by N tokens too
-    #[arg(long, value_name = "N", requires = "inputs", allow_negative_numbers = true)]
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
     greedy: Option<usize>,
 }
 
@@ -245,7 +245,18 @@ fn run(arguments: &Arguments) -> std::result::Result<(), Failure> {
     if let Err(error) = sampling(&arguments.generation).validate() {
         wrong_command_line(&error.to_string());
     }
-    let tensors = arguments.tensors.inputs.as_deref().zip(arguments.tensors.outputs.as_deref());
+    let TensorArguments { inputs, outputs, hidden_states, greedy } = &arguments.tensors;
+    for (given, option) in [
+        (outputs.is_some(), "--outputs"),
+        (*hidden_states, "--hidden-states"),
+        (greedy.is_some(), "--greedy"),
+    ] {
+        // Not said with `requires`, which clap gives up beside a text, as that conflicts with `--inputs`.
+        if given && inputs.is_none() {
+            wrong_command_line(&format!("`{option}` needs `--inputs`"));
+        }
+    }
+    let tensors = inputs.as_deref().zip(outputs.as_deref());
     // What is wrong with the command line is said before the model is opened.
     let texts = if tensors.is_none() { Some(Texts::new(arguments)) } else { None };
     let options = OpenOptions {
