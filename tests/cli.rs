@@ -330,7 +330,7 @@ fn a_mistake_is_shown_where_it_stands() {
 
 #[test]
 fn wrong_requests_have_their_exit_codes() {
-    let cases: [(&[&str], i32, &str); 22] = [
+    let cases: [(&[&str], i32, &str); 28] = [
         (&["--no-such-option", "x"], 2, "--no-such-option"),
         (&["-n", "many", "x"], 2, "many"),
         (&["--pooling", "middle", "x"], 2, "lasttoken"),
@@ -341,6 +341,16 @@ fn wrong_requests_have_their_exit_codes() {
         (&["--task", "causal_lm", "--top-p", "3", "x"], 2, "top_p"),
         (&["--task", "causal_lm", "--temperature", "-1", "x"], 2, "a number from 0 on, found -1"),
         (&["--task", "causal_lm", "--top-k", "0", "x"], 2, "0 is not in 1.."),
+        (&["--task", "causal_lm", "--top-k", "3", "x"], 2, "`--top-k` needs a `--temperature` above 0"),
+        (&["--task", "causal_lm", "--top-p", "1", "x"], 2, "`--top-p` needs a `--temperature` above 0"),
+        (&["--task", "causal_lm", "--min-p", "0", "x"], 2, "`--min-p` needs a `--temperature` above 0"),
+        (&["--task", "causal_lm", "--seed", "1", "x"], 2, "`--seed` needs a `--temperature` above 0"),
+        (
+            &["--task", "causal_lm", "--seed", "1", "--temperature", "0", "x"],
+            2,
+            "`--seed` needs a `--temperature` above 0",
+        ),
+        (&["--task", "causal_lm", "--stop", "a", "--stop", "", "x"], 2, "`--stop`: expected a text"),
         (&["-n", "0", "x"], 2, "0 is not in 1.."),
         (&["--threads", "0", "x"], 2, "0 is not in 1..=1024"),
         (&["--threads", "100000", "x"], 2, "100000 is not in 1..=1024"),
@@ -378,11 +388,11 @@ fn options_that_mean_nothing_to_the_model_are_refused() {
                 "--pooling mean",
                 "--max-tokens 3",
                 "--temperature 0",
-                "--top-k 3",
-                "--top-p 1",
-                "--min-p 0",
+                "--top-k 3 --temperature 1",
+                "--top-p 1 --temperature 1",
+                "--min-p 0 --temperature 1",
                 "--repetition-penalty 1",
-                "--seed 1",
+                "--seed 1 --temperature 1",
                 "--stop x",
                 "--label x",
                 "--language en",

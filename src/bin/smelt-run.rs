@@ -147,7 +147,7 @@ struct GenerationArguments {
     #[arg(long, allow_negative_numbers = true)]
     temperature: Option<f32>,
 
-    /// Consider only the K likeliest tokens
+    /// Consider only the K likeliest tokens; this, --top-p, --min-p and --seed need a --temperature above 0
     #[arg(long, value_name = "K", allow_negative_numbers = true, value_parser = at_least_1())]
     top_k: Option<usize>,
 
@@ -242,9 +242,7 @@ impl From<std::io::Error> for Failure {
 }
 
 fn run(arguments: &Arguments) -> std::result::Result<(), Failure> {
-    if let Err(error) = sampling(&arguments.generation).validate() {
-        wrong_command_line(&error.to_string());
-    }
+    check_sampling(&arguments.generation);
     let TensorArguments { inputs, outputs, hidden_states, greedy } = &arguments.tensors;
     for (given, option) in [
         (outputs.is_some(), "--outputs"),
@@ -381,6 +379,29 @@ fn at_least_1() -> RangedU64ValueParser<usize> {
     RangedU64ValueParser::new().range(1..)
 }
 
+/// Ends the program where options of sampling are out of range, or would change nothing.
+fn check_sampling(options: &GenerationArguments) {
+    let chosen = sampling(options);
+    if let Err(error) = chosen.validate() {
+        wrong_command_line(&error.to_string());
+    }
+    for (given, option) in [
+        (options.top_k.is_some(), "--top-k"),
+        (options.top_p.is_some(), "--top-p"),
+        (options.min_p.is_some(), "--min-p"),
+        (options.seed.is_some(), "--seed"),
+    ] {
+        if given && chosen.temperature == 0.0 {
+            wrong_command_line(&format!(
+                "`{option}` needs a `--temperature` above 0, without one the likeliest token is taken"
+            ));
+        }
+    }
+    if options.stop.iter().any(String::is_empty) {
+        wrong_command_line("`--stop`: expected a text, found an empty one");
+    }
+}
+
 /// Refuses options that mean nothing to the model, and tasks that have no answer in words.
 fn check_options(model: &Model, arguments: &Arguments) -> Result<()> {
     let [sees, hears] = [Stream::Images, Stream::Audio].map(|stream| model.takes(stream));
@@ -408,12 +429,13 @@ fn check_options(model: &Model, arguments: &Arguments) -> Result<()> {
         (options.language.is_some(), hears, "--language", "that hear"),
         (options.translate, hears, "--translate", "that hear"),
         (options.max_tokens.is_some(), writes, "--max-tokens", "that write"),
-        (options.temperature.is_some(), writes, "--temperature", "that write"),
         (options.top_k.is_some(), writes, "--top-k", "that write"),
         (options.top_p.is_some(), writes, "--top-p", "that write"),
         (options.min_p.is_some(), writes, "--min-p", "that write"),
         (options.repetition_penalty.is_some(), writes, "--repetition-penalty", "that write"),
         (options.seed.is_some(), writes, "--seed", "that write"),
+        // Behind those that need it.
+        (options.temperature.is_some(), writes, "--temperature", "that write"),
         (!options.stop.is_empty(), writes, "--stop", "that write"),
     ] {
         if given && !understood {
