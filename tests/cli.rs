@@ -701,6 +701,14 @@ fn weights_of_fewer_bits_give_nearly_the_same_answer() {
 }
 
 #[test]
+fn the_reference_implementation_multiplies_in_float32() {
+    let message = stderr(&smelt_run(&["--reference", "--compute", "bf16", "a text"]), 1);
+    assert!(message.contains("the reference implementation multiplies in float32"), "{message}");
+    let options = ["--reference", "--compute", "f32", "--dtype", "bf16", "This is a test"];
+    assert!(stdout(&smelt_run(&options)).ends_with(" en\n"));
+}
+
+#[test]
 fn packed_weights_are_kept_in_a_file() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("packed");

@@ -113,7 +113,7 @@ struct Arguments {
     #[arg(long, value_name = "FILE", conflicts_with = "reference")]
     packed: Option<PathBuf>,
 
-    /// Compute with the plain reference implementation
+    /// Compute with the plain reference implementation, in float32
     #[arg(long)]
     reference: bool,
 

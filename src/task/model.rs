@@ -60,7 +60,7 @@ pub struct OpenOptions {
     /// How weights are kept; as they are stored by default.
     pub dtype: Option<WeightType>,
     /// How linear maps and attention are multiplied, [`Cpu::compute_for`] by default; with [`Compute::Bf16`] weights are kept in bfloat16
-    /// unless `dtype` says otherwise.
+    /// unless `dtype` says otherwise. The other backends multiply in float32 and refuse it.
     pub compute: Option<Compute>,
     /// Threads to compute with, as [`Cpu::new`] takes them; the plain backend has one.
     pub threads: Option<usize>,
@@ -170,7 +170,16 @@ impl Model {
         let config = Config::open(&repository)?;
         let backend: Arc<dyn Backend> = match options.backend {
             BackendKind::Cpu => Arc::new(options.cpu()),
-            BackendKind::Reference => Arc::new(Reference),
+            BackendKind::Reference => {
+                if options.compute == Some(Compute::Bf16) {
+                    return Err(Error::new(
+                        ErrorKind::Input,
+                        "the reference implementation multiplies in float32",
+                    )
+                    .help("leave `compute` out, or the reference implementation"));
+                }
+                Arc::new(Reference)
+            }
             #[cfg(feature = "openblas")]
             BackendKind::OpenBlas => {
                 if options.kept().is_some_and(|kept| kept != WeightType::F32) {
