@@ -273,6 +273,56 @@ fn verify_tells_whether_a_model_agrees() {
 }
 
 #[test]
+fn verify_skips_what_it_prints() {
+    let dir = fixture("causal");
+    let bundle = dir.join("reference.safetensors");
+    let arguments = ["verify", "-m", dir.to_str().unwrap(), bundle.to_str().unwrap()];
+    let names = |more: &[&str]| -> Vec<String> {
+        let found: Value =
+            serde_json::from_str(&stdout(&smelt(&[&arguments[..], &["--json"], more].concat()))).unwrap();
+        let outputs = found["outputs"].as_array().unwrap().iter();
+        outputs.map(|output| output["name"].as_str().unwrap().to_owned()).collect()
+    };
+    let all = names(&[]);
+    assert!(all.iter().any(|name| name == "generate.0.tokens"), "{all:?}");
+    // Each as it is printed, and what begins like it.
+    for skipped in all.iter().map(String::as_str).chain(["generate", "generate.0", "hidden_states"]) {
+        let is_part = |name: &str| name == skipped || name.starts_with(&format!("{skipped}."));
+        let left: Vec<&String> = all.iter().filter(|name| !is_part(name)).collect();
+        assert!(left.len() < all.len() && names(&["--skip", skipped]).iter().eq(left), "{skipped}");
+    }
+    for name in ["generate.0.prompt", "input.input_ids", "generat"] {
+        let message = stderr(&smelt(&[&arguments[..], &["--skip", name]].concat()), 1);
+        assert!(message.contains(&format!("has no output `{name}` to skip")), "{message}");
+    }
+    // Only what is missing can be left out.
+    let rewritten = |change: &dyn Fn(&mut Vec<(String, Vec<usize>, BundleData)>)| {
+        let tensor = |(name, a): (String, smelt::tensor::Array)| {
+            let data = a.to_i64().map_or_else(|| BundleData::F32(a.to_f32()), BundleData::I64);
+            (name, a.shape().to_vec(), data)
+        };
+        let mut tensors: Vec<_> = read_bundle(&bundle).unwrap().into_iter().map(tensor).collect();
+        change(&mut tensors);
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("other.safetensors");
+        write_bundle(&file, &tensors).unwrap();
+        stderr(&smelt(&["verify", "-m", dir.to_str().unwrap(), file.to_str().unwrap()]), 1)
+    };
+    for name in ["output.pooler_output", "output.hidden_states.99"] {
+        let message = rewritten(&|all| all.push((name.into(), vec![1], BundleData::F32(vec![0.0]))));
+        assert!(message.contains("help: `--skip NAME`"), "{message}");
+    }
+    let message = rewritten(&|tensors| {
+        for (name, _, data) in tensors {
+            if let ("input.input_ids", BundleData::I64(ids)) = (name.as_str(), data) {
+                ids[0] = 1_000_000;
+            }
+        }
+    });
+    assert!(message.starts_with("error: ") && !message.contains("--skip"), "{message}");
+}
+
+#[test]
 fn verify_names_the_line_to_blame() {
     let modules = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/modules");
     let mut files = std::fs::read_dir(modules).unwrap().map(|entry| entry.unwrap().path());

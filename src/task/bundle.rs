@@ -77,6 +77,9 @@ enum Prompt {
     Audio(Array),
 }
 
+/// What to do where the model lacks an output.
+const SKIP: &str = "`--skip NAME` leaves an output of the reference out";
+
 /// Names of inputs that are understood.
 const INPUTS: [&str; 6] =
     ["input_ids", "attention_mask", "token_type_ids", "decoder_input_ids", "pixel_values", "input_features"];
@@ -166,13 +169,17 @@ impl Bundle {
         let is_state = |name: &str| name.contains("hidden_states.");
         let names: Vec<&str> = wanted.iter().map(|(name, _)| *name).filter(|name| !is_state(name)).collect();
         let hidden = wanted.iter().any(|(name, _)| is_state(name));
-        let outputs = network.forward(&self.batch, &names, hidden)?;
+        let is_missing = |name: &&str| network.plan().output(name).is_none();
+        let outputs = network.forward(&self.batch, &names, hidden);
+        let outputs =
+            outputs.map_err(|error| if names.iter().any(is_missing) { error.help(SKIP) } else { error })?;
         let mut comparisons = Vec::new();
         for (name, reference) in wanted {
             let Some(output) = outputs.iter().find(|output| output.name == name) else {
                 return Err(input_error(format!(
                     "the reference has `{name}`, which the model does not compute"
-                )));
+                ))
+                .help(SKIP));
             };
             let (shape, padded) = self.padded(output);
             // transformers leaves out the last axis of some outputs that have one column.
@@ -255,14 +262,17 @@ impl Bundle {
     /// The prompts of the reference with their tokens and logits.
     #[allow(clippy::type_complexity)] // a row of the file, taken apart where it is used
     fn prompts(&self) -> Result<Vec<(usize, Prompt, Vec<u32>, Vec<f32>)>> {
+        let number = |name: &String| name.strip_prefix("generate.")?.strip_suffix(".tokens")?.parse().ok();
+        let mut numbers: Vec<usize> = self.tensors.keys().filter_map(number).collect();
+        numbers.sort_unstable();
         let mut prompts = Vec::new();
-        for i in 0.. {
+        for i in numbers {
             let part = |what: &str| self.tensors.get(&format!("generate.{i}.{what}"));
-            let (Some(tokens), Some(logits)) = (part("tokens"), part("logits")) else { break };
+            let (Some(tokens), Some(logits)) = (part("tokens"), part("logits")) else { continue };
             let prompt = match (part("prompt"), &self.batch.audio) {
                 (Some(ids), _) => Prompt::Tokens(to_ids("prompt", ids)?),
                 (None, Some(audio)) if i < self.batch.len() => Prompt::Audio(audio.items(&[i])),
-                _ => break,
+                _ => continue,
             };
             prompts.push((i, prompt, to_ids("tokens", tokens)?, logits.to_f32()));
         }

@@ -25,7 +25,7 @@ pub struct Arguments {
     /// A head of the architecture, instead of the one that config.json asks for
     #[arg(long)]
     task: Option<String>,
-    /// An output of the reference that is not compared, such as `hidden_states`; repeatable
+    /// An output of the reference that is not compared, such as `hidden_states` or `generate.0`; repeatable
     #[arg(long, value_name = "NAME")]
     skip: Vec<String>,
     /// Largest difference that is accepted: of outputs absolute, of modules relative to their largest value
@@ -57,15 +57,19 @@ pub fn run(arguments: &Arguments) -> Result<bool> {
         let message = format!("`{}` has no output `{name}` to skip", arguments.bundle.display());
         return Err(Error::new(ErrorKind::Input, message));
     }
-    tensors.retain(|name, _| !arguments.skip.iter().any(|skipped| is_of(name, skipped)));
+    let is_skipped = |name: &str| arguments.skip.iter().any(|skipped| is_of(name, skipped));
+    tensors.retain(|name, _| match name.rsplit_once('.') {
+        // Tokens and logits of a continuation are computed together: of one alone only the comparison is left out.
+        Some((of, "tokens" | "logits")) if of.starts_with(CONTINUATION) => {
+            !["tokens", "logits"].iter().all(|part| is_skipped(&format!("{of}.{part}")))
+        }
+        _ => !is_skipped(name),
+    });
     let bundle = Bundle::new(tensors).map_err(|error| {
         error.help(format!("`{}` is to hold inputs and a reference", arguments.bundle.display()))
     })?;
-    let compared = bundle.compare(model.network());
-    let outputs = compared.map_err(|error| match error.kind() {
-        ErrorKind::Input => error.help("`--skip NAME` leaves an output of the reference out"),
-        _ => error,
-    })?;
+    let mut outputs = bundle.compare(model.network())?;
+    outputs.retain(|output| !is_skipped(&output.name));
     let trace = if bundle.has_modules() { Some(bundle.trace(model.network())?) } else { None };
     if outputs.is_empty() && trace.as_ref().is_none_or(|trace| trace.compared.is_empty()) {
         if !arguments.skip.is_empty() {
@@ -217,9 +221,15 @@ fn to_json(
     })
 }
 
-/// Whether a tensor of the reference is the output `name` or a part of it.
+/// How tensors of the reference begin that are compared: outputs, which are named without it, and continuations.
+const OUTPUT: &str = "output.";
+const CONTINUATION: &str = "generate.";
+
+/// Whether a tensor of the reference is the output `name`, as it is printed, or a part of it.
 fn is_of(tensor: &str, name: &str) -> bool {
-    let rest = tensor.strip_prefix("output.").and_then(|output| output.strip_prefix(name));
+    let is_compared = |t: &&str| t.starts_with(CONTINUATION) && !t.ends_with(".prompt");
+    let printed = tensor.strip_prefix(OUTPUT).or(Some(tensor).filter(is_compared));
+    let rest = printed.and_then(|printed| printed.strip_prefix(name));
     rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
 }
 
