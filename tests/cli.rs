@@ -528,6 +528,19 @@ fn new_drafts_from_headers_and_overwrites_nothing() {
     assert_eq!(std::fs::read_to_string(&out).unwrap(), "precious");
     assert!(smelt(&[&arguments[..], &["--force"]].concat()).status.success());
     assert!(std::fs::read_to_string(&out).unwrap().starts_with("# Draft by"));
+    // A file is written in one go: other names of the old one keep what it was.
+    let other = folder.path().join("other.yaml");
+    std::fs::write(&out, "precious").unwrap();
+    std::fs::hard_link(&out, &other).unwrap();
+    assert!(smelt(&[&arguments[..], &["--force"]].concat()).status.success());
+    assert_eq!(std::fs::read_to_string(&other).unwrap(), "precious");
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 3, "the model and both files");
+    let nowhere = folder.path().join("nowhere/mine.yaml");
+    for path in [nowhere.as_path(), folder.path()] {
+        let path = path.to_str().unwrap();
+        let message = stderr(&smelt(&["new", "-m", dir.to_str().unwrap(), "--out", path]), 1);
+        assert!(message.starts_with(&format!("error: cannot write `{path}`: ")), "{message}");
+    }
 }
 
 #[test]

@@ -25,10 +25,12 @@ mod shared;
 mod sizes;
 mod weights;
 
+use std::path::Path;
+
 use crate::error::{Error, ErrorKind, Result};
 use crate::plan::{Config, check_spec, fits, is_irrelevant};
 use crate::spec::{Source, Tree};
-use crate::weights::Index;
+use crate::weights::{Index, write_whole};
 
 use adapt::Candidate;
 use known::Known;
@@ -46,6 +48,16 @@ pub struct Draft {
     pub refused: Option<Error>,
     /// What it does not explain, line by line.
     pub unexplained: Vec<String>,
+}
+
+impl Draft {
+    /// Writes the YAML file in one go: where that fails, a file of that name is as it was.
+    ///
+    /// # Errors
+    /// `Io` if the file cannot be written.
+    pub fn write(&self, path: &Path) -> Result<()> {
+        write_whole(path, self.text.as_bytes())
+    }
 }
 
 /// Drafts a description. The built-in descriptions `without` are not looked at.

@@ -5,7 +5,7 @@
 use std::ffi::OsString;
 use std::fs::{self, File};
 use std::hash::{Hash, Hasher};
-use std::io::{self, Read, Seek, SeekFrom};
+use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -125,6 +125,18 @@ pub(super) fn replace(path: &Path, write: impl FnOnce(&mut File) -> io::Result<(
         .inspect_err(|_| {
             let _ = fs::remove_file(&part);
         })
+}
+
+/// Writes a file in one go: where that fails, the one of that name is as it was. What is no ordinary file, such as a pipe or a link,
+/// stays what it is.
+///
+/// # Errors
+/// `Io` if it cannot be written.
+pub(crate) fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
+    let is_special = fs::symlink_metadata(path).is_ok_and(|there| !there.is_file());
+    let written =
+        if is_special { fs::write(path, bytes) } else { replace(path, |file| file.write_all(bytes)) };
+    written.map_err(|e| Error::new(ErrorKind::Io, format!("cannot write `{}`: {e}", path.display())))
 }
 
 /// What a file is that is not what its name says, by its first bytes, and what to do then.

@@ -4,13 +4,12 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::Write;
 use std::path::Path;
 
 use safetensors::Dtype;
 use safetensors::tensor::{TensorView, serialize};
 
-use super::blob::{Blob, replace};
+use super::blob::{Blob, write_whole};
 use super::checkpoint::view;
 use super::header::{read, repeated, shown};
 use crate::error::{Error, ErrorKind, Result};
@@ -71,12 +70,7 @@ pub fn write_bundle(path: &Path, tensors: &[(String, Vec<usize>, BundleData)]) -
         .collect::<Result<_, safetensors::SafeTensorError>>()
         .map_err(|e| wrong(e.to_string()))?;
     let file = serialize(views, None).map_err(|e| wrong(e.to_string()))?;
-    let failed = |e: std::io::Error| Error::new(ErrorKind::Io, format!("cannot write `{label}`: {e}"));
-    // What is no ordinary file, such as a pipe or a link, stays what it is.
-    if fs::symlink_metadata(path).is_ok_and(|there| !there.is_file()) {
-        return fs::write(path, file).map_err(failed);
-    }
-    replace(path, |to| to.write_all(&file)).map_err(failed)
+    write_whole(path, &file)
 }
 
 /// Reads all arrays of a safetensors file; they share its mapped memory.

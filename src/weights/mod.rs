@@ -18,6 +18,7 @@ mod map;
 mod packed;
 mod repository;
 
+pub(crate) use blob::write_whole;
 pub use bundle::{BundleData, read_bundle, write_bundle};
 pub use checkpoint::Checkpoint;
 pub use header::StoredType;

@@ -40,7 +40,7 @@ pub fn run(arguments: &Arguments) -> Result<bool> {
     let draft =
         smelt::draft::draft(&Config::open(&repository)?, &Index::open_headers(&repository)?, &without)?;
     match &arguments.out {
-        Some(path) => std::fs::write(path, &draft.text).map_err(|e| Error::io(path, &e))?,
+        Some(path) => draft.write(path)?,
         None => print!("{}", draft.text),
     }
     eprintln!("made from {}; {} not explained", draft.skeleton, count(draft.unexplained.len(), "thing"));
