@@ -380,7 +380,7 @@ fn a_mistake_is_shown_where_it_stands() {
 
 #[test]
 fn wrong_requests_have_their_exit_codes() {
-    let cases: [(&[&str], i32, &str); 28] = [
+    let cases: [(&[&str], i32, &str); 34] = [
         (&["--no-such-option", "x"], 2, "--no-such-option"),
         (&["-n", "many", "x"], 2, "many"),
         (&["--pooling", "middle", "x"], 2, "lasttoken"),
@@ -388,6 +388,12 @@ fn wrong_requests_have_their_exit_codes() {
         (&["-m", "no/such/directory", "x"], 1, "no/such/directory"),
         (&["--arch", "no-such-arch", "x"], 1, "built in are"),
         (&["--memory-limit", "1k", "x"], 1, "limit of 1.0 kB"),
+        (&["--memory-limit", "2kB", "x"], 1, "limit of 2.0 kB"),
+        (&["--memory-limit", "7b", "x"], 1, "limit of 7 B"),
+        (&["--memory-limit", "-1", "x"], 2, "expected a number of bytes, such as 500M or 8G"),
+        (&["--memory-limit", "8GBBB", "x"], 2, "expected a number of bytes, such as 500M or 8G"),
+        (&["--memory-limit", "8BG", "x"], 2, "expected a number of bytes, such as 500M or 8G"),
+        (&["--memory-limit", "B", "x"], 2, "expected a number of bytes, such as 500M or 8G"),
         (&["--task", "causal_lm", "--top-p", "3", "x"], 2, "top_p"),
         (&["--task", "causal_lm", "--temperature", "-1", "x"], 2, "a number from 0 on, found -1"),
         (&["--task", "causal_lm", "--top-k", "0", "x"], 2, "0 is not in 1.."),

@@ -105,7 +105,7 @@ struct Arguments {
     threads: Option<usize>,
 
     /// Bytes that the model may take, such as 500M or 8G; the machine's memory by default
-    #[arg(long, value_name = "BYTES", value_parser = parse_bytes)]
+    #[arg(long, value_name = "BYTES", allow_negative_numbers = true, value_parser = parse_bytes)]
     memory_limit: Option<u64>,
 
     /// Keep packed weights in this file: the next start takes them from there, much faster. Written anew for another model, type
@@ -783,9 +783,10 @@ fn shortened(text: &str) -> String {
     }
 }
 
-/// `1500`, `500M`, `8G`.
+/// `1500`, `500M`, `8G`, `8GB`.
 fn parse_bytes(text: &str) -> std::result::Result<u64, String> {
-    let (digits, factor) = match text.to_ascii_uppercase().trim_end_matches('B') {
+    let text = text.to_ascii_uppercase();
+    let (digits, factor) = match text.strip_suffix('B').unwrap_or(&text) {
         t if t.ends_with('K') => (t[..t.len() - 1].to_owned(), 1_000),
         t if t.ends_with('M') => (t[..t.len() - 1].to_owned(), 1_000_000),
         t if t.ends_with('G') => (t[..t.len() - 1].to_owned(), 1_000_000_000),

@@ -141,10 +141,10 @@ pub fn token_limit(declared: &Declared, stream: Stream) -> Option<(usize, &str)>
 
 /// A size for people.
 pub fn shown(bytes: u64) -> String {
-    let bytes = bytes as f64;
-    match bytes {
+    match bytes as f64 {
         b if b >= 1e9 => format!("{:.1} GB", b / 1e9),
         b if b >= 1e6 => format!("{:.1} MB", b / 1e6),
-        b => format!("{:.1} kB", b / 1e3),
+        b if b >= 1e3 => format!("{:.1} kB", b / 1e3),
+        _ => format!("{bytes} B"),
     }
 }
