@@ -742,11 +742,14 @@ fn bench_refuses_what_is_no_shape() {
     }
     let message = stderr(&smelt(&["bench", "-m", "examples/models/prose", "1x8", "2x8", "--worker"]), 2);
     assert!(message.contains("expected one shape for `--worker`"), "{message}");
+    assert!(message.contains("Usage: smelt bench "), "{message}");
     for arguments in [["bench", "1x8"], ["explain", "examples/classifier.yaml"]] {
         let given = ["-m", "examples/models/prose", "--threads", "0"];
         let message = stderr(&smelt(&[&arguments[..], &given].concat()), 2);
         assert!(message.contains("0 is not in 1..=1024"), "{message}");
     }
+    let message = stderr(&smelt(&["bench", "-m", "tests/golden/bert/base", "1x8"]), 1);
+    assert!(message.contains("expected a vocabulary of more than 300 tokens, found 203"), "{message}");
     let message = stderr(&smelt(&["bench", "-m", "examples/models/prose", "1x100000"]), 1);
     assert!(message.contains("expected at most"), "{message}");
 }

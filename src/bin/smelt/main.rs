@@ -78,9 +78,13 @@ enum Command {
     },
 }
 
-/// Ends the program.
-fn wrong_command_line(message: &str) -> ! {
-    Arguments::command().error(clap::error::ErrorKind::ValueValidation, message).exit()
+/// Ends the program, with the usage of a command.
+fn wrong_command_line(command: &str, message: &str) -> ! {
+    let mut all = Arguments::command();
+    // Commands do not know what they belong to before.
+    all.build();
+    let usage = all.find_subcommand(command).unwrap_or(&all);
+    usage.clone().error(clap::error::ErrorKind::ValueValidation, message).exit()
 }
 
 /// What `--threads` may be.

@@ -128,7 +128,7 @@ pub fn run(arguments: &Arguments, started: Instant) -> Result<()> {
 /// Serves a program that has several engines take turns.
 fn worker(arguments: &Arguments, cpu: Arc<Cpu>, started: Instant) -> Result<()> {
     let [shape] = &arguments.shapes[..] else {
-        crate::wrong_command_line("expected one shape for `--worker`");
+        crate::wrong_command_line("bench", "expected one shape for `--worker`");
     };
     let bench = Bench::open(arguments, shape, cpu)?;
     bench.small(shape)?;

@@ -93,7 +93,7 @@ impl Bench {
         let vocab = ids.map(|ids| ids.below).min().unwrap_or(0);
         // What the made-up ids leave free at both ends.
         if vocab <= 300 && !matches!(shape, Shape::Items { .. }) {
-            let message = format!("expected a model with more than 300 tokens, found {vocab}");
+            let message = format!("expected a vocabulary of more than 300 tokens, found {vocab}");
             return Err(Error::new(ErrorKind::Input, message));
         }
         Ok(Bench { network, counting, vocab })
