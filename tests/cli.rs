@@ -127,6 +127,14 @@ fn lines_are_answered_as_they_come() {
         let together = stdout(&smelt_run(&[arguments, &texts].concat()));
         assert_eq!(together.lines().collect::<Vec<_>>(), found);
     }
+    // It does depend on the place.
+    let at_places = stdout(&smelt_run(&[&sampled[..], &["You can use"; 4]].concat()));
+    let mut texts: Vec<&str> = at_places.lines().collect();
+    texts.sort_unstable();
+    texts.dedup();
+    assert!(texts.len() > 1, "{at_places}");
+    let help = stdout(&smelt_run(&["--help"])).split_whitespace().collect::<Vec<_>>().join(" ");
+    assert!(help.contains("gives the same text at the same place among the texts"), "{help}");
     // So it is without --json: the first has no name, because nobody knows yet that others come.
     let generates = ["--task", "causal_lm", "--max-tokens", "4"];
     for arguments in [&[][..], &generates] {

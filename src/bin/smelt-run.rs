@@ -163,7 +163,7 @@ struct GenerationArguments {
     #[arg(long, allow_negative_numbers = true)]
     repetition_penalty: Option<f32>,
 
-    /// The same seed gives the same text; 0 by default
+    /// The same seed gives the same text at the same place among the texts; 0 by default
     #[arg(long, allow_negative_numbers = true)]
     seed: Option<u64>,
 

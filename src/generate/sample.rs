@@ -16,7 +16,7 @@ pub struct SamplingOptions {
     /// Logits of tokens that occurred already are divided by it if positive, else multiplied; more than 0, and 1 changes nothing. By
     /// default what `generation_config.json` says, else 1. Keskar et al., “CTRL”, 2019.
     pub repetition_penalty: Option<f32>,
-    /// The same seed gives the same text.
+    /// The same seed gives the same text at the same place among the texts, each of which has random numbers of its own.
     pub seed: u64,
 }
 

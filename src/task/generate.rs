@@ -61,7 +61,7 @@ pub struct Generation {
 
 impl Model {
     /// Continues texts, or answers them with an encoder-decoder. All texts go through the network together; what is generated
-    /// for one does not depend on the others.
+    /// for one does not depend on the others, but where tokens are drawn on its place among them.
     ///
     /// What `generation_config.json` (`config.json` without one) says of tokens is obeyed, as [`Constraints`] lists it. How they are
     /// chosen is for `options` to say: `num_beams`, `do_sample` and what belongs to sampling are not read.
