@@ -87,7 +87,9 @@ struct Arguments {
     #[arg(long)]
     truncate: bool,
 
-    /// How token vectors become one, instead of what the model says
+    /// How token vectors become one, instead of what the model says. Of its own pipeline for sentences nothing is left: not the
+    /// default prompt, Dense and Normalize modules and truncate_dim, nor that texts are cut at max_seq_length or, without one, at
+    /// model_max_length
     #[arg(long, value_parser = Pooling::names())]
     pooling: Option<String>,
 

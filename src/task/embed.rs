@@ -18,8 +18,8 @@ impl Model {
     /// Vectors of texts.
     ///
     /// They are made the way that the repository's own pipeline says, if it has one (`modules.json` with Pooling, Dense and
-    /// Normalize modules); else, or if `pooling` is given, by pooling the token vectors, by default with their mean. That
-    /// pipeline also cuts texts, where sentence-transformers 6.2 does: at `max_seq_length`, else at the smaller of
+    /// Normalize modules); else, or if `pooling` is given, by pooling the token vectors, by default with their mean, and by nothing
+    /// else: no prompt, no modules, no `truncate_dim`. That pipeline also cuts texts, where sentence-transformers 6.2 does: at `max_seq_length`, else at the smaller of
     /// `model_max_length` and `max_position_embeddings`.
     ///
     /// ```
