@@ -723,33 +723,22 @@ fn print(out: &mut impl Write, answer: &Value, many: bool) -> std::io::Result<()
     }
     let list = |key: &str| answer[key].as_array().cloned().unwrap_or_default();
     for label in list("labels") {
-        writeln!(
-            out,
-            "{indent}{:.4} {}",
-            label["score"].as_f64().unwrap_or_default(),
-            text(&label["label"])
-        )?;
+        writeln!(out, "{indent}{:.4} {}", number(&label["score"]), text(&label["label"]))?;
     }
     for token in list("tokens") {
-        let score = token["score"].as_f64().unwrap_or_default();
+        let score = number(&token["score"]);
         writeln!(out, "{indent}{score:.4} {} {}", text(&token["label"]), text(&token["text"]))?;
     }
     for span in list("answers") {
-        writeln!(out, "{indent}{:.4} {}", span["score"].as_f64().unwrap_or_default(), text(&span["text"]))?;
+        writeln!(out, "{indent}{:.4} {}", number(&span["score"]), text(&span["text"]))?;
     }
     for mask in list("masks") {
         for fill in mask.as_array().into_iter().flatten() {
-            writeln!(
-                out,
-                "{indent}{:.4} {}",
-                fill["score"].as_f64().unwrap_or_default(),
-                text(&fill["token"])
-            )?;
+            writeln!(out, "{indent}{:.4} {}", number(&fill["score"]), text(&fill["token"]))?;
         }
     }
     if let Some(vector) = answer["embedding"].as_array() {
-        let numbers: Vec<String> =
-            vector.iter().map(|x| format!("{:.6}", x.as_f64().unwrap_or_default())).collect();
+        let numbers: Vec<String> = vector.iter().map(|x| format!("{:.6}", number(x))).collect();
         writeln!(out, "{indent}{}", numbers.join(" "))?;
     }
     if let Some(generated) = answer["generated"].as_str() {
@@ -776,6 +765,11 @@ fn raw(model: &Model, inputs: &Path, outputs: &Path, arguments: &TensorArguments
         }
     }
     write_bundle(outputs, &tensors)
+}
+
+/// A number of an answer; JSON has none for what is infinite or no number.
+fn number(value: &Value) -> f64 {
+    value.as_f64().unwrap_or(f64::NAN)
 }
 
 fn shortened(text: &str) -> String {
