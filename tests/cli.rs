@@ -136,8 +136,8 @@ fn lines_are_answered_as_they_come() {
     let help = stdout(&smelt_run(&["--help"])).split_whitespace().collect::<Vec<_>>().join(" ");
     assert!(help.contains("gives the same text at the same place among the texts"), "{help}");
     // So it is without --json: the first has no name, because nobody knows yet that others come.
-    let generates = ["--task", "causal_lm", "--max-tokens", "4"];
-    for arguments in [&[][..], &generates] {
+    let one_line = ["--task", "causal_lm", "--max-tokens", "4", "--stop", "\n"];
+    for arguments in [&[][..], &one_line] {
         let mut child = start(env!("CARGO_BIN_EXE_smelt-run"), arguments);
         let mut input = child.stdin.take().unwrap();
         let mut answers = BufReader::new(child.stdout.take().unwrap()).lines().map(Result::unwrap);
@@ -304,12 +304,13 @@ fn verify_skips_what_it_prints() {
         assert!(message.contains(&format!("has no output `{name}` to skip")), "{message}");
     }
     // Only what is missing can be left out.
-    let rewritten = |change: &dyn Fn(&mut Vec<(String, Vec<usize>, BundleData)>)| {
+    type Tensors = Vec<(String, Vec<usize>, BundleData)>;
+    let rewritten = |change: &dyn Fn(&mut Tensors)| {
         let tensor = |(name, a): (String, smelt::tensor::Array)| {
             let data = a.to_i64().map_or_else(|| BundleData::F32(a.to_f32()), BundleData::I64);
             (name, a.shape().to_vec(), data)
         };
-        let mut tensors: Vec<_> = read_bundle(&bundle).unwrap().into_iter().map(tensor).collect();
+        let mut tensors: Tensors = read_bundle(&bundle).unwrap().into_iter().map(tensor).collect();
         change(&mut tensors);
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("other.safetensors");
