@@ -2,8 +2,8 @@
 //! [`Backend`](crate::backend::Backend).
 //!
 //! A block is two things in one file: a struct of `fields!`, which is its definition in the language,
-//! and a [`Block`] with the forward pass, or, where a linear map comes last, what is before it. `plan`, between them, checks shapes and declares tensors to the
-//! [`Builder`]. Read `layer_norm.rs` first, then `attention.rs`.
+//! and a [`Block`] with the forward pass, or, where a linear map comes last, what is before it. `plan`, between them,
+//! checks shapes and declares tensors to the [`Builder`]. Read `layer_norm.rs` first, then `attention.rs`.
 
 #![forbid(unsafe_code)]
 
