@@ -757,8 +757,8 @@ fn bench_refuses_what_is_no_shape() {
         let message = stderr(&smelt(&[&arguments[..], &given].concat()), 2);
         assert!(message.contains("0 is not in 1..=1024"), "{message}");
     }
-    let message = stderr(&smelt(&["bench", "-m", "tests/golden/bert/base", "1x8"]), 1);
-    assert!(message.contains("expected a vocabulary of more than 300 tokens, found 203"), "{message}");
+    let message = stderr(&smelt(&["bench", "-m", fixture("base").to_str().unwrap(), "1x8"]), 1);
+    assert!(message.contains("expected a vocabulary of more than 300 tokens, found "), "{message}");
     let message = stderr(&smelt(&["bench", "-m", "examples/models/prose", "1x100000"]), 1);
     assert!(message.contains("expected at most"), "{message}");
 }
