@@ -1,11 +1,9 @@
 use super::builder::{Builder, Shape};
 use super::fields::{FieldType, fields, read_choice};
-use super::run::Run;
-use super::{Block, BlockFields, Built};
+use super::position_bias::OnlyBias;
+use super::{BlockFields, Built};
 use crate::backend::PositionBias;
-use crate::error::{Error, ErrorKind, Result};
 use crate::spec::{Address, Tree, listed};
-use crate::tensor::Tensor;
 
 fields! {
     /// A bias on attention scores that falls with the distance: `slope · (key position - query position)`, with a slope for each
@@ -50,9 +48,6 @@ impl FieldType for Order {
 /// More heads than this are a mistake.
 const MAX_HEADS: usize = 1 << 16;
 
-#[derive(Debug)]
-struct Planned;
-
 impl BlockFields for Alibi {
     const KEEPS_SHAPE: bool = false;
     const IS_SOURCE: bool = true;
@@ -69,7 +64,7 @@ impl BlockFields for Alibi {
             Some(factor) => PositionBias::RoundedSlope { slopes: slopes.clone(), factor },
             None => PositionBias::Slope { slopes: slopes.clone() },
         });
-        Some((Box::new(Planned), Shape::Bias { id, heads }))
+        Some((Box::new(OnlyBias), Shape::Bias { id, heads }))
     }
 }
 
@@ -87,12 +82,6 @@ fn slopes(heads: usize, order: Order, max: f64) -> Vec<f32> {
             let ks = (2..=above).step_by(2).chain((1..=above).step_by(2));
             ks.map(|k| of_power(above, k)).take(heads).collect()
         }
-    }
-}
-
-impl Block for Planned {
-    fn forward(&self, _: &mut Run<'_>, _: &Tensor) -> Result<Tensor> {
-        Err(Error::new(ErrorKind::Spec, "a position bias has no rows"))
     }
 }
 

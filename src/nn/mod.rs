@@ -38,6 +38,7 @@ mod multi_head_state_space;
 mod parameter;
 mod patches;
 mod pool;
+mod position_bias;
 mod prepend;
 mod relative_bias;
 mod rms_norm;

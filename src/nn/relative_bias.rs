@@ -1,11 +1,9 @@
 use super::builder::{Builder, Shape};
 use super::fields::{Path, fields};
-use super::run::Run;
-use super::{Block, BlockFields, Built};
+use super::position_bias::OnlyBias;
+use super::{BlockFields, Built};
 use crate::backend::PositionBias;
-use crate::error::{Error, ErrorKind, Result};
 use crate::spec::Address;
-use crate::tensor::Tensor;
 
 fields! {
     /// A bias on attention scores, learned per head and per bucket of distances. An `attention` takes it by name:
@@ -30,9 +28,6 @@ fields! {
 
 /// Distances beyond this would make the table of all distances large for no known model.
 const MAX_DISTANCE: usize = 1 << 20;
-
-#[derive(Debug)]
-struct Planned;
 
 impl BlockFields for RelativeBias {
     const KEEPS_SHAPE: bool = false;
@@ -59,7 +54,7 @@ impl BlockFields for RelativeBias {
             }
             PositionBias::Distance { table, limit }
         })?;
-        Some((Box::new(Planned), Shape::Bias { id, heads }))
+        Some((Box::new(OnlyBias), Shape::Bias { id, heads }))
     }
 }
 
@@ -78,12 +73,6 @@ fn bucket(distance: i64, buckets: usize, max_distance: usize, bidirectional: boo
     let ratio = (max_distance as f64 / exact as f64).ln() as f32;
     let steps = (n as f32 / exact as f32).ln() / ratio * (half - exact) as f32;
     first + (exact + steps as usize).min(half - 1)
-}
-
-impl Block for Planned {
-    fn forward(&self, _: &mut Run<'_>, _: &Tensor) -> Result<Tensor> {
-        Err(Error::new(ErrorKind::Spec, "a position bias has no rows"))
-    }
 }
 
 #[cfg(test)]

@@ -191,8 +191,11 @@ impl Kernel for CodePanel<'_> {
     #[inline(always)]
     unsafe fn run<S: Simd>(mut self, _: S) -> bool {
         let width = panel_width::<S>();
-        for step in [(self.panel.len() / width / SAMPLES).max(1), 1] {
-            let first = self.first_upper(width, step);
+        let sampled = (self.panel.len() / width / SAMPLES).max(1);
+        let steps = [sampled, 1];
+        // Without samples there is one table.
+        for step in &steps[usize::from(sampled == 1)..] {
+            let first = self.first_upper(width, *step);
             if self.code::<S>(first) {
                 return true;
             }
