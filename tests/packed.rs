@@ -279,6 +279,30 @@ fn maps_that_cannot_be_coded_are_told_from_those_that_can() {
     }
 }
 
+#[test]
+fn what_cannot_be_coded_counts_in_the_limit_of_memory() {
+    let dir = copy(&fixture());
+    let file = dir.path().join("model.safetensors");
+    let mut bytes = fs::read(&file).unwrap();
+    let header = 8 + u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+    for (i, number) in bytes[header..].chunks_exact_mut(4).enumerate() {
+        number.copy_from_slice(&2f32.powi(i as i32 * 7 % 61 - 30).to_le_bytes());
+    }
+    fs::write(&file, bytes).unwrap();
+    let load = |level, memory_limit| {
+        let cpu = Arc::new(Cpu::with_level(level, Some(1)).unwrap());
+        load_with(dir.path(), cpu, &OpenOptions { memory_limit, ..options(Some(WeightType::Bf16), None) })
+    };
+    let kept = |level| load(level, None).unwrap().memory().weights;
+    let least = kept(SimdLevel::Portable);
+    for level in levels() {
+        let kept = kept(level);
+        assert!(kept >= least, "{level:?}: {kept}, {least}");
+        assert!(load(level, Some(kept)).is_ok(), "{level:?}");
+        assert_eq!(load(level, Some(kept - 1)).unwrap_err().kind(), ErrorKind::Limit, "{level:?}");
+    }
+}
+
 /// Who changes one of these numbers by intent raises that of the layout in `cpu/pack.rs` too: files that were written before would be read as
 /// something else.
 #[test]

@@ -60,7 +60,7 @@ pub trait Backend: Send + Sync + fmt::Debug {
         None
     }
 
-    /// Bytes that [`linears`](Self::linears) will keep for a map of `inputs` to `outputs`.
+    /// Bytes that [`linears`](Self::linears) will keep for a map of `inputs` to `outputs`; [`Linear::bytes`] tells those of unusual weights.
     fn linear_bytes(&self, inputs: usize, outputs: usize, kept: WeightType) -> u64;
 
     /// Row `i` of `out`, `[ids, cols]`, becomes row `ids[i]` of `table`, `[vocab, cols]`, or is increased by it if

@@ -26,9 +26,9 @@ impl Network {
     /// Reads the weights of a plan.
     ///
     /// # Errors
-    /// `Limit` when the weights need too much memory, before any is taken; `Checkpoint` when two stored copies of a tensor
-    /// differ, a weight is too large for the type that it is to be kept in, or a file that is to have packed weights has something else;
-    /// `Io` when that cannot be read or written; `Input` when the backend packs none.
+    /// `Limit` when the weights need too much memory, before any is taken as far as their shapes tell; `Checkpoint` when two stored copies
+    /// of a tensor differ, a weight is too large for the type that it is to be kept in, or a file that is to have packed weights has
+    /// something else; `Io` when that cannot be read or written; `Input` when the backend packs none.
     pub fn load(
         plan: Plan,
         checkpoint: &Checkpoint,
@@ -40,7 +40,7 @@ impl Network {
         let arrays: Vec<Array> =
             stored.map(|(name, shape)| Ok(checkpoint.array(name)?.reshaped(shape))).collect::<Result<_>>()?;
         let kept = |tensor: usize| options.dtype.unwrap_or(WeightType::of(arrays[tensor].dtype()));
-        let memory = Memory::of(&plan.declared, &*backend, &|tensor| arrays[tensor].dtype(), options.dtype);
+        let mut memory = Memory::of(&plan.declared, &*backend, &|tensor| arrays[tensor].dtype(), options.dtype);
         let memory_limit = options.memory_limit.unwrap_or_else(machine_memory);
         memory.check(memory_limit)?;
         let matrix = |part: &PartUse| {
@@ -89,6 +89,12 @@ impl Network {
         parameters.biases = plan.declared.biases.iter().map(|bias| (bias.compute)(&table(bias))).collect();
         let biases: Vec<_> = linears.iter().map(|linear| bias(linear, &arrays)).collect();
         let LaidOut { maps, packed } = backend.linears(&weights, packed);
+        // Which weights in bfloat16 take more than was promised shows only now.
+        for (map, LinearWeights { kept, .. }) in maps.iter().zip(&weights) {
+            let promised = backend.linear_bytes(map.inputs(), map.outputs(), *kept);
+            memory.weights = (memory.weights + map.bytes()).saturating_sub(promised);
+        }
+        memory.check(memory_limit)?;
         if let Some((file, packed)) = file.zip(packed) {
             file.write(packed.bytes())?;
         }
