@@ -7,8 +7,8 @@ use std::fs::{self, File};
 use std::hash::{Hash, Hasher};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 
 use super::map::map;
@@ -21,7 +21,7 @@ const SAMPLE_BYTES: u64 = 64;
 
 /// A file that is there.
 pub(super) enum Blob {
-    Disk { path: PathBuf, file: File, len: u64, modified: Option<SystemTime> },
+    Disk { path: PathBuf, file: Mutex<File>, len: u64, modified: Option<SystemTime> },
     Embedded(&'static [u8]),
 }
 
@@ -44,7 +44,7 @@ impl Blob {
             let message = format!("`{}`: expected a file, found {found}", path.display());
             return Err(Error::new(ErrorKind::Io, message));
         }
-        let file = File::open(path).map_err(|e| Error::io(path, &e))?;
+        let file = Mutex::new(File::open(path).map_err(|e| Error::io(path, &e))?);
         Ok(Some(Blob::Disk { path: path.to_owned(), file, len: meta.len(), modified: meta.modified().ok() }))
     }
 
@@ -66,9 +66,10 @@ impl Blob {
         match self {
             Blob::Disk { path, file, .. } => {
                 let mut bytes = Vec::new();
-                let mut file = file;
+                // Threads that read share the place in the file.
+                let mut file = file.lock().unwrap_or_else(PoisonError::into_inner);
                 file.seek(SeekFrom::Start(from))
-                    .and_then(|_| file.take(n).read_to_end(&mut bytes))
+                    .and_then(|_| (&*file).take(n).read_to_end(&mut bytes))
                     .map_err(|e| Error::io(path, &e))?;
                 Ok(bytes)
             }
@@ -82,7 +83,10 @@ impl Blob {
     /// All bytes: the mapped file, see [`map`], or where they are in the program.
     pub fn bytes(&self) -> Result<Bytes> {
         match self {
-            Blob::Disk { path, file, .. } => Ok(Arc::new(map(file).map_err(|e| Error::io(path, &e))?)),
+            Blob::Disk { path, file, .. } => {
+                let file = file.lock().unwrap_or_else(PoisonError::into_inner);
+                Ok(Arc::new(map(&file).map_err(|e| Error::io(path, &e))?))
+            }
             Blob::Embedded(bytes) => Ok(Arc::new(*bytes)),
         }
     }
