@@ -23,9 +23,9 @@ COLUMNS = {"float32": (("f32",), ("f32", "float32")), "16 bits": (("bf16",), ("b
 PEERS = "torch-f32,torch-bf16,onnxruntime-f32,onnxruntime-int8,ctranslate2-float32,ctranslate2-int8,"
 PEERS += "llamacpp-f32,llamacpp-bf16,llamacpp-q8_0"
 RUNS = [("minilm", "encode", s) for s in ("1x8", "1x16", "1x128", "1x512", "8x128", "mixed32")]
+RUNS += [("bert", "encode", s) for s in ("1x8", "1x16", "1x128", "1x512", "8x128")]
 RUNS += [("gpt2", "decode", s) for s in ("decode:16:32", "prefill:512", "batch:8:16:16")]
 RUNS += [("smollm", "decode", s) for s in ("decode:16:32", "decode:1024:32", "prefill:512", "batch:8:16:16")]
-RUNS += [("bert", "encode", s) for s in ("1x8", "1x16", "1x128", "1x512", "8x128")]
 NAMES = {"smelt": "**smelt**", "smelt+packed": "**smelt** with `--packed`", "onnxruntime": "ONNX Runtime",
          "ctranslate2": "CTranslate2", "llamacpp": "llama.cpp", "torch": "PyTorch", "rten": "rten", "candle": "candle"}
 PEERS_SHOWN = [name for name in NAMES if not name.startswith("smelt")]
@@ -68,23 +68,45 @@ def cell(lines, contender, types):
     return min(found) if found else None
 
 
+def by_work(lines):
+    """Lines of the same model, shape and number of threads, in the order of RUNS."""
+    order = [(model, shape) for model, _, shape in RUNS]
+    found = {}
+    for l in sorted(lines, key=lambda l: order.index((l["model"], l["shape"]))):
+        found.setdefault((l["model"], l["shape"], l["threads"]), []).append(l)
+    return found
+
+
+def compared(lines):
+    """At each precision smelt's milliseconds, and those of its peers with their names, the fastest first."""
+    for own, types in COLUMNS.values():
+        ours = cell(lines, "smelt", own)
+        yield ours and ours[0], sorted((c[0], NAMES[p]) for p in PEERS_SHOWN if (c := cell(lines, p, types)))
+
+
 def table(lines):
     rows = ["| work | threads | " + " | ".join(COLUMNS) + " |", "|---|---|" + "---|" * len(COLUMNS)]
-    keys = dict.fromkeys((l["model"], l["shape"], l["threads"]) for l in lines)
-    for model, shape, threads in sorted(keys, key=lambda k: [(m, s) for m, _, s in RUNS].index(k[:2])):
-        here = [l for l in lines if (l["model"], l["shape"], l["threads"]) == (model, shape, threads)]
+    for (model, shape, threads), here in by_work(lines).items():
         cells = []
-        for own, types in COLUMNS.values():
-            ours = cell(here, "smelt", own)
-            peers = sorted((c[0], NAMES[p]) for p in PEERS_SHOWN if (c := cell(here, p, types)))
-            if not ours:
-                cells.append("")
-                continue
-            text = f"**{shown(ours[0])}**"
-            if peers:
-                text += f" ({peers[0][0] / ours[0]:.2f}x) · " + ", ".join(f"{name} {shown(ms)}" for ms, name in peers)
+        for ours, peers in compared(here):
+            text = f"**{shown(ours)}**" if ours else ""
+            if ours and peers:
+                text += f" ({peers[0][0] / ours:.2f}x) · " + ", ".join(f"{name} {shown(ms)}" for ms, name in peers)
             cells.append(text)
         rows.append(f"| {model} {shape} | {threads} | " + " | ".join(cells) + " |")
+    return "\n".join(rows)
+
+
+def ratios(lines):
+    """How many times as long the fastest of the others takes, on one and on two threads."""
+    rows = ["| work | " + " | ".join(COLUMNS) + " |", "|---|" + "---|" * len(COLUMNS)]
+    works = {}
+    for (model, shape, _), here in by_work(lines).items():
+        ratio = [f"{peers[0][0] / ours:.2f}" if ours and peers else "" for ours, peers in compared(here)]
+        works.setdefault(f"{model} {shape}", []).append(ratio)
+    for work, of_threads in works.items():
+        cells = [" / ".join(filter(None, column)) for column in zip(*of_threads)]
+        rows.append(f"| {work} | " + " | ".join(cells) + " |")
     return "\n".join(rows)
 
 
@@ -108,7 +130,8 @@ def render(args):
     with open(args.page) as f:
         page = f.read()
     kinds = {model: kind for model, kind, _ in RUNS}
-    parts = {kind: table([l for l in lines if kinds[l["model"]] == kind]) for kind in ("encode", "decode")} | {"starts": starts(lines)}
+    parts = {kind: table([l for l in lines if kinds[l["model"]] == kind]) for kind in ("encode", "decode")}
+    parts |= {"ratios": ratios(lines), "starts": starts(lines)}
     for name, text in parts.items():
         marker = f"{name} {args.of}" if args.of else name
         page = re.sub(rf"(<!-- {marker} -->\n).*?(<!-- end -->)", lambda m: m[1] + text + "\n" + m[2], page, flags=re.S)
