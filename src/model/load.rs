@@ -40,7 +40,8 @@ impl Network {
         let arrays: Vec<Array> =
             stored.map(|(name, shape)| Ok(checkpoint.array(name)?.reshaped(shape))).collect::<Result<_>>()?;
         let kept = |tensor: usize| options.dtype.unwrap_or(WeightType::of(arrays[tensor].dtype()));
-        let mut memory = Memory::of(&plan.declared, &*backend, &|tensor| arrays[tensor].dtype(), options.dtype);
+        let mut memory =
+            Memory::of(&plan.declared, &*backend, &|tensor| arrays[tensor].dtype(), options.dtype);
         let memory_limit = options.memory_limit.unwrap_or_else(machine_memory);
         memory.check(memory_limit)?;
         let matrix = |part: &PartUse| {

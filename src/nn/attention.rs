@@ -16,8 +16,8 @@ fields! {
     /// Multi-head softmax attention: `o(concat_h(softmax(scale · q_h k_hᵀ + bias_h) v_h))`.
     ///
     /// `[tokens, cols] -> [tokens, cols]`. Each token attends to tokens of its own sequence, or, with `memory`, to those of
-    /// the same sequence in another value; then a row per sequence or item will do as well. Vaswani et al., “Attention Is All You Need”, 2017; grouped heads as in
-    /// Ainslie et al., “GQA”, 2023.
+    /// the same sequence in another value; then a row per sequence or item will do as well. Vaswani et al., “Attention Is All You
+    /// Need”, 2017; grouped heads as in Ainslie et al., “GQA”, 2023.
     pub struct Attention("attention") {
         /// Queries, `heads * head_dim` columns.
         q: Option<Projection>,
@@ -131,7 +131,49 @@ struct Planned {
     reach: Reach,
 }
 
+/// A value whose tokens are attended to.
+#[derive(Clone, Copy)]
+struct Memory {
+    value: ValueId,
+    rows: Rows,
+    cols: usize,
+}
+
 impl BlockFields for Attention {
+    fn check(&self, b: &mut Builder<'_>, at: &Address) -> Option<()> {
+        let (heads, kv_heads, groups) = (self.heads, self.kv_heads(), self.qkv_groups);
+        if heads % kv_heads != 0 {
+            let message = format!("expected `kv_heads` to divide `heads`, found {kv_heads} and {heads}");
+            b.wrong_fields(at, &["kv_heads", "heads"], message);
+            return None;
+        }
+        match (&self.q, &self.k, &self.v, &self.qkv) {
+            (Some(_), Some(_), Some(_), None) | (None, None, None, Some(_)) => {}
+            _ => {
+                b.problem(&at.key(), "`attention` needs `q`, `k` and `v`, or `qkv` alone");
+                return None;
+            }
+        }
+        let fused = ("`qkv`", self.qkv.is_some());
+        b.only_with(at, ("qkv_groups", groups != 1), fused)?;
+        b.only_with(at, ("qkv_order", self.qkv_order != Order::Qkv), fused)?;
+        if !heads.is_multiple_of(groups) || !kv_heads.is_multiple_of(groups) {
+            let message = format!("expected `qkv_groups` to divide `heads` and `kv_heads`, found {groups}");
+            b.wrong_fields(at, &["qkv_groups"], message);
+            return None;
+        }
+        let by_position = self.causal || self.window.is_some() || self.rope.is_some() || self.bias.is_some();
+        if self.memory.is_some() && by_position {
+            b.wrong_fields(
+                at,
+                &["memory"],
+                "`memory` excludes `causal`, `window`, `rope` and `bias`: its positions are not the own ones",
+            );
+            return None;
+        }
+        Some(())
+    }
+
     fn plan(self, b: &mut Builder<'_>, input: Option<Shape>, at: &Address) -> Built {
         let (rows, stream, cols) = match input {
             Some(Shape::Matrix { rows: rows @ Rows::Sequences(stream), cols }) if self.memory.is_some() => {
@@ -139,12 +181,7 @@ impl BlockFields for Attention {
             }
             _ => b.positions(input, at)?,
         };
-        let (heads, kv_heads) = (self.heads, self.kv_heads.unwrap_or(self.heads));
-        if heads % kv_heads != 0 {
-            let message = format!("expected `kv_heads` to divide `heads`, found {kv_heads} and {heads}");
-            b.wrong_fields(at, &["kv_heads", "heads"], message);
-            return None;
-        }
+        let (heads, kv_heads) = (self.heads, self.kv_heads());
         if self.head_dim.is_none() && cols % heads != 0 {
             let message = format!("expected `heads` to divide the width {cols}, found {heads}");
             b.wrong_fields(at, &["heads"], message);
@@ -153,79 +190,14 @@ impl BlockFields for Attention {
         let head_dim = self.head_dim.unwrap_or(cols / heads);
         let (q_cols, kv_cols) = (size(b, heads, head_dim, at)?, size(b, kv_heads, head_dim, at)?);
         let memory = match &self.memory {
-            Some(reference) => {
-                let (value, shape) = b.refer(reference)?;
-                let (memory_rows, memory_stream, memory_cols) = b.positions(Some(shape), &reference.at)?;
-                if !matches!(rows, Rows::Tokens(_)) && memory_stream != stream {
-                    b.problem(&reference.at, "`memory` belongs to other sequences or items than the input");
-                    return None;
-                }
-                Some((value, memory_rows, memory_cols))
-            }
+            Some(reference) => Some(planned_memory(b, reference, rows, stream)?),
             None => None,
         };
         let bias = match &self.bias {
-            Some(reference) => match b.refer(reference)?.1 {
-                Shape::Bias { id, heads: found } if found == heads => Some(id),
-                found => {
-                    let found = match found {
-                        Shape::Bias { heads, .. } => format!("one for {heads} heads"),
-                        _ => "a matrix".into(),
-                    };
-                    let message = format!("expected a position bias for {heads} heads, found {found}");
-                    b.problem(&reference.at, message);
-                    return None;
-                }
-            },
+            Some(reference) => Some(planned_bias(b, reference, heads)?),
             None => None,
         };
-        let fused = ("`qkv`", self.qkv.is_some());
-        b.only_with(at, ("qkv_groups", self.qkv_groups != 1), fused)?;
-        b.only_with(at, ("qkv_order", self.qkv_order != Order::Qkv), fused)?;
-        let source = match (&self.q, &self.k, &self.v, &self.qkv, memory) {
-            (Some(q), Some(k), Some(v), None, None) => Source::Own {
-                qkv: b.linear(&[("q", q, q_cols), ("k", k, kv_cols), ("v", v, kv_cols)], cols)?,
-            },
-            (Some(q), Some(k), Some(v), None, Some((value, rows, memory_cols))) => Source::Memory {
-                q: b.linear(&[("q", q, q_cols)], cols)?,
-                kv: b.linear(&[("k", k, kv_cols), ("v", v, kv_cols)], memory_cols)?,
-                value,
-                rows,
-            },
-            (None, None, None, Some(qkv), None) => {
-                let order = self.fused_rows(b, q_cols, kv_cols, at)?;
-                let part = b.linear_part("qkv", qkv, q_cols + 2 * kv_cols, cols, order)?;
-                Source::Own { qkv: b.linear_of(vec![part], cols) }
-            }
-            (None, None, None, Some(qkv), Some((value, rows, memory_cols))) => {
-                if memory_cols != cols {
-                    let message =
-                        format!("`qkv` takes {cols} columns, and those of `memory` are {memory_cols}");
-                    b.wrong_fields(at, &["qkv", "memory"], message);
-                    return None;
-                }
-                let all = q_cols + 2 * kv_cols;
-                let order = self.fused_rows(b, q_cols, kv_cols, at)?;
-                let mut q: Vec<u32> = order.unwrap_or_else(|| (0..all as u32).collect());
-                let kv = q.split_off(q_cols);
-                let q = b.linear_part("qkv", qkv, all, cols, Some(q))?;
-                let kv = b.linear_part("qkv", qkv, all, cols, Some(kv))?;
-                Source::Memory { q: b.linear_of(vec![q], cols), kv: b.linear_of(vec![kv], cols), value, rows }
-            }
-            _ => {
-                b.problem(&at.key(), "`attention` needs `q`, `k` and `v`, or `qkv` alone");
-                return None;
-            }
-        };
-        if memory.is_some() && (self.causal || self.window.is_some() || self.rope.is_some() || bias.is_some())
-        {
-            b.wrong_fields(
-                at,
-                &["memory"],
-                "`memory` excludes `causal`, `window`, `rope` and `bias`: its positions are not the own ones",
-            );
-            return None;
-        }
+        let source = self.source(b, cols, (q_cols, kv_cols), memory, at)?;
         if self.rope.is_some() && !matches!(rows, Rows::Tokens(_)) {
             b.wrong_fields(at, &["rope"], "`rope` turns by the positions of tokens, and there are none here");
             return None;
@@ -250,16 +222,14 @@ impl BlockFields for Attention {
             None => None,
         };
         // What a decoder reads stays the same from token to token, unless it is made of these tokens.
-        let stays = |(_, memory_rows, _): (_, Rows, _)| memory_rows.stream() != Some(stream);
+        let stays = |memory: Memory| memory.rows.stream() != Some(stream);
         let kept = self.causal || (memory.is_some_and(stays) && matches!(rows, Rows::Tokens(_)));
-        let cache_rows = memory.map_or(rows, |(_, rows, _)| rows);
+        let cache_rows = memory.map_or(rows, |memory| memory.rows);
         let cache = b.cache(CacheUse { kv_heads, k_dim: head_dim, v_dim: head_dim, rows: cache_rows, kept });
         let reach = match (self.causal, self.window) {
             (true, window) => Reach { back: window.map(|w| w - 1), ahead: Some(0) },
             (false, window) => Reach { back: window, ahead: window },
         };
-        let scale = self.scale.unwrap_or(1.0 / (head_dim as f64).sqrt()) as f32;
-        let softcap = self.softcap.map(|c| c.0 as f32);
         let inner = Planned {
             rows,
             stream,
@@ -274,8 +244,8 @@ impl BlockFields for Attention {
             heads,
             kv_heads,
             head_dim,
-            scale,
-            softcap,
+            scale: self.scale.unwrap_or(1.0 / (head_dim as f64).sqrt()) as f32,
+            softcap: self.softcap.map(|c| c.0 as f32),
             reach,
         };
         Some((Box::new(ThenLinear { inner, last }), Shape::Matrix { rows, cols }))
@@ -283,24 +253,71 @@ impl BlockFields for Attention {
 }
 
 impl Attention {
-    /// The rows of the fused weight, as [`fused_rows`], if they can be told apart.
-    fn fused_rows(
+    fn kv_heads(&self) -> usize {
+        self.kv_heads.unwrap_or(self.heads)
+    }
+
+    /// The maps that queries, keys and values come from: of the own tokens one for all of them.
+    fn source(
         &self,
         b: &mut Builder<'_>,
-        q_cols: usize,
-        kv_cols: usize,
+        cols: usize,
+        (q_cols, kv_cols): (usize, usize),
+        memory: Option<Memory>,
         at: &Address,
-    ) -> Option<Option<Vec<u32>>> {
-        let groups = self.qkv_groups;
-        let kv_heads = self.kv_heads.unwrap_or(self.heads);
-        if !self.heads.is_multiple_of(groups) || !kv_heads.is_multiple_of(groups) {
-            let message = format!("expected `qkv_groups` to divide `heads` and `kv_heads`, found {groups}");
-            b.wrong_fields(at, &["qkv_groups"], message);
-            return None;
+    ) -> Option<Source> {
+        if let Some(qkv) = &self.qkv {
+            let all = q_cols.saturating_add(kv_cols.saturating_mul(2));
+            b.order(all, at)?;
+            let order = fused_rows(q_cols, kv_cols, self.qkv_groups, self.qkv_order);
+            let mut part = |order| {
+                let part = b.linear_part("qkv", qkv, all, cols, order)?;
+                Some(b.linear_of(vec![part], cols))
+            };
+            let Some(Memory { value, rows, cols: memory_cols }) = memory else {
+                return Some(Source::Own { qkv: part(order)? });
+            };
+            if memory_cols != cols {
+                let message = format!("`qkv` takes {cols} columns, and those of `memory` are {memory_cols}");
+                b.wrong_fields(at, &["qkv", "memory"], message);
+                return None;
+            }
+            let mut q: Vec<u32> = order.unwrap_or_else(|| (0..all as u32).collect());
+            let kv = q.split_off(q_cols);
+            return Some(Source::Memory { q: part(Some(q))?, kv: part(Some(kv))?, value, rows });
         }
-        b.order(q_cols.saturating_add(kv_cols.saturating_mul(2)), at)?;
-        Some(fused_rows(q_cols, kv_cols, groups, self.qkv_order))
+        // One of the two forms is there, as `check` has seen.
+        let (q, k, v) = (self.q.as_ref()?, self.k.as_ref()?, self.v.as_ref()?);
+        let [q, k, v] = [("q", q, q_cols), ("k", k, kv_cols), ("v", v, kv_cols)];
+        Some(match memory {
+            None => Source::Own { qkv: b.linear(&[q, k, v], cols)? },
+            Some(Memory { value, rows, cols: memory_cols }) => {
+                Source::Memory { q: b.linear(&[q], cols)?, kv: b.linear(&[k, v], memory_cols)?, value, rows }
+            }
+        })
     }
+}
+
+/// What rows of a stream attend to instead of themselves.
+fn planned_memory(b: &mut Builder<'_>, reference: &ValueName, rows: Rows, stream: Stream) -> Option<Memory> {
+    let (value, shape) = b.refer(reference)?;
+    let (memory_rows, memory_stream, cols) = b.positions(Some(shape), &reference.at)?;
+    if !matches!(rows, Rows::Tokens(_)) && memory_stream != stream {
+        b.problem(&reference.at, "`memory` belongs to other sequences or items than the input");
+        return None;
+    }
+    Some(Memory { value, rows: memory_rows, cols })
+}
+
+/// A position bias for so many heads.
+fn planned_bias(b: &mut Builder<'_>, reference: &ValueName, heads: usize) -> Option<BiasId> {
+    let found = match b.refer(reference)?.1 {
+        Shape::Bias { id, heads: found } if found == heads => return Some(id),
+        Shape::Bias { heads, .. } => format!("one for {heads} heads"),
+        _ => "a matrix".into(),
+    };
+    b.problem(&reference.at, format!("expected a position bias for {heads} heads, found {found}"));
+    None
 }
 
 /// `heads * head_dim`, if it is of a size that a matrix can have.

@@ -108,6 +108,13 @@ struct Planned {
 }
 
 impl BlockFields for DisentangledAttention {
+    fn check(&self, b: &mut Builder<'_>, at: &Address) -> Option<()> {
+        let relative = ("`distances`", self.distances.is_some());
+        b.only_with(at, ("pos_k", self.pos_k.is_some()), relative)?;
+        b.only_with(at, ("pos_q", self.pos_q.is_some()), relative)?;
+        b.only_with(at, ("max_distance", self.max_distance.is_some()), relative)
+    }
+
     fn plan(self, b: &mut Builder<'_>, input: Option<Shape>, at: &Address) -> Built {
         let (stream, cols) = b.tokens(input, at)?;
         let heads = self.heads;
@@ -118,10 +125,6 @@ impl BlockFields for DisentangledAttention {
         }
         let qkv = b.linear(&[("q", &self.q, cols), ("k", &self.k, cols), ("v", &self.v, cols)], cols)?;
         let last = b.linear(&[("o", &self.o, cols)], cols)?;
-        let relative = ("`distances`", self.distances.is_some());
-        b.only_with(at, ("pos_k", self.pos_k.is_some()), relative)?;
-        b.only_with(at, ("pos_q", self.pos_q.is_some()), relative)?;
-        b.only_with(at, ("max_distance", self.max_distance.is_some()), relative)?;
         let mut parts = 1;
         let distances = match &self.distances {
             None => None,

@@ -101,8 +101,7 @@ struct Planned {
 const MAX_EXPERTS: usize = 1 << 14;
 
 impl BlockFields for Moe {
-    fn plan(self, b: &mut Builder<'_>, input: Option<Shape>, at: &Address) -> Built {
-        let (rows, cols) = b.matrix(input, at)?;
+    fn check(&self, b: &mut Builder<'_>, at: &Address) -> Option<()> {
         let (experts, groups) = (self.experts, self.groups);
         let fits = experts <= MAX_EXPERTS && experts % groups == 0 && self.chosen_groups <= groups;
         if !fits || self.chosen > experts / groups * self.chosen_groups {
@@ -114,7 +113,19 @@ impl BlockFields for Moe {
             b.wrong_fields(at, &["experts", "chosen", "groups", "chosen_groups"], message);
             return None;
         }
-        b.only_with(at, ("interleaved", self.interleaved), ("`gate_up`", self.gate_up.is_some()))?;
+        match (&self.gate, &self.up, &self.gate_up) {
+            (Some(_), Some(_), None) | (None, None, Some(_)) => {}
+            _ => {
+                b.problem(&at.key(), "`moe` needs `gate` and `up`, or `gate_up` alone");
+                return None;
+            }
+        }
+        b.only_with(at, ("interleaved", self.interleaved), ("`gate_up`", self.gate_up.is_some()))
+    }
+
+    fn plan(self, b: &mut Builder<'_>, input: Option<Shape>, at: &Address) -> Built {
+        let (rows, cols) = b.matrix(input, at)?;
+        let experts = self.experts;
         let router = b.linear(&[("router", &self.router, experts)], cols)?;
         b.field = "correction";
         let correction = match &self.correction {
@@ -131,23 +142,18 @@ impl BlockFields for Moe {
                 };
                 Some(b.linear_of(vec![part], inputs))
             };
-            let (gate, up) = match (&self.gate, &self.up, &self.gate_up) {
-                (Some(gate), Some(up), None) => {
-                    (part(b, "gate", gate, inner, cols, None)?, part(b, "up", up, inner, cols, None)?)
-                }
-                (None, None, Some(fused)) => {
-                    b.order(inner.saturating_mul(2), at)?;
-                    let (step, second) = if self.interleaved { (2, 1) } else { (1, inner) };
-                    let rows = |first: usize| Some((0..inner).map(|i| (first + i * step) as u32).collect());
-                    (
-                        part(b, "gate_up", fused, 2 * inner, cols, rows(0))?,
-                        part(b, "gate_up", fused, 2 * inner, cols, rows(second))?,
-                    )
-                }
-                _ => {
-                    b.problem(&at.key(), "`moe` needs `gate` and `up`, or `gate_up` alone");
-                    return None;
-                }
+            let (gate, up) = if let Some(fused) = &self.gate_up {
+                b.order(inner.saturating_mul(2), at)?;
+                let (step, second) = if self.interleaved { (2, 1) } else { (1, inner) };
+                let rows = |first: usize| Some((0..inner).map(|i| (first + i * step) as u32).collect());
+                (
+                    part(b, "gate_up", fused, 2 * inner, cols, rows(0))?,
+                    part(b, "gate_up", fused, 2 * inner, cols, rows(second))?,
+                )
+            } else {
+                // One of the two forms is there, as `check` has seen.
+                let (gate, up) = (self.gate.as_ref()?, self.up.as_ref()?);
+                (part(b, "gate", gate, inner, cols, None)?, part(b, "up", up, inner, cols, None)?)
             };
             let down = part(b, "down", &self.down, cols, inner, None)?;
             planned.push(Expert { gate, up, down });
@@ -160,7 +166,7 @@ impl BlockFields for Moe {
             score: self.score,
             normalise: self.normalise,
             factor: self.factor,
-            groups,
+            groups: self.groups,
             chosen_groups: self.chosen_groups,
             act: self.act,
             clamp: self.clamp.map(|limit| limit.0 as f32),
