@@ -202,22 +202,7 @@ impl<T: Word> Kernel for Tile<'_, T> {
         let p = self.params;
         let mut scratch = self.spare.take();
         let Scratch { rows, numbers, distances } = &mut scratch;
-        rows.clear();
-        for i in self.queries.clone() {
-            let position = self.span.past + i;
-            let seen = p.reach.of(position, self.cache.len());
-            for head in self.heads.clone() {
-                let row = self.span.rows.start + i;
-                rows.push(Row {
-                    row,
-                    head,
-                    position,
-                    first: seen.start,
-                    end: seen.end,
-                    largest: f32::NEG_INFINITY,
-                });
-            }
-        }
+        self.begin(rows);
         let n = rows.len();
         // Queries are written in whole vectors.
         let q_step = p.k_dim.next_multiple_of(2 * S::LANES) / T::NUMBERS;
@@ -286,32 +271,54 @@ impl<T: Word> Kernel for Tile<'_, T> {
             }
         }
         for (r, row) in rows.iter().enumerate() {
-            // SAFETY: `LANES` sums; the head's columns lie inside of the row.
+            // SAFETY: `LANES` sums, and a value for each column of the head.
             unsafe {
-                let mut total = s.reduce_sum(s.load(sums[r * S::LANES..][..S::LANES].as_ptr()));
-                let mut factor = 1.0;
-                if let Some(sinks) = p.sinks {
-                    // The sink joins at the end: everything so far is relative to the largest score without it.
-                    let (sink, largest) = (sinks[row.head], row.largest);
-                    let both = if sink > largest { sink } else { largest };
-                    factor = if total == 0.0 { 0.0 } else { ((largest - both) * LOG2_E).exp2() };
-                    total = total * factor + ((sink - both) * LOG2_E).exp2();
-                }
-                // A row that sees no key has no weights: it gives zeros.
-                let (factor, total) = if row.first == row.end { (0.0, 1.0) } else { (factor, total) };
-                let (factor, total) = (s.splat(factor), s.splat(total));
-                let to = self.out.at(row.row, row.head * p.v_dim);
-                for (i, value) in values[r * p.v_dim..][..p.v_dim].chunks(S::LANES).enumerate() {
-                    let y = s.div(s.mul(load(s, value.as_ptr(), value.len()), factor), total);
-                    store(s, to.add(i * S::LANES), value.len(), y);
-                }
-            }
+                self.finish(s, row, &sums[r * S::LANES..][..S::LANES], &values[r * p.v_dim..][..p.v_dim])
+            };
         }
         self.spare.give(scratch);
     }
 }
 
 impl<T: Word> Tile<'_, T> {
+    /// The rows of the tile, before any key.
+    #[inline(always)]
+    fn begin(&self, rows: &mut Vec<Row>) {
+        rows.clear();
+        for i in self.queries.clone() {
+            let (row, position) = (self.span.rows.start + i, self.span.past + i);
+            let Range { start: first, end } = self.params.reach.of(position, self.cache.len());
+            let largest = f32::NEG_INFINITY;
+            rows.extend(self.heads.clone().map(|head| Row { row, head, position, first, end, largest }));
+        }
+    }
+
+    /// Writes the result of a row: the sum of its values by the sum of their weights.
+    #[inline(always)]
+    unsafe fn finish<S: Simd>(&self, s: S, row: &Row, sums: &[f32], values: &[f32]) {
+        let p = self.params;
+        // SAFETY: the caller's; the head's columns lie inside of the row.
+        unsafe {
+            let mut total = s.reduce_sum(s.load(sums.as_ptr()));
+            let mut factor = 1.0;
+            if let Some(sinks) = p.sinks {
+                // The sink joins at the end: everything so far is relative to the largest score without it.
+                let (sink, largest) = (sinks[row.head], row.largest);
+                let both = if sink > largest { sink } else { largest };
+                factor = if total == 0.0 { 0.0 } else { ((largest - both) * LOG2_E).exp2() };
+                total = total * factor + ((sink - both) * LOG2_E).exp2();
+            }
+            // A row that sees no key has no weights: it gives zeros.
+            let (factor, total) = if row.first == row.end { (0.0, 1.0) } else { (factor, total) };
+            let (factor, total) = (s.splat(factor), s.splat(total));
+            let to = self.out.at(row.row, row.head * p.v_dim);
+            for (i, value) in values.chunks(S::LANES).enumerate() {
+                let y = s.div(s.mul(load(s, value.as_ptr(), value.len()), factor), total);
+                store(s, to.add(i * S::LANES), value.len(), y);
+            }
+        }
+    }
+
     /// The scores of one row for the keys of some pages: capped, biased, masked, and the largest so far found. What was summed relative
     /// to an earlier one is scaled down.
     #[inline(always)]

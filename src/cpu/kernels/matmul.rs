@@ -607,14 +607,15 @@ impl<T: Weight> Block<'_, T> {
         &self,
         s: S,
         panel: usize,
-        part: Range<usize>,
+        part_of_k: Range<usize>,
         tile: usize,
         tiles: usize,
     ) -> Option<Ahead> {
         let (weights, width) = (self.task.weights, panel_width::<S>());
-        let b = weights.data.as_ptr().wrapping_add((panel * weights.k + part.start) * width).cast::<u8>();
+        let b =
+            weights.data.as_ptr().wrapping_add((panel * weights.k + part_of_k.start) * width).cast::<u8>();
         let step = width * size_of::<T>();
-        let len = part.len() * step;
+        let len = part_of_k.len() * step;
         let step = step / (inputs_of::<T>() / inputs_of::<U>());
         let at = |bytes, share, shares| Ahead { first: b.wrapping_add(bytes), len, step, share, shares };
         match s.fetch() {
@@ -638,7 +639,7 @@ impl<T: Weight> Block<'_, T> {
         s: S,
         panel: usize,
         rows: Range<usize>,
-        part: Range<usize>,
+        part_of_k: Range<usize>,
         operands: Operands<U>,
         scratch: &mut Scratch,
     ) {
@@ -646,18 +647,24 @@ impl<T: Weight> Block<'_, T> {
         // SAFETY: the caller's.
         unsafe {
             match rows.len() {
-                1 => self.tile_of::<S, U, 1>(s, panel, row, part, operands, scratch),
-                2 => self.tile_of::<S, U, 2>(s, panel, row, part, operands, scratch),
-                3 => self.tile_of::<S, U, 3>(s, panel, row, part, operands, scratch),
-                4 => self.tile_of::<S, U, 4>(s, panel, row, part, operands, scratch),
-                5 => self.tile_of::<S, U, 5>(s, panel, row, part, operands, scratch),
-                6 => self.tile_of::<S, U, 6>(s, panel, row, part, operands, scratch),
-                7 if S::TILE_ROWS > 6 => self.tile_of::<S, U, 7>(s, panel, row, part, operands, scratch),
-                8 if S::TILE_ROWS > 6 => self.tile_of::<S, U, 8>(s, panel, row, part, operands, scratch),
-                9 if S::TILE_ROWS > 6 => self.tile_of::<S, U, 9>(s, panel, row, part, operands, scratch),
-                10 if S::TILE_ROWS > 6 => self.tile_of::<S, U, 10>(s, panel, row, part, operands, scratch),
-                11 if S::TILE_ROWS > 6 => self.tile_of::<S, U, 11>(s, panel, row, part, operands, scratch),
-                _ if S::TILE_ROWS > 6 => self.tile_of::<S, U, 12>(s, panel, row, part, operands, scratch),
+                1 => self.tile_of::<S, U, 1>(s, panel, row, part_of_k, operands, scratch),
+                2 => self.tile_of::<S, U, 2>(s, panel, row, part_of_k, operands, scratch),
+                3 => self.tile_of::<S, U, 3>(s, panel, row, part_of_k, operands, scratch),
+                4 => self.tile_of::<S, U, 4>(s, panel, row, part_of_k, operands, scratch),
+                5 => self.tile_of::<S, U, 5>(s, panel, row, part_of_k, operands, scratch),
+                6 => self.tile_of::<S, U, 6>(s, panel, row, part_of_k, operands, scratch),
+                7 if S::TILE_ROWS > 6 => self.tile_of::<S, U, 7>(s, panel, row, part_of_k, operands, scratch),
+                8 if S::TILE_ROWS > 6 => self.tile_of::<S, U, 8>(s, panel, row, part_of_k, operands, scratch),
+                9 if S::TILE_ROWS > 6 => self.tile_of::<S, U, 9>(s, panel, row, part_of_k, operands, scratch),
+                10 if S::TILE_ROWS > 6 => {
+                    self.tile_of::<S, U, 10>(s, panel, row, part_of_k, operands, scratch)
+                }
+                11 if S::TILE_ROWS > 6 => {
+                    self.tile_of::<S, U, 11>(s, panel, row, part_of_k, operands, scratch)
+                }
+                _ if S::TILE_ROWS > 6 => {
+                    self.tile_of::<S, U, 12>(s, panel, row, part_of_k, operands, scratch)
+                }
                 n => unreachable!("a tile of {n} rows"),
             }
         }
@@ -669,7 +676,7 @@ impl<T: Weight> Block<'_, T> {
         s: S,
         panel: usize,
         row: usize,
-        part: Range<usize>,
+        part_of_k: Range<usize>,
         operands: Operands<U>,
         scratch: &mut Scratch,
     ) {
@@ -679,13 +686,13 @@ impl<T: Weight> Block<'_, T> {
         unsafe {
             let kept = scratch.as_mut_ptr().cast::<f32>().add((row - self.rows.start) * width);
             let mut acc = [[[s.splat(0.0); 2]; R]; 1];
-            if part.start > 0 {
+            if part_of_k.start > 0 {
                 for r in 0..R {
                     acc[0][r] = [s.load(kept.add(r * width)), s.load(kept.add(r * width + S::LANES))];
                 }
             }
             operands.multiply::<S, R, 1>(s, &mut acc);
-            if part.end == k {
+            if part_of_k.end == k {
                 let behind = weights.behind(panel, width);
                 let rest = T::rest::<S>(behind, x.as_ptr().add(row * k), k);
                 self.task.store.tile::<S, R>(s, panel, row, &acc[0], rest);
