@@ -513,7 +513,7 @@ fn blocks_are_explained() {
         assert!(text.starts_with(&format!("{name}\n\n")) && text.ends_with("\n"), "{text}");
         assert!(text.contains(&format!("{name}:")) && !text.contains("\n#"), "{text}");
     }
-    assert!(stderr(&smelt(&["blocks", "nothing"]), 1).contains("no block `nothing`"));
+    assert!(stderr(&smelt(&["blocks", "layernorm"]), 2).contains("'layer_norm'"));
 }
 
 #[test]

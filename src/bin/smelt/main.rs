@@ -34,13 +34,12 @@ use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
-use clap::builder::RangedU64ValueParser;
+use clap::builder::{PossibleValuesParser, RangedU64ValueParser};
 use clap::{CommandFactory, Parser, Subcommand};
 
 use smelt::cpu::MAX_THREADS;
 use smelt::docs::{COMBINATORS, combinator};
-use smelt::nn::{BLOCKS, FieldDef, GROUPS, maps};
-use smelt::{Error, ErrorKind, Result};
+use smelt::nn::{BLOCKS, FieldDef, maps};
 
 /// Check, verify and look up architecture descriptions.
 #[derive(Parser)]
@@ -71,6 +70,7 @@ enum Command {
     /// List the blocks of the language and how they are put together, or explain one
     Blocks {
         /// The block, combinator or map
+        #[arg(value_parser = names(), hide_possible_values = true)]
         name: Option<String>,
         /// The whole reference, as Markdown
         #[arg(long, conflicts_with = "name")]
@@ -92,6 +92,12 @@ fn threads() -> RangedU64ValueParser<usize> {
     RangedU64ValueParser::new().range(1..=MAX_THREADS as u64)
 }
 
+/// What `smelt blocks` explains.
+fn names() -> PossibleValuesParser {
+    let blocks = BLOCKS.iter().map(|block| block.name).chain(COMBINATORS);
+    PossibleValuesParser::new(blocks.chain(maps().map(|(name, ..)| *name)))
+}
+
 fn main() -> ExitCode {
     let started = Instant::now();
     let result = match Arguments::parse().command {
@@ -104,7 +110,10 @@ fn main() -> ExitCode {
             println!("{:#}", smelt::schema::schema());
             Ok(true)
         }
-        Command::Blocks { name, markdown } => blocks(name.as_deref(), markdown).map(|()| true),
+        Command::Blocks { name, markdown } => {
+            blocks(name.as_deref(), markdown);
+            Ok(true)
+        }
     };
     match result {
         Ok(true) => ExitCode::SUCCESS,
@@ -136,10 +145,9 @@ fn written(result: std::io::Result<()>) {
     }
 }
 
-fn blocks(name: Option<&str>, markdown: bool) -> Result<()> {
+fn blocks(name: Option<&str>, markdown: bool) {
     if markdown {
-        println!("{}", smelt::docs::block_reference().trim_end());
-        return Ok(());
+        return println!("{}", smelt::docs::block_reference().trim_end());
     }
     let Some(name) = name else {
         for block in &BLOCKS {
@@ -153,24 +161,19 @@ fn blocks(name: Option<&str>, markdown: bool) -> Result<()> {
         for (name, doc, _) in maps() {
             println!("{name:16} {}", first_sentence(&doc.join(" ")));
         }
-        return Ok(());
+        return;
     };
     if let Some(text) = combinator(name) {
-        println!("{name}\n\n{text}");
-        return Ok(());
+        return println!("{name}\n\n{text}");
     }
-    let groups = GROUPS.iter().map(|(name, doc, fields)| (*name, *doc, *fields));
-    let all = BLOCKS.iter().map(|block| (block.name, block.doc, block.fields)).chain(groups);
-    let Some((_, doc, fields)) = all.into_iter().find(|(n, ..)| *n == name) else {
-        return Err(
-            Error::new(ErrorKind::Input, format!("no block `{name}`")).help("`smelt blocks` lists them all")
-        );
-    };
-    println!("{name}\n");
-    doc.iter().for_each(|line| println!("{}", line.trim()));
-    println!();
-    fields().iter().for_each(print_field);
-    Ok(())
+    let maps = maps().map(|(name, doc, fields)| (*name, *doc, *fields));
+    let mut all = BLOCKS.iter().map(|block| (block.name, block.doc, block.fields)).chain(maps);
+    if let Some((_, doc, fields)) = all.find(|(n, ..)| *n == name) {
+        println!("{name}\n");
+        doc.iter().for_each(|line| println!("{}", line.trim()));
+        println!();
+        fields().iter().for_each(print_field);
+    }
 }
 
 /// The first sentence of a text, in one line.
