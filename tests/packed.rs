@@ -120,6 +120,29 @@ fn a_checkpoint_that_has_changed_is_packed_anew() {
 }
 
 #[test]
+fn a_change_of_any_tensor_is_seen() {
+    let copy = copy(&fixture());
+    let (dir, file) = (copy.path(), copy.path().join("packed"));
+    let model = dir.join("model.safetensors");
+    let (bytes, modified) = (fs::read(&model).unwrap(), fs::metadata(&model).unwrap().modified().unwrap());
+    let header = 8 + u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+    let tensors: serde_json::Value = serde_json::from_slice(&bytes[8..header]).unwrap();
+    let mut seen = Vec::new();
+    for (name, tensor) in tensors.as_object().unwrap() {
+        let Some(end) = tensor["data_offsets"][1].as_u64() else { continue };
+        let mut changed = bytes.clone();
+        changed[header + end as usize - 4..][..4].copy_from_slice(&0.25f32.to_le_bytes());
+        fs::write(&model, changed).unwrap();
+        fs::File::options().append(true).open(&model).unwrap().set_modified(modified).unwrap();
+        load_with(dir, cpu(Compute::F32), &options(None, Some(&file))).unwrap();
+        let identity = read_bundle(&file).unwrap().into_keys().next().unwrap();
+        assert!(!seen.contains(&identity), "{name}");
+        seen.push(identity);
+    }
+    assert!(seen.len() > 10);
+}
+
+#[test]
 fn a_description_that_has_changed_is_packed_anew() {
     let examples = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples");
     let dir = TempDir::new().unwrap();

@@ -6,6 +6,7 @@ use std::ffi::OsString;
 use std::fs::{self, File};
 use std::hash::{Hash, Hasher};
 use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -15,8 +16,10 @@ use super::map::map;
 use crate::error::{Error, ErrorKind, Result};
 use crate::tensor::Bytes;
 
-/// Places at which a file is read to tell it from another of the same size and time, and bytes at each.
-const SAMPLES: u64 = 256;
+/// Most bytes of a tensor that are all read to tell a file from another of the same size and time; of a larger one so many at so many
+/// places.
+const READ_WHOLE: u64 = 1 << 16;
+const SAMPLES: u64 = 4;
 const SAMPLE_BYTES: u64 = 64;
 
 /// A file that is there.
@@ -91,18 +94,29 @@ impl Blob {
         }
     }
 
-    /// Hashes what tells it from other files: size, time of the last change and some bytes here and there, because times are lost where
-    /// files are packed into archives and images. Without a time, all bytes.
-    pub fn identify(&self, hasher: &mut impl Hasher) -> Result<()> {
-        let (len, modified) = (self.len(), self.modified());
-        (len, modified).hash(hasher);
+    /// Hashes what tells it from other files: size, time of the last change and some bytes of each of its tensors, because times are lost
+    /// where files are packed into archives and images. Without a time, all bytes.
+    pub fn identify<'r>(
+        &self,
+        tensors: impl Iterator<Item = &'r Range<usize>>,
+        hasher: &mut impl Hasher,
+    ) -> Result<()> {
+        let modified = self.modified();
+        (self.len(), modified).hash(hasher);
         if modified.is_none() {
             (*self.bytes()?).as_ref().hash(hasher);
             return Ok(());
         }
-        for i in 0..SAMPLES {
+        for tensor in tensors {
+            let (start, len) = (tensor.start as u64, tensor.len() as u64);
             // Not from the map: there the system reads megabytes around each.
-            self.part(len / SAMPLES * i, SAMPLE_BYTES)?.hash(hasher);
+            if len <= READ_WHOLE {
+                self.part(start, len)?.hash(hasher);
+                continue;
+            }
+            for i in 0..SAMPLES {
+                self.part(start + len / (2 * SAMPLES) * (2 * i + 1), SAMPLE_BYTES)?.hash(hasher);
+            }
         }
         Ok(())
     }

@@ -74,14 +74,17 @@ impl Checkpoint {
         view(label, name, &entry.dtype, &entry.shape, bytes, entry.range.clone())
     }
 
-    /// Hashes what tells this checkpoint from others: its tensors, and of each file size, time of the last change and some bytes here and
-    /// there. A file without such a time, such as those inside of the program, is read as a whole.
+    /// Hashes what tells this checkpoint from others: names, types and places of its tensors, of each some bytes, and of each file size and
+    /// time of the last change. A file without such a time, such as those inside of the program, is read as a whole.
     ///
     /// # Errors
     /// `Io` if a file cannot be read.
     pub fn identify(&self, hasher: &mut impl Hasher) -> Result<()> {
         self.entries.hash(hasher);
-        self.files.iter().try_for_each(|file| file.blob.identify(hasher))
+        self.files.iter().enumerate().try_for_each(|(i, file)| {
+            let tensors = self.entries.values().filter(|entry| entry.file == i);
+            file.blob.identify(tensors.map(|entry| &entry.range), hasher)
+        })
     }
 
     /// Says that from now on a few bytes here and there are all that is read.
