@@ -327,7 +327,31 @@ fn hostile_descriptions_are_refused() {
         text + "  v0: {embedding: {at: e, of: token_ids, rows: 203, width: 40}}\n"
     };
     let branches = |branch: &str| repeats(2, &format!("- product: [[], {}]", branch.repeat(2000)));
+    let model = "model:\n  hidden: {embedding: {at: e, of: token_ids, rows: 203, width: $v0}}\n";
+    // Each is twice as long as the one before it.
+    let doubled = |section: &str, line: &dyn Fn(usize) -> String| {
+        let lines: String = (0..40).map(|i| format!("{}\n", line(i))).collect();
+        format!("smelt: 1\nmatch: {{hidden_size: 40}}\n{section}{lines}{model}")
+    };
+    let texts = |next: &str| {
+        doubled("config:\n  v0: {key: none, default: 40}\n", &|i| {
+            format!("  v{}: \"{}\"", i + 1, next.replace('v', &format!("v{i}")))
+        })
+    };
+    let renamed = doubled("config: {v0: {key: hidden_size}}\nweights:\n  rename:\n    weight: b0\n", &|i| {
+        format!("    b{i}: b{}.b{}", i + 1, i + 1)
+    });
+    let many: String = (0..3000).map(|i| format!("  v{i}: {{key: k{i}, default: 40}}\n")).collect();
+    let scales: String = (0..3000).map(|i| format!("    - scale: $v{i}\n")).collect();
+    let many = format!(
+        "smelt: 1\nmatch: {{hidden_size: 40}}\nconfig:\n{many}{model}  w:\n    - from: hidden\n{scales}"
+    );
     let cases: &[(&str, String, &str)] = &[
+        ("texts that double", texts("$v$v"), "texts of at most 1000 bytes"),
+        ("expressions that double", texts("${v ~ v}"), "texts of at most 1000 bytes"),
+        ("lists that double", texts("${[v, v]}"), "at most 20000 items"),
+        ("names that double", renamed, "missing tensor"),
+        ("many names", many, "missing tensor"),
         ("alias bomb", bomb, "aliases repeat too much"),
         ("values in a row", values(2000, 0), "more than 128 steps that wait for each other"),
         ("steps and values in a row", values(300, 25), "more than 128 steps that wait for each other"),

@@ -288,7 +288,7 @@ impl Candidate {
     pub(super) fn state(&self, config: &Config, task: Option<&str>) -> State {
         let tree = without_notes(&self.tree);
         let mut problems = Problems::default();
-        let spec = Spec::parse(Source { name: "draft".into(), text: String::new(), tree }, &mut problems);
+        let spec = Spec::parse(Source::of_tree("draft", tree), &mut problems);
         let (tensors, of_head, problems) = declare(&spec, config, task);
         State { tensors, of_head, problems }
     }

@@ -138,7 +138,7 @@ const fn define<T: BlockFields>() -> Definition {
         is_source: T::IS_SOURCE,
         check: |builder, fields, at| {
             // What cannot be read by itself is reported, or waits for a config.
-            let mut unread = Problems::default();
+            let mut unread = Problems::unseen();
             let mut reader = Builder::new(builder.source, builder.defaults, Scope::default(), &mut unread);
             let block = T::read(&mut Given::new::<T>(&mut reader, fields, at));
             if let Some(block) = block {

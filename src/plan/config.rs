@@ -14,6 +14,9 @@ use crate::weights::{Index, Repository};
 /// Most bytes of a config: those with the names of twenty thousand classes have two million.
 const MAX_CONFIG: usize = 8 << 20;
 
+/// Numbers and texts that all names of a description may have as values together.
+const MAX_WEIGHT: usize = 2_000_000;
+
 /// A model's `config.json`.
 #[derive(Debug)]
 pub struct Config {
@@ -188,8 +191,14 @@ pub fn bind(spec: &Spec, config: &Config, index: Option<&Index>, problems: &mut 
     misspelt_keys(spec, config, problems);
     let asks = spec.config.iter().any(|binding| matches!(binding.value, BindingValue::Stored(_)));
     let names = index.filter(|_| asks).map(|index| Names::new(&spec.weights, index));
+    let mut weight = 0;
     for binding in &spec.config {
         if let Some(value) = value_of(spec, config, names.as_ref(), binding, &mut bound, problems) {
+            weight += value.weight();
+            if weight > MAX_WEIGHT {
+                problems.at(&spec.source, &binding.at, "the values of `config` are too long", "up to here");
+                break;
+            }
             bound.scope.insert(binding.name.clone(), value);
         }
     }

@@ -430,7 +430,7 @@ fn targets<'s>(spec: &'s Spec, head: Option<&'s Head>) -> Vec<(&'s str, Address)
 /// kind those of the first few.
 fn elsewhere(spec: &Spec, chosen: Option<&Head>, bound: &config::Bound, few: bool) -> Vec<TensorUse> {
     // Whatever keeps one of them from being built is of no concern here.
-    let mut ignored = Problems::default();
+    let mut ignored = Problems::unseen();
     let builder = Builder::new(&spec.source, &spec.defaults, bound.scope.clone(), &mut ignored);
     let mut expander = Expander::new(spec, None, builder);
     expander.few = few;

@@ -106,7 +106,7 @@ mod tests {
             let table = "embedding: {at: e, of: token_ids, rows: 3, width: 4}";
             let source =
                 Source::yaml("a.yaml", format!("model: {{hidden: [{{{table}}}, {repeat}]}}")).unwrap();
-            let spec = Spec::parse(source, &mut Problems::default());
+            let spec = Spec::parse(source, &mut Problems::unseen());
             let (tensors, _, problems) = declare(&spec, &Config::parse("config.json", "{}").unwrap(), None);
             let paths: Vec<&str> = tensors[1..].iter().map(|t| t.name.trim_end_matches(".weight")).collect();
             assert_eq!((paths.join(" ").as_str(), problems), (expected, Vec::new()), "{repeat}");

@@ -63,13 +63,33 @@ fn with_prefix(prefix: &str, name: &str) -> String {
     if prefix.is_empty() { name.to_owned() } else { format!("{prefix}.{name}") }
 }
 
-/// The name with each run of segments that `rename` lists replaced.
+/// Longest name that renaming gives, in bytes; one that would become longer stays as it is.
+const MAX_NAME: usize = 4096;
+
+/// The name with each run of segments that `rename` lists replaced: from the left, by the first rule that fits.
 fn rename(name: &str, weights: &Weights) -> String {
-    let mut name = format!(".{name}.");
-    for (from, to, _) in &weights.rename {
-        name = name.replace(&format!(".{from}."), &format!(".{to}."));
+    let mut renamed = String::with_capacity(name.len());
+    let mut rest = Some(name);
+    while let Some(here) = rest {
+        let fitting =
+            weights.rename.iter().find_map(|(from, to, _)| match here.strip_prefix(from.as_str())? {
+                "" => Some((to.as_str(), None)),
+                behind => Some((to.as_str(), Some(behind.strip_prefix('.')?))),
+            });
+        let (segment, behind) = fitting.unwrap_or(match here.split_once('.') {
+            Some((segment, behind)) => (segment, Some(behind)),
+            None => (here, None),
+        });
+        if renamed.len() + segment.len() > MAX_NAME {
+            return name.to_owned();
+        }
+        renamed += segment;
+        if behind.is_some() {
+            renamed.push('.');
+        }
+        rest = behind;
     }
-    name[1..name.len() - 1].to_owned()
+    renamed
 }
 
 /// A name after renaming, with and without each of the prefixes.

@@ -22,13 +22,15 @@ pub struct Scope {
 struct Named {
     tree: Tree,
     value: Value,
+    /// Bytes of the longest text in it.
+    longest: usize,
 }
 
 impl Scope {
     /// Gives a name this value, whatever it had.
     pub fn insert(&mut self, name: String, tree: Tree) {
-        let value = to_jinja(&tree);
-        self.names.insert(name, Arc::new(Named { tree, value }));
+        let (value, longest) = (to_jinja(&tree), tree.longest_text());
+        self.names.insert(name, Arc::new(Named { tree, value, longest }));
     }
 
     /// The value of a name.
@@ -57,7 +59,7 @@ impl Scope {
     }
 }
 
-/// Longest expression that is accepted, in bytes: one line of YAML.
+/// Longest expression that is accepted, in bytes: one line of YAML. Texts that it uses or gives have the same limit.
 const MAX_LENGTH: usize = 1000;
 
 /// Steps of minijinja's machine that one expression may take. It has no loops, so only its length counts.
@@ -142,6 +144,13 @@ impl Template {
                     value @ (Tree::Int(_) | Tree::Bool(_)) => whole += &value.to_string(),
                     other => return Err(format!("`{text}`: {} cannot be put into text", other.kind())),
                 },
+            }
+            if whole.len() > MAX_LENGTH {
+                return Err(format!(
+                    "`{}…`: {}",
+                    whole.chars().take(40).collect::<String>(),
+                    too_long_a_text()
+                ));
             }
         }
         Ok(Tree::Text(whole))
@@ -272,14 +281,25 @@ fn evaluate(text: &str, scope: &Scope) -> Result<Tree, String> {
         };
     }
     let expression = ENVIRONMENT.compile_expression(text).map_err(|e| explain(text, &e))?;
-    let value_of = |name| Some((name, scope.names.get(name)?.value.clone()));
-    let used: BTreeMap<&str, Value> = names_in(text).into_iter().filter_map(value_of).collect();
+    let mut used = BTreeMap::new();
+    for name in names_in(text) {
+        if let Some(named) = scope.names.get(name) {
+            if named.longest > MAX_LENGTH {
+                return Err(format!("`{name}`: {}", too_long_a_text()));
+            }
+            used.insert(name, named.value.clone());
+        }
+    }
     let value = expression.eval(Value::from(used)).map_err(|e| explain(text, &e))?;
     if value.is_undefined() {
         return Err(format!("`{text}`: no such item"));
     }
     let mut left = MAX_ITEMS;
     from_jinja(&value, &mut left).map_err(|message| format!("`{text}`: {message}"))
+}
+
+fn too_long_a_text() -> String {
+    format!("expected texts of at most {MAX_LENGTH} bytes, found a longer one")
 }
 
 fn too_long() -> String {
@@ -320,7 +340,10 @@ fn from_jinja(value: &Value, left: &mut usize) -> Result<Tree, String> {
             }
             _ => Tree::Float(f64::try_from(value.clone()).map_err(|_| not_plain())?),
         },
-        ValueKind::String => Tree::Text(value.as_str().ok_or_else(not_plain)?.to_owned()),
+        ValueKind::String => match value.as_str().ok_or_else(not_plain)? {
+            text if text.len() > MAX_LENGTH => return Err(too_long_a_text()),
+            text => Tree::Text(text.to_owned()),
+        },
         ValueKind::Seq => Tree::List(items()?.map(|x| from_jinja(&x, left)).collect::<Result<_, _>>()?),
         ValueKind::Map => {
             let mut entries = Vec::new();
@@ -403,6 +426,13 @@ mod tests {
         for template in ["$long", "${long}", "${[long]}", "${long if i == 1 else kinds}"] {
             let found = Template::parse(template).and_then(|t| t.value(&long));
             assert!(found.unwrap_err().contains("at most 20000 items"), "{template}");
+        }
+        let mut doubled = scope();
+        doubled.insert("half".into(), Tree::Text("x".repeat(501)));
+        doubled.insert("whole".into(), Tree::Text("x".repeat(1001)));
+        for template in ["$half$half", "${half ~ half}", "${[half ~ half]}", "${whole | length}", "a$whole"] {
+            let found = Template::parse(template).and_then(|t| t.value(&doubled));
+            assert!(found.unwrap_err().contains("texts of at most 1000 bytes"), "{template}");
         }
         let length = Template::parse("${long | length}").and_then(|t| t.value(&long));
         assert_eq!(length, Ok(Tree::Int(20_000)));

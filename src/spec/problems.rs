@@ -4,18 +4,20 @@ use crate::error::{Error, ErrorKind, Problem, Result};
 /// Most problems that one error reports: whoever has more begins with these.
 const MAX_PROBLEMS: usize = 50;
 
-/// Most bytes that are read to find places, each time a whole file: in a large one, the first problems have places.
-const MAX_SEARCHED: usize = 16 << 20;
-
 /// Collects what is wrong with a file, so that all of it is reported in one go.
 #[derive(Debug, Default)]
 pub struct Problems {
     list: Vec<Problem>,
-    /// Bytes that were read to find places.
-    searched: usize,
+    /// Whether nobody will see them: then no places are looked for.
+    unseen: bool,
 }
 
 impl Problems {
+    /// Those that nobody will see.
+    pub fn unseen() -> Problems {
+        Problems { unseen: true, ..Problems::default() }
+    }
+
     /// Adds a problem at a place of `source`; `label` is said under the excerpt. Remarks may be added to the result.
     pub fn at(
         &mut self,
@@ -25,8 +27,7 @@ impl Problems {
         label: &str,
     ) -> &mut Problem {
         let mut problem = Problem::new(message);
-        if self.list.len() < MAX_PROBLEMS && self.searched < MAX_SEARCHED {
-            self.searched += source.text.len();
+        if self.list.len() < MAX_PROBLEMS && !self.unseen {
             problem.place =
                 source.place(at).map(|place| crate::error::Place { label: label.into(), ..place });
         }

@@ -1,6 +1,7 @@
 //! A YAML or JSON file that errors can point into.
 
 use std::fmt;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use serde::de::{self, DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
@@ -16,9 +17,23 @@ pub struct Source {
     pub text: String,
     /// What it says.
     pub tree: Tree,
+    /// Bytes that were read to find places.
+    searched: AtomicUsize,
 }
 
+/// Most bytes that are read to find places, each time the file up to there: in a large one, the first that are asked for are found.
+const MAX_SEARCHED: usize = 16 << 20;
+
 impl Source {
+    fn new(name: String, text: String, tree: Tree) -> Source {
+        Source { name, text, tree, searched: AtomicUsize::new(0) }
+    }
+
+    /// What was never a file: nothing in it has a place.
+    pub(crate) fn of_tree(name: &str, tree: Tree) -> Source {
+        Source::new(name.to_owned(), String::new(), tree)
+    }
+
     /// Reads a YAML file.
     ///
     /// # Errors
@@ -26,7 +41,7 @@ impl Source {
     pub fn yaml(name: impl Into<String>, text: impl Into<String>) -> Result<Source, Error> {
         let (name, text) = (name.into(), without_mark(text.into()));
         match Tree::from_yaml(&text) {
-            Ok(tree) => Ok(Source { name, text, tree }),
+            Ok(tree) => Ok(Source::new(name, text, tree)),
             Err(e) => {
                 let place = e.location().map(|l| place(&name, &text, l.line(), l.column(), None));
                 let message = e.to_string();
@@ -59,7 +74,7 @@ impl Source {
     pub fn json(name: impl Into<String>, text: impl Into<String>) -> Result<Source, Error> {
         let (name, text) = (name.into(), without_mark(text.into()));
         match Tree::from_json(&text) {
-            Ok(tree) => Ok(Source { name, text, tree }),
+            Ok(tree) => Ok(Source::new(name, text, tree)),
             Err(e) => {
                 let place = place(&name, &text, e.line(), e.column().max(1), None);
                 let message = format!("invalid JSON: {}", without_position(&e.to_string()));
@@ -68,16 +83,29 @@ impl Source {
         }
     }
 
-    /// Where `at` stands, with its line as an excerpt. The file is read again for it, which only errors pay.
+    /// Where `at` stands, with its line as an excerpt; none where too many places of a large file were asked for before.
     pub fn place(&self, at: &Address) -> Option<Place> {
-        let (line, column) = locate(&self.text, at)?;
+        let (line, column) = self.locate(at)?;
         let path = at.path(&self.tree);
         Some(Place { path, ..place(&self.name, &self.text, line, column, self.spelling(at)) })
     }
 
-    /// The line on which the value of the entry at `at` begins.
+    /// The line on which the value of the entry at `at` begins; none as for [`place`](Self::place).
     pub fn line(&self, at: &Address) -> Option<usize> {
-        locate(&self.text, at).map(|(line, _)| line)
+        self.locate(at).map(|(line, _)| line)
+    }
+
+    /// Line and column (both from 1) of the node at `at`.
+    ///
+    /// serde_yaml tells positions only in errors. So the file is walked once more along the address, and the visit
+    /// of the node there ends in an error, which then carries the node's position.
+    fn locate(&self, at: &Address) -> Option<(usize, usize)> {
+        if self.searched.fetch_add(self.text.len(), Ordering::Relaxed) > MAX_SEARCHED {
+            return None;
+        }
+        let walk = Walk { steps: at.steps(), key: at.is_key() };
+        let error = walk.deserialize(serde_yaml::Deserializer::from_str(&self.text)).err()?;
+        error.location().map(|l| (l.line(), l.column()))
     }
 
     /// The text of a key or a plain value, as far as it can be known.
@@ -115,16 +143,6 @@ fn place(file: &str, text: &str, line: usize, column: usize, spelling: Option<&s
 /// The parsers append where it happened; the place says so already.
 fn without_position(message: &str) -> &str {
     message.find(" at line ").map_or(message, |end| &message[..end])
-}
-
-/// Line and column (both from 1) of the node at `at`.
-///
-/// serde_yaml tells positions only in errors. So the file is walked once more along the address, and the visit
-/// of the node there ends in an error, which then carries the node's position.
-fn locate(text: &str, at: &Address) -> Option<(usize, usize)> {
-    let walk = Walk { steps: at.steps(), key: at.is_key() };
-    let error = walk.deserialize(serde_yaml::Deserializer::from_str(text)).err()?;
-    error.location().map(|l| (l.line(), l.column()))
 }
 
 #[derive(Clone, Copy)]

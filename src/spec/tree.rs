@@ -145,6 +145,29 @@ impl Tree {
         Some(limit - left)
     }
 
+    /// Bytes of the longest text.
+    pub(super) fn longest_text(&self) -> usize {
+        match self {
+            Tree::Text(text) => text.len(),
+            Tree::List(items) => items.iter().map(Tree::longest_text).max().unwrap_or(0),
+            Tree::Map(entries) => entries.iter().map(|(_, value)| value.longest_text()).max().unwrap_or(0),
+            _ => 0,
+        }
+    }
+
+    /// Numbers, texts, lists and maps in it, longer texts counted as several.
+    pub fn weight(&self) -> usize {
+        const TEXT: usize = 32;
+        match self {
+            Tree::Text(text) => 1 + text.len() / TEXT,
+            Tree::List(items) => 1 + items.iter().map(Tree::weight).sum::<usize>(),
+            Tree::Map(entries) => {
+                1 + entries.iter().map(|(key, value)| 1 + key.len() / TEXT + value.weight()).sum::<usize>()
+            }
+            _ => 1,
+        }
+    }
+
     /// The value of `key`, if this is a map that has it.
     pub fn get(&self, key: &str) -> Option<&Tree> {
         self.entries().iter().find(|(k, _)| k == key).map(|(_, value)| value)
