@@ -360,6 +360,22 @@ fn masks_are_filled() {
 }
 
 #[test]
+fn texts_have_the_vectors_that_a_model_gives_them() {
+    for (dir, info, reference) in of_class("TextModelWithProjection") {
+        let model = Model::open(&dir).unwrap();
+        let expected = reference["output.text_embeds"].to_f32();
+        let found = model.embed(&texts(&info), None).unwrap();
+        let width = expected.len() / found.len();
+        for (found, expected) in found.iter().zip(expected.chunks(width)) {
+            let far = found.vector.iter().zip(expected).filter(|(a, b)| (*a - *b).abs() > 1e-4);
+            assert!(found.vector.len() == width && far.count() == 0, "{}", dir.display());
+        }
+        let pooled = model.embed(&texts(&info), Some(smelt::Pooling::Mean)).unwrap();
+        assert_ne!(pooled[0].vector.len(), width, "of token vectors");
+    }
+}
+
+#[test]
 fn sentences_are_embedded_as_their_repository_says() {
     let mut seen = 0;
     for (dir, info) in fixtures("expected.safetensors") {

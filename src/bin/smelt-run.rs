@@ -413,7 +413,9 @@ fn check_options(model: &Model, arguments: &Arguments) -> Result<()> {
     let chooses = compares
         || is_one_of(&["sequence_classification", "question_answering", "masked_lm", "image_classification"]);
     let writes = hears || is_one_of(&["causal_lm", "seq2seq_lm"]);
-    let embeds = !hears && !chooses && (sees || task.is_none_or(|task| task == "features"));
+    let embeds = !hears
+        && !chooses
+        && (sees || task.is_none_or(|task| ["features", "text_embedding"].contains(&task)));
     if let Some(task) = task
         && !(chooses || writes || embeds || task == "token_classification")
     {

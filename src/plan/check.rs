@@ -41,6 +41,7 @@ fn needed(task: &str) -> &'static [&'static str] {
         | "speech_recognition" => &["logits"],
         "question_answering" => &["start_logits", "end_logits"],
         "similarity" => &["logits_per_image"],
+        "text_embedding" => &["text_embeds"],
         _ => &[],
     }
 }

@@ -270,7 +270,7 @@ fn check_rows(head: &Head, value: &str, shape: Shape, at: &Address, b: &mut Buil
     let named = head.outputs.iter().find(|(name, ..)| name == value);
     let output = named.and_then(|(_, output, _)| output.as_deref()).unwrap_or(value);
     let wanted = match (head.task.as_str(), output) {
-        ("sequence_classification", "logits") => "sequence",
+        ("sequence_classification", "logits") | ("text_embedding", "text_embeds") => "sequence",
         ("image_classification", "logits") => "image",
         ("similarity", "logits_per_image") => PAIRS,
         (

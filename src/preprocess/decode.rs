@@ -102,12 +102,44 @@ fn of_png(bytes: &[u8]) -> Decoded {
         4 => samples.chunks_exact(4).flat_map(|s| [s[0], s[1], s[2]]).collect(),
         each => samples.chunks_exact(each).flat_map(|s| [s[0]; 3]).collect(),
     };
-    let exif = reader.info().exif_metadata.as_deref();
-    finished(width, height, pixels, exif, None)
+    // What says which way up it is may stand behind the pixels.
+    reader.finish().map_err(broken)?;
+    let info = reader.info();
+    let profile = match (&info.exif_metadata, text_of(info, "Raw profile type exif")?) {
+        (None, Some(text)) => {
+            Some(from_digits(&text).ok_or_else(|| broken("its EXIF data are no hexadecimal digits"))?)
+        }
+        _ => None,
+    };
+    let exif = info.exif_metadata.as_deref().or(profile.as_deref());
+    let xmp = text_of(info, "XML:com.adobe.xmp")?;
+    finished(width, height, pixels, exif, xmp.as_deref().map(str::as_bytes))
+}
+
+/// The text of a PNG file with this name; of several the last one.
+fn text_of(info: &png::Info<'_>, name: &str) -> std::result::Result<Option<String>, Wrong> {
+    if let Some(text) = info.utf8_text.iter().rfind(|text| text.keyword == name) {
+        return text.get_text().map(Some).map_err(broken);
+    }
+    if let Some(text) = info.compressed_latin1_text.iter().rfind(|text| text.keyword == name) {
+        return text.get_text().map(Some).map_err(broken);
+    }
+    let text = info.uncompressed_latin1_text.iter().rfind(|text| text.keyword == name);
+    Ok(text.map(|text| text.text.clone()))
+}
+
+/// EXIF data as ImageMagick writes them: an empty line, one with their name, one with their length, and then hexadecimal digits.
+fn from_digits(text: &str) -> Option<Vec<u8>> {
+    let digits = text.split('\n').skip(3).flat_map(str::chars).filter(|c| !c.is_ascii_whitespace());
+    let digits: Vec<u8> = digits.map(|c| Some(c.to_digit(16)? as u8)).collect::<Option<_>>()?;
+    let (pairs, rest) = digits.as_chunks::<2>();
+    rest.is_empty().then(|| pairs.iter().map(|[upper, lower]| upper << 4 | lower).collect())
 }
 
 fn of_jpeg(bytes: &[u8]) -> Decoded {
+    let most = usize::from(u16::MAX); // whatever the format allows; what the pixels need is checked below
     let options = DecoderOptions::default().set_strict_mode(true).jpeg_set_out_colorspace(ColorSpace::RGB);
+    let options = options.set_max_width(most).set_max_height(most);
     let mut decoder = JpegDecoder::new_with_options(Cursor::new(bytes), options);
     decoder.decode_headers().map_err(|e| broken(format!("{e:?}")))?;
     let (width, height) = decoder.dimensions().ok_or_else(|| broken("no size"))?;

@@ -41,11 +41,12 @@ fn of_exif(data: &[u8]) -> Option<u8> {
 
 /// XMP data are XML with an attribute or an element `tiff:Orientation`.
 fn of_xmp(data: &[u8]) -> Option<u8> {
-    let name = b"tiff:Orientation";
-    let after = data.windows(name.len()).position(|window| window == name)? + name.len();
-    let rest = &data[after..];
-    let digit = rest.strip_prefix(b"=\"").or(rest.strip_prefix(b">"))?.first()?;
-    digit.is_ascii_digit().then_some(digit - b'0')
+    let digit = |from: usize| {
+        let rest = data[from..].strip_prefix(b"tiff:Orientation")?;
+        let digit = rest.strip_prefix(b"=\"").or(rest.strip_prefix(b">"))?.first()?;
+        digit.is_ascii_digit().then_some(digit - b'0')
+    };
+    (0..data.len()).find_map(digit)
 }
 
 /// The image turned upright.
@@ -112,6 +113,10 @@ mod tests {
         assert_eq!(orientation(None, Some(b"<x tiff:Orientation=\"3\"/>")), 3);
         assert_eq!(orientation(None, Some(b"<tiff:Orientation>8<")), 8);
         assert_eq!(orientation(None, Some(b"tiff:Orientation")), 1);
+        assert_eq!(
+            orientation(None, Some(b"a tiff:Orientation tiff:Orientation='3' <tiff:Orientation>6<")),
+            6
+        );
     }
 
     #[test]

@@ -17,10 +17,11 @@ pub struct Embedding {
 impl Model {
     /// Vectors of texts.
     ///
-    /// They are made the way that the repository's own pipeline says, if it has one (`modules.json` with Pooling, Dense and
-    /// Normalize modules); else, or if `pooling` is given, by pooling the token vectors, by default with their mean, and by nothing
-    /// else: no prompt, no modules, no `truncate_dim`. That pipeline also cuts texts, where sentence-transformers 6.2 does: at `max_seq_length`, else at the smaller of
-    /// `model_max_length` and `max_position_embeddings`.
+    /// A model of the task `text_embedding` has them by itself: `text_embeds`. Others make them the way that the repository's own pipeline
+    /// says, if it has one (`modules.json` with Pooling, Dense and Normalize modules); else, or if `pooling` is given, by pooling the
+    /// token vectors, by default with their mean, and by nothing else: no prompt, no modules, no `truncate_dim`. That pipeline also cuts
+    /// texts, where sentence-transformers 6.2 does: at `max_seq_length`, else at the smaller of `model_max_length` and
+    /// `max_position_embeddings`.
     ///
     /// ```
     /// # fn main() -> smelt::Result<()> {
@@ -37,6 +38,9 @@ impl Model {
     /// model; `Input` when the model has no token vectors or a text is too long.
     pub fn embed(&self, texts: &[Text<'_>], pooling: Option<Pooling>) -> Result<Vec<Embedding>> {
         let plan = self.network.plan();
+        if pooling.is_none() && self.task() == Some("text_embedding") {
+            return self.text_embeds(texts);
+        }
         let states = ["last_hidden_state", "encoder_last_hidden_state"];
         let Some(name) = states.into_iter().find(|name| plan.output(name).is_some()) else {
             return Err(Error::new(ErrorKind::Input, "this model has no token vectors"));
@@ -86,6 +90,20 @@ impl Model {
                 truncated: encoding.truncated,
             };
             all.extend(vectors.into_iter().zip(encodings).map(embedding));
+            Ok(())
+        })?;
+        Ok(all)
+    }
+
+    /// The vectors of texts that a model has an output of its own for.
+    fn text_embeds(&self, texts: &[Text<'_>]) -> Result<Vec<Embedding>> {
+        let mut all = Vec::with_capacity(texts.len());
+        self.each_batch(&self.encode(texts, None)?, &["text_embeds"], |encodings, outputs| {
+            let embedding = |(i, encoding): (usize, &Encoding)| Embedding {
+                vector: outputs[0].value.row(i).to_vec(),
+                truncated: encoding.truncated,
+            };
+            all.extend(encodings.iter().enumerate().map(embedding));
             Ok(())
         })?;
         Ok(all)
