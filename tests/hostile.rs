@@ -286,12 +286,21 @@ fn ends_that_are_no_tokens_are_refused() {
     };
     for (value, shown) in [(json!("x"), "x"), (json!([2, "y"]), "y"), (json!(2.5), "2.5")] {
         let dir = with_text(ROTARY, "generation_config.json", &json!({"eos_token_id": value}).to_string());
-        let part = format!("expected token ids as `eos_token_id`, found `{shown}`");
+        let part = format!("`eos_token_id`: expected a token id, found `{shown}`");
         refused(shown, ErrorKind::Config, &part, || generate(&dir));
     }
     for value in [json!(null), json!(-1), json!([2, 3])] {
         let dir = with_text(ROTARY, "generation_config.json", &json!({"eos_token_id": value}).to_string());
         generate(&dir).unwrap();
+    }
+    // Where there is such a file, `config.json` says nothing of tokens.
+    let all: Vec<u32> = (0..10_000).collect();
+    let dir = with(ROTARY, "config.json", "/eos_token_id", json!(all));
+    fs::remove_file(dir.path().join("generation_config.json")).ok();
+    assert!(generate(&dir).unwrap()[0].tokens.is_empty());
+    for said in [json!({}), json!({"eos_token_id": null}), json!({"eos_token_id": [-1]})] {
+        fs::write(dir.path().join("generation_config.json"), said.to_string()).unwrap();
+        assert_eq!(generate(&dir).unwrap()[0].tokens.len(), 2, "{said}");
     }
 }
 

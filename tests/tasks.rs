@@ -632,6 +632,7 @@ fn what_generation_config_says_of_tokens_is_obeyed() {
         let found = generate(case["fixture"].as_str().unwrap(), &case["settings"]).unwrap();
         assert_eq!(serde_json::json!(found[0].tokens), case["tokens"], "{}", case["settings"]);
     }
+    let start = &cases[0]["settings"]["decoder_start_token_id"];
     // What is not implemented is refused, and so is what is no number.
     for (key, value, part) in [
         ("guidance_scale", serde_json::json!(1.5), "unsupported `guidance_scale`: `1.5`"),
@@ -642,14 +643,32 @@ fn what_generation_config_says_of_tokens_is_obeyed() {
         ("repetition_penalty", serde_json::json!("2"), "`repetition_penalty`: expected a positive number"),
         ("repetition_penalty", serde_json::json!(0), "expected a positive number, found `0`"),
         ("forced_eos_token_id", serde_json::json!("2"), "expected a token id"),
+        ("token_healing", serde_json::json!(true), "unsupported `token_healing`"),
+        ("max_time", serde_json::json!(0.5), "unsupported `max_time`"),
     ] {
-        let error = generate(cases[0]["fixture"].as_str().unwrap(), &serde_json::json!({ key: value }));
+        let settings = json!({ key: value, "decoder_start_token_id": start });
+        let error = generate(cases[0]["fixture"].as_str().unwrap(), &settings);
         let error = error.unwrap_err().to_string();
         assert!(error.contains(part) && error.contains("generation_config.json"), "{error}");
     }
+    // What configs said before there was such a file.
+    let forced = |settings: Value| {
+        let dir = common::copy(&golden.join(cases[0]["fixture"].as_str().unwrap()));
+        std::fs::remove_file(dir.path().join("generation_config.json")).ok();
+        let path = dir.path().join("config.json");
+        let mut config: Value = serde_json::from_str(&std::fs::read_to_string(&path).unwrap()).unwrap();
+        config.as_object_mut().unwrap().remove("forced_bos_token_id");
+        config.as_object_mut().unwrap().extend(settings.as_object().unwrap().clone());
+        std::fs::write(path, config.to_string()).unwrap();
+        let model = Model::open(dir.path()).unwrap();
+        model.generate(&[all["text"].as_str().unwrap().into()], &options).unwrap().remove(0).tokens[0]
+    };
+    let free = forced(json!({"bos_token_id": 7}));
+    assert_ne!(free, 7);
+    assert_eq!(forced(json!({"bos_token_id": 7, "force_bos_token_to_be_generated": true})), 7);
     // So is what leaves nothing to be chosen.
     let every: Vec<u32> = (0..1000).collect();
-    let settings = serde_json::json!({ "suppress_tokens": every });
+    let settings = json!({ "suppress_tokens": every, "decoder_start_token_id": start });
     let error = generate(cases[0]["fixture"].as_str().unwrap(), &settings).unwrap_err().to_string();
     assert!(error.contains("no token may come next"), "{error}");
 }

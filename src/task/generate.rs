@@ -2,7 +2,7 @@ use std::collections::VecDeque;
 
 use super::generation_config::GenerationConfig;
 use super::model::{Model, Text};
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::Result;
 use crate::generate::{Constraints, Sampler, SamplingOptions, StopStrings};
 use crate::model::Session;
 use crate::nn::Stream;
@@ -193,18 +193,14 @@ impl<'m> Generator<'m> {
             }
         }
         let mut session = model.network.session(encodings.len());
+        let file = GenerationConfig::of(model);
         let mut start = None;
         if model.network.plan().has_decoder() {
+            start = Some(file.decoder_start()?);
             let prompts: Vec<&[u32]> = encodings.iter().map(|e| e.ids.as_slice()).collect();
             session.encode(&prompts)?;
-            start = model.token_ids("decoder_start_token_id")?.first().copied();
-            if start.is_none() {
-                let message = "neither generation_config.json nor config.json has a `decoder_start_token_id`";
-                return Err(Error::new(ErrorKind::Config, message));
-            }
         }
         let prompt = |e: crate::tokenizer::Encoding| (start.map_or(e.ids, |id| vec![id]), 0, e.truncated);
-        let file = GenerationConfig::of(model);
         let mut options = options.clone();
         if options.sampling.repetition_penalty.is_none() {
             options.sampling.repetition_penalty = Some(file.repetition_penalty()?);
@@ -232,7 +228,7 @@ impl<'m> Generator<'m> {
                     next: prompt[seen..].to_vec(),
                     history: prompt,
                     tokens: Vec::new(),
-                    sampler: Sampler::new(&options.sampling, options.before + i)?,
+                    sampler: Sampler::new(&options.sampling, options.before.wrapping_add(i))?,
                     stream: tokenizer::Stream::new(tokenizer),
                     stop: StopStrings::new(&options.stop),
                     pieces: VecDeque::new(),
@@ -249,7 +245,11 @@ impl<'m> Generator<'m> {
             session,
             sequences,
             running,
-            eos: if options.ignore_eos { Vec::new() } else { model.token_ids("eos_token_id")? },
+            eos: if options.ignore_eos {
+                Vec::new()
+            } else {
+                GenerationConfig::of(model).ids("eos_token_id")?
+            },
             max_tokens: options.max_tokens,
             max_length: plan.token_limit(stream).unwrap_or(usize::MAX),
             constraints,

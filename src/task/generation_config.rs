@@ -8,11 +8,17 @@ use crate::spec::Tree;
 
 /// A file that says how to generate.
 pub(super) struct GenerationConfig<'c> {
-    pub config: &'c Config,
+    config: &'c Config,
+    /// Whether it is `config.json`.
+    is_of_model: bool,
 }
 
+const FORCE_BOS: &str = "force_bos_token_to_be_generated";
+
 /// Settings that change even the likeliest text, with the only value that is implemented; none is always allowed.
-pub(super) const PLAIN: [(&str, Tree); 11] = [
+pub(super) const PLAIN: [(&str, Tree); 13] = [
+    ("token_healing", Tree::Bool(false)),
+    ("max_time", Tree::Null),
     ("dola_layers", Tree::Null),
     ("penalty_alpha", Tree::Null),
     ("stop_strings", Tree::Null),
@@ -29,18 +35,29 @@ pub(super) const PLAIN: [(&str, Tree); 11] = [
 impl<'c> GenerationConfig<'c> {
     /// `generation_config.json`, or `config.json` without one.
     pub fn of(model: &'c Model) -> Self {
-        GenerationConfig { config: model.generation.as_ref().unwrap_or(&model.config) }
+        match &model.generation {
+            Some(config) => GenerationConfig { config, is_of_model: false },
+            None => GenerationConfig::of_config(model),
+        }
+    }
+
+    /// `config.json`.
+    pub fn of_config(model: &'c Model) -> Self {
+        GenerationConfig { config: &model.config, is_of_model: true }
     }
 
     /// What is said about the tokens of texts.
     pub fn constraints(&self) -> Result<Constraints> {
         self.expect(&PLAIN)?;
         Ok(Constraints {
-            forced_bos: self.id("forced_bos_token_id")?,
-            forced_eos: match self.get("forced_eos_token_id") {
-                Some(Tree::List(_)) => self.ids("forced_eos_token_id")?,
-                _ => self.id("forced_eos_token_id")?.into_iter().collect(),
+            forced_bos: match self.id("forced_bos_token_id")? {
+                // As configs said it before there were files for generation.
+                None if self.is_of_model && self.get(FORCE_BOS) == Some(&Tree::Bool(true)) => {
+                    self.id("bos_token_id")?
+                }
+                id => id,
             },
+            forced_eos: self.ids("forced_eos_token_id")?,
             suppressed: self.ids("suppress_tokens")?,
             begin_suppressed: self.ids("begin_suppress_tokens")?,
             bad_words: self.lists_of_ids("bad_words_ids")?,
@@ -100,14 +117,25 @@ impl<'c> GenerationConfig<'c> {
         self.get(key).map(|value| self.as_id(key, value)).transpose()
     }
 
+    /// A list of ids, or one alone. One below 0 is no token's: some files say none in this way.
     pub fn ids(&self, key: &str) -> Result<Vec<u32>> {
-        match self.get(key) {
-            None => Ok(Vec::new()),
-            Some(Tree::List(items)) => items.iter().map(|item| self.as_id(key, item)).collect(),
-            Some(other) => {
-                Err(self.wrong(&format!("`{key}`: expected a list of token ids, found `{other}`")))
+        let items = match self.get(key) {
+            None => &[],
+            Some(Tree::List(items)) => &items[..],
+            Some(id) => std::slice::from_ref(id),
+        };
+        let is_none = |id: &&Tree| matches!(id, Tree::Int(..0));
+        items.iter().filter(|id| !is_none(id)).map(|id| self.as_id(key, id)).collect()
+    }
+
+    /// What the decoder of an encoder-decoder begins with.
+    pub fn decoder_start(&self) -> Result<u32> {
+        for key in ["decoder_start_token_id", "bos_token_id"] {
+            if let Some(id) = self.ids(key)?.first() {
+                return Ok(*id);
             }
         }
+        Err(self.wrong("neither `decoder_start_token_id` nor `bos_token_id`"))
     }
 
     fn lists_of_ids(&self, key: &str) -> Result<Vec<Vec<u32>>> {

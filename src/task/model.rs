@@ -7,12 +7,11 @@ use super::sentence::Pipeline;
 use super::tokenizer;
 use crate::backend::{Backend, Compute, WeightType};
 use crate::cpu::Cpu;
-use crate::error::{Error, ErrorKind, Problem, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::model::{Batch, LoadOptions, Network, Output};
 use crate::nn::Stream;
 use crate::plan::{Config, Plan, Target, source_for};
 use crate::reference::Reference;
-use crate::spec::Tree;
 use crate::tokenizer::{Encoding, Limit, Tokenizer};
 use crate::weights::{Checkpoint, Index, Repository};
 
@@ -334,36 +333,6 @@ impl Model {
         }
         Ok(())
     }
-
-    /// Token ids from `generation_config.json`, else from `config.json`.
-    pub(super) fn token_ids(&self, key: &str) -> Result<Vec<u32>> {
-        for config in self.generation.iter().chain([&self.config]) {
-            let ids = token_ids(config, key)?;
-            if !ids.is_empty() {
-                return Ok(ids);
-            }
-        }
-        Ok(Vec::new())
-    }
-}
-
-/// The token ids at a key: a list of them, or one alone.
-fn token_ids(config: &Config, key: &str) -> Result<Vec<u32>> {
-    let Some((given, at)) = config.find(key) else { return Ok(Vec::new()) };
-    let given = match given {
-        Tree::Null => &[],
-        Tree::List(ids) => &ids[..],
-        id => std::slice::from_ref(id),
-    };
-    let id = |id: &Tree| match id {
-        // One below 0 is no token's: some files say none in this way.
-        Tree::Int(id) => Ok(u32::try_from(*id).ok()),
-        other => {
-            let message = format!("expected token ids as `{key}`, found `{other}`");
-            Err(Problem::new(message).at(config.source().place(&at)).into_error(ErrorKind::Config))
-        }
-    };
-    given.iter().filter_map(|given| id(given).transpose()).collect()
 }
 
 /// Tokens whose results are kept at once: the network itself computes them in smaller groups.

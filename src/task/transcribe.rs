@@ -107,7 +107,7 @@ impl Model {
             let room = room.min(rules.max_length.unwrap_or(usize::MAX));
             let generate = GenerateOptions {
                 max_tokens: options.generate.max_tokens.min(room),
-                before: options.generate.before + i,
+                before: options.generate.before.wrapping_add(i),
                 ..options.generate.clone()
             };
             let (prompts, constraints) = (vec![(prompt, seen, 0)], rules.constraints.clone());
@@ -202,7 +202,7 @@ impl Rules {
         if language.is_none() && task.is_none() {
             let forced = file.forced_ids()?;
             prompt.extend(if forced.is_empty() {
-                GenerationConfig { config: &model.config }.forced_ids()?
+                GenerationConfig::of_config(model).forced_ids()?
             } else {
                 forced
             });
