@@ -113,7 +113,7 @@ fn two_descriptions_are_compared_on_one_checkpoint() {
 
     let built_in = std::fs::read_to_string(&file).unwrap();
     let changed = built_in
-        .replace("causal: true", "causal: false")
+        .replace("is_causal, default: true", "is_causal, default: false")
         .replace("- layer_norm: ln_f", "- layer_norm: ln_f\n    - activation: relu");
     assert_ne!(changed, built_in);
     let dir = tempfile::tempdir().unwrap();

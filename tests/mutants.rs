@@ -90,6 +90,8 @@ fn mutants(text: &str) -> Vec<Mutant> {
                 ("heads: $heads", "heads: many", "wrong type"),
                 ("causal: true", "causal: 7", "wrong type"),
                 ("causal: true", "causal: false", "causal off"),
+                ("causal: $causal", "causal: 7", "wrong type"),
+                ("causal: $causal", "causal: \"${not causal}\"", "causal off"),
                 ("heads: $heads", "heads: \"${heads + 1}\"", "wrong head count"),
                 ("kv_heads: $kv_heads", "kv_heads: $heads", "wrong head count"),
                 ("width: $hidden", "width: \"${hidden + 1}\"", "wrong width"),

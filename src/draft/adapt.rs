@@ -206,13 +206,17 @@ impl Candidate {
 
     /// Whether positions turn queries and keys.
     fn turns(&self, config: &Config) -> bool {
+        self.has(config, "attention.rope", |value| value != Some(Tree::Null))
+    }
+
+    /// Whether a field has a value somewhere, with this config, of which `holds` is true.
+    fn has(&self, config: &Config, name: &str, holds: impl Fn(Option<Tree>) -> bool) -> bool {
         let scope = self.values(config).scope;
         let mut found = false;
         for section in ["defaults", "model"] {
             if let Some(tree) = self.tree.get(section) {
                 fields(tree, "", &mut |field, value| {
-                    let is_rope = field == "attention.rope";
-                    found |= is_rope && evaluate(value, &scope) != Some(Tree::Null);
+                    found |= field == name && holds(evaluate(value, &scope));
                 });
             }
         }
@@ -221,8 +225,7 @@ impl Candidate {
 
     /// What speaks against the kind of model that it describes.
     fn unlike(&self, known: &Known, config: &Config, task: Option<&str>) -> f64 {
-        let text = yaml(&self.tree);
-        let is_causal = text.contains("causal: true");
+        let is_causal = self.has(config, "attention.causal", |value| value == Some(Tree::Bool(true)));
         let wants_causal = match task {
             Some("causal_lm" | "seq2seq_lm") => Some(true),
             Some("masked_lm" | "image_classification") => Some(false),
