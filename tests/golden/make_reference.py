@@ -473,7 +473,11 @@ def register_decoders() -> None:
     case("llama/causal-rope-llama3", "LlamaForCausalLM", "LlamaConfig", with_(llama, tie_word_embeddings=True, rope_parameters=dict(rope_type="llama3", rope_theta=500000.0, factor=4.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=16)), note="llama3 scaling, small original length so that all three bands occur; tied head", **common)
     case("llama/sequence-classification", "LlamaForSequenceClassification", "LlamaConfig", with_(llama, num_labels=3), kind="encoder", hidden=False, tok="bpe-llama")
 
+    both_ways = dict(kind="encoder", tok="bpe-llama")  # after `causal` by name: make_modules.py takes the first case
+    case("llama/encoder", "LlamaModel", "LlamaConfig", with_(llama, is_causal=False), note="attention to both sides", **both_ways)
+
     case("mistral/causal", "MistralForCausalLM", "MistralConfig", with_(llama, sliding_window=4), note="sliding window of 4", **common)
+    case("mistral/encoder", "MistralModel", "MistralConfig", with_(llama, sliding_window=4, is_causal=False), note="window of 4 to both sides", **both_ways)
     case("mixtral/causal", "MixtralForCausalLM", "MixtralConfig", with_(llama, intermediate_size=30, num_local_experts=5, num_experts_per_tok=2, rope_parameters=dict(rope_type="default", rope_theta=10000.0)), **common)
 
     qwen_ids = dict(bos_token_id=0, eos_token_id=0, pad_token_id=1)
@@ -486,7 +490,9 @@ def register_decoders() -> None:
     gemma = dict(hidden_size=40, intermediate_size=54, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=1, head_dim=14, max_position_embeddings=64, **llama_ids)
     case("gemma/causal", "GemmaForCausalLM", "GemmaConfig", gemma, **common)
     case("gemma2/causal", "Gemma2ForCausalLM", "Gemma2Config", with_(gemma, num_key_value_heads=2, query_pre_attn_scalar=7, sliding_window=4, attn_logit_softcapping=5.0, final_logit_softcapping=4.0), note="both softcaps small enough to matter, sliding window of 4 on even layers", **common)
-    case("gemma3_text/causal", "Gemma3ForCausalLM", "Gemma3TextConfig", with_(gemma, num_hidden_layers=3, num_key_value_heads=2, query_pre_attn_scalar=7, sliding_window=4, layer_types=["sliding_attention", "sliding_attention", "full_attention"], rope_parameters=dict(full_attention=dict(rope_type="linear", rope_theta=1000000.0, factor=8.0), sliding_attention=dict(rope_type="default", rope_theta=10000.0))), note="two rotary settings by layer type", **common)
+    gemma3 = with_(gemma, num_hidden_layers=3, num_key_value_heads=2, query_pre_attn_scalar=7, sliding_window=4, layer_types=["sliding_attention", "sliding_attention", "full_attention"], rope_parameters=dict(full_attention=dict(rope_type="linear", rope_theta=1000000.0, factor=8.0), sliding_attention=dict(rope_type="default", rope_theta=10000.0)))
+    case("gemma3_text/causal", "Gemma3ForCausalLM", "Gemma3TextConfig", gemma3, note="two rotary settings by layer type", **common)
+    case("gemma3_text/encoder", "Gemma3TextModel", "Gemma3TextConfig", with_(gemma3, sliding_window=6, use_bidirectional_attention=True), emb_std=0.08, gain=2.0, note="as EmbeddingGemma: window of 3 to both sides", **both_ways)
 
     case("mamba/causal", "MambaForCausalLM", "MambaConfig", dict(hidden_size=36, state_size=6, num_hidden_layers=2, expand=2, conv_kernel=4, time_step_rank=3, **gpt2_ids), tok="bytebpe-gpt2", **lm, **tied)
 
