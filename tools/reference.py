@@ -45,6 +45,11 @@ from safetensors.torch import load_file, save_file
 
 EAGER = dict(attn_implementation="eager", experts_implementation="eager")
 TEXTS = ["The cat sat on the mat and looked at the dog.", "Hello world!"]
+# What changes which token is taken, beside the logits.
+OBEYED = (
+    "forced_bos_token_id", "forced_eos_token_id", "bad_words_ids", "suppress_tokens", "begin_suppress_tokens",
+    "no_repeat_ngram_size", "repetition_penalty", "min_length", "min_new_tokens",
+)
 SKIP = {"past_key_values", "attentions", "cross_attentions", "encoder_attentions", "decoder_attentions", "loss", "router_logits"}
 
 
@@ -221,7 +226,9 @@ def make_inputs(a: argparse.Namespace, model: Any) -> dict[str, torch.Tensor]:
         inputs["token_type_ids"] = mask * (2 * mask.cumsum(1) > mask.sum(1, keepdim=True)).long()
     if a.random:
         inputs |= random_items(config, a.random)
-    if getattr(config, "is_encoder_decoder", False) and "decoder_input_ids" not in inputs:
+    # A classifier gives its decoder the tokens of the input.
+    is_classifier = type(model).__name__.endswith("ForSequenceClassification")
+    if getattr(config, "is_encoder_decoder", False) and not is_classifier and "decoder_input_ids" not in inputs:
         keys = [(c, key) for key in ("decoder_start_token_id", "bos_token_id") for c in (getattr(model, "generation_config", None), config)]
         start = next((x for x in (getattr(c, key, None) for c, key in keys) if x is not None), 0)
         rows = len(next(iter(inputs.values())))
@@ -232,9 +239,10 @@ def make_inputs(a: argparse.Namespace, model: Any) -> dict[str, torch.Tensor]:
 
 
 def generate(model: Any, inputs: dict[str, torch.Tensor], steps: int) -> dict[str, torch.Tensor]:
-    """Greedy decoding of each row alone; the end of a text is not obeyed."""
+    """Greedy decoding of each row alone: always the largest logit, whatever else the settings of generation say."""
     out: dict[str, torch.Tensor] = {}
-    model.generation_config.eos_token_id = None
+    for name in ("eos_token_id", *OBEYED):
+        setattr(model.generation_config, name, None)
     decoder = inputs.get("decoder_input_ids")
     for i, (ids, mask) in enumerate(zip(inputs["input_ids"], inputs.get("attention_mask", torch.ones_like(inputs["input_ids"])))):
         prompt = ids[mask == 1][None]
