@@ -81,11 +81,11 @@ impl Settings {
         })
     }
 
-    /// The value of a key. Null is what the class does by default.
+    /// The value of a key, else what the class does by default. As in transformers, a null of the file is no value, and not the
+    /// default.
     pub(super) fn get(&self, key: &str) -> Option<&Tree> {
         self.read.borrow_mut().insert(key.to_owned());
-        let given = self.file.get(key).filter(|value| **value != Tree::Null);
-        given.or_else(|| self.defaults.get(key)).filter(|value| **value != Tree::Null)
+        self.file.get(key).or_else(|| self.defaults.get(key)).filter(|value| **value != Tree::Null)
     }
 
     /// Whether something is done; not where neither the file nor the class says so.
@@ -116,9 +116,10 @@ impl Settings {
         }
     }
 
-    /// Refuses all values but these, and none.
+    /// Refuses all values but these, and none, unless the class has one by default.
     pub(super) fn only(&self, key: &str, accepted: &[Tree]) -> Result<()> {
-        match self.get(key) {
+        let needed = self.defaults.get(key).map(|_| &Tree::Null);
+        match self.get(key).or(needed) {
             Some(found) if !accepted.contains(found) => {
                 let accepted: Vec<String> = accepted.iter().map(Tree::to_string).collect();
                 let accepted: Vec<&str> = accepted.iter().map(String::as_str).collect();
@@ -135,7 +136,8 @@ impl Settings {
 
     /// The error for a value that is not as it should be.
     pub(super) fn unexpected(&self, key: &str, expected: &str) -> Error {
-        let found = self.get(key).map_or("nothing".to_owned(), |found| format!("`{found}`"));
+        let null = self.file.get(key).map(|_| &Tree::Null);
+        let found = self.get(key).or(null).map_or("nothing".to_owned(), |found| format!("`{found}`"));
         wrong(&self.label, &format!("`{key}`: expected {expected}, found {found}"))
     }
 
