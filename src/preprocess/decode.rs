@@ -1,7 +1,6 @@
 //! PNG and JPEG files to pixels.
 
-use std::fs::File;
-use std::io::{Cursor, Read};
+use std::io::Cursor;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 
@@ -11,33 +10,25 @@ use zune_jpeg::zune_core::colorspace::ColorSpace;
 use zune_jpeg::zune_core::options::DecoderOptions;
 
 use super::exif::{orientation, upright};
+use super::file::{self, Wrong};
 use super::image::Image;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{ErrorKind, Result};
 
 /// Bytes that a file may have.
 const MAX_BYTES: u64 = 256 << 20;
 
-/// What is wrong with a file; its name is put before it.
-struct Wrong(ErrorKind, String);
-
 type Decoded = std::result::Result<Image, Wrong>;
 
 pub(super) fn open(path: &Path) -> Result<Image> {
-    let io = |e| Error::io(path, &e);
-    let mut bytes = Vec::new();
-    // One more than allowed, because a file may grow, or not know its size.
-    File::open(path).and_then(|file| file.take(MAX_BYTES + 1).read_to_end(&mut bytes)).map_err(io)?;
-    let named = |Wrong(kind, what)| Error::new(kind, format!("`{}`: {what}", path.display()));
-    if bytes.len() as u64 > MAX_BYTES {
-        return Err(named(Wrong(ErrorKind::Limit, format!("expected a file of at most {MAX_BYTES} bytes"))));
-    }
-    // The decoders are safe code, but theirs: whatever a file makes them do, it is an error.
-    catch_unwind(AssertUnwindSafe(|| decode(&bytes)))
-        .unwrap_or_else(|_| Err(broken("the decoder failed")))
-        .map_err(named)
+    file::read(path, MAX_BYTES, decode)
 }
 
-fn decode(bytes: &[u8]) -> Decoded {
+pub(super) fn decode(bytes: &[u8]) -> Decoded {
+    // The decoders are safe code, but theirs: whatever bytes make them do, it is an error.
+    catch_unwind(AssertUnwindSafe(|| by_format(bytes))).unwrap_or_else(|_| Err(broken("the decoder failed")))
+}
+
+fn by_format(bytes: &[u8]) -> Decoded {
     if bytes.starts_with(b"\x89PNG\r\n\x1a\n") {
         of_png(bytes)
     } else if bytes.starts_with(b"\xff\xd8\xff") {

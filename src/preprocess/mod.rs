@@ -10,6 +10,8 @@
 mod decode;
 #[cfg(feature = "image")]
 mod exif;
+#[cfg(any(feature = "image", feature = "audio"))]
+mod file;
 mod image;
 mod resize;
 mod settings;

@@ -21,10 +21,12 @@ impl Sound {
     /// A sound of its samples, from -1 to 1, `rate` of them a second.
     ///
     /// # Errors
-    /// `Input` when there are none, or one is not a number.
+    /// `Input` when there are none, one is not a number, or the rate is 0.
     pub fn from_samples(rate: u32, samples: Vec<f32>) -> Result<Sound> {
-        let wrong = if samples.is_empty() || rate == 0 {
+        let wrong = if samples.is_empty() {
             "expected a sound of at least one sample, found none"
+        } else if rate == 0 {
+            "expected at least one sample a second, found 0"
         } else if samples.iter().any(|x| !x.is_finite()) {
             "expected samples that are numbers, found others"
         } else {
