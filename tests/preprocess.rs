@@ -288,6 +288,52 @@ fn broken_images_are_errors() {
     assert_eq!(Image::open(golden()).unwrap_err().kind(), ErrorKind::Io);
 }
 
+/// A PNG file with one more chunk, before the one of this name.
+fn with_chunk(bytes: &[u8], next: &[u8], name: &[u8], data: &[u8]) -> Vec<u8> {
+    let at = bytes.windows(4).position(|window| window == next).unwrap() - 4;
+    let chunk = [name, data].concat();
+    let (size, sum) = ((data.len() as u32).to_be_bytes(), check_sum(&chunk).to_be_bytes());
+    [&bytes[..at], &size, &chunk, &sum, &bytes[at..]].concat()
+}
+
+#[test]
+fn images_are_turned_wherever_it_is_said() {
+    let plain = std::fs::read(media("colours.png")).unwrap();
+    let image = opened(&plain, |path| Image::open(path)).unwrap();
+    let (width, height) = (image.width(), image.height());
+    let exif = b"MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0"; // orientation 6
+    let digits: String = exif.iter().map(|byte| format!("{byte:02x}")).collect();
+    let raw = |digits: &str| {
+        let (front, back) = digits.split_at(digits.len() / 2);
+        format!("Raw profile type exif\0\nexif\n      {}\n{front}\n{back}\n", exif.len())
+    };
+    let xmp = |it: &str| format!("XML:com.adobe.xmp\0\0\0\0\0<x:xmpmeta {it}/>");
+    let turned = xmp("a=\"tiff:Orientation\" tiff:Orientation=\"6\"");
+    let cases: [(&[u8], &[u8]); 4] = [
+        (b"eXIf", exif),
+        (b"tEXt", &raw(&digits).into_bytes()),
+        (b"iTXt", turned.as_bytes()),
+        (b"tEXt", b"XML:com.adobe.xmp\0<tiff:Orientation>6</tiff:Orientation>"),
+    ];
+    for (name, data) in cases {
+        for next in [&b"IDAT"[..], b"IEND"] {
+            let found = opened(&with_chunk(&plain, next, name, data), |path| Image::open(path)).unwrap();
+            assert_eq!((found.width(), found.height()), (height, width), "{name:?} before {next:?}");
+            // The first row is the first column, from below.
+            let below = (height - 1) * width * 3;
+            assert_eq!(found.pixels()[..3], image.pixels()[below..below + 3]);
+        }
+    }
+    let upright = with_chunk(&plain, b"IEND", b"iTXt", xmp("tiff:Orientation=\"1\"").as_bytes());
+    assert_eq!(opened(&upright, |path| Image::open(path)).unwrap(), image);
+    // EXIF data count before XMP, and are hexadecimal in a text.
+    let both = with_chunk(&upright, b"IDAT", b"eXIf", exif);
+    assert_eq!(opened(&both, |path| Image::open(path)).unwrap().width(), height);
+    let other = with_chunk(&plain, b"IEND", b"tEXt", raw("4d4g").as_bytes());
+    let message = opened(&other, |path| Image::open(path)).unwrap_err().to_string();
+    assert!(message.contains("no hexadecimal digits"), "{message}");
+}
+
 /// The check sum of a PNG chunk.
 fn check_sum(bytes: &[u8]) -> u32 {
     let mut sum = u32::MAX;
