@@ -334,6 +334,24 @@ fn images_are_turned_wherever_it_is_said() {
     assert!(message.contains("no hexadecimal digits"), "{message}");
 }
 
+#[test]
+fn long_jpeg_files_are_read() {
+    // 17000 x 8 pixels of one grey: each block of 8 x 8 is two bits, with tables of one code each.
+    let tables = [
+        &b"\xff\xd8\xff\xdb\0\x43\0"[..],
+        &[1; 64],
+        b"\xff\xc0\0\x0b\x08\0\x08\x42\x68\x01\x01\x11\0",
+        b"\xff\xc4\0\x14\0\x01\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0",
+        b"\xff\xc4\0\x14\x10\x01\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0",
+        b"\xff\xda\0\x08\x01\x01\0\0\x3f\0",
+        &[0; 531],
+        b"\x3f\xff\xd9",
+    ];
+    let image = opened(&tables.concat(), |path| Image::open(path)).unwrap();
+    assert_eq!((image.width(), image.height()), (17_000, 8));
+    assert!(image.pixels().iter().all(|x| *x == 128));
+}
+
 /// The check sum of a PNG chunk.
 fn check_sum(bytes: &[u8]) -> u32 {
     let mut sum = u32::MAX;
