@@ -219,7 +219,9 @@ fn null_is_no_value() {
     let message =
         processor(settings(&format!(r#"{{"image_processor_type": "{class}", "size": null}}"#)).path());
     assert!(message.unwrap_err().to_string().contains("`size`: expected"));
-    // Those that are not needed are not missed.
+    // Keys that transformers does not read are not missed, nor are values that are not needed.
+    let unread = with(", \"use_square_size\": true, \"_valid_processor_keys\": [\"size\"]").unwrap();
+    assert_eq!(unread, with("").unwrap());
     let rest =
         ", \"do_rescale\": false, \"rescale_factor\": null, \"do_normalize\": false, \"image_mean\": null";
     assert_eq!(with(rest).unwrap(), with(", \"do_rescale\": false, \"do_normalize\": false").unwrap());

@@ -185,6 +185,7 @@ fn wrong(label: &str, what: &str) -> Error {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::preprocess::{ImageProcessor, SoundProcessor};
 
     #[test]
     fn each_known_processor_has_a_class_and_defaults() {
@@ -192,6 +193,18 @@ mod tests {
             let known = known(kind).unwrap();
             assert!(!known.is_empty());
             for entry in known {
+                // Each of its names is enough.
+                for class in texts(entry.get("classes")) {
+                    let folder = tempfile::tempdir().unwrap();
+                    let text = format!("{{\"feature_extractor_type\": \"{class}Fast\"}}");
+                    std::fs::write(folder.path().join("preprocessor_config.json"), text).unwrap();
+                    let repository = Repository::open(folder.path()).unwrap();
+                    let config = Config::parse("config.json", "{}").unwrap();
+                    match kind {
+                        Kind::Images => drop(ImageProcessor::open(&repository, &config).unwrap()),
+                        Kind::Sounds => drop(SoundProcessor::open(&repository, &config).unwrap()),
+                    }
+                }
                 let keys: Vec<&str> = entry.entries().iter().map(|(key, _)| key.as_str()).collect();
                 assert_eq!(keys, ["classes", "models", "defaults", "ignored"]);
                 assert!(
