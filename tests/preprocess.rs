@@ -467,6 +467,11 @@ fn absurd_generation_settings_are_errors() {
     }
 }
 
+        (r#"{"decoder_start_token_id": 0, "max_length": "8"}"#, "`max_length`: expected a number from 0 on"),
+        (
+            r#"{"decoder_start_token_id": 0, "max_length": 8, "max_new_tokens": 8.0}"#,
+            "generation_config.json`: `max_new_tokens`: expected a number from 0 on, found `8.0`",
+        ),
 #[test]
 fn settings_of_sounds_are_checked() {
     let cases = cases("sounds");

@@ -154,7 +154,7 @@ impl<'c> GenerationConfig<'c> {
     }
 
     /// A number from 0 on; 0 if there is none.
-    fn count(&self, key: &str) -> Result<usize> {
+    pub fn count(&self, key: &str) -> Result<usize> {
         let Some(value) = self.get(key) else { return Ok(0) };
         let count = if let Tree::Int(count) = value { usize::try_from(*count).ok() } else { None };
         count.ok_or_else(|| self.wrong(&format!("`{key}`: expected a number from 0 on, found `{value}`")))

@@ -225,14 +225,8 @@ impl Rules {
         let hears_language = language.is_none() && undefined && !languages.is_empty();
         let given = prompt.get(1).copied().flatten();
         let named = given.and_then(|id| languages.iter().find(|(_, other)| *other == id));
-        let keys = ["max_new_tokens", "max_length"].into_iter();
-        let max_length = match keys.filter_map(|key| Some((key, file.get(key)?))).next() {
-            Some((key, Tree::Int(n))) => {
-                let negative = |_| file.wrong(&format!("`{key}`: expected a number from 0 on, found `{n}`"));
-                Some(usize::try_from(*n).map_err(negative)?)
-            }
-            _ => None,
-        };
+        let limit = ["max_new_tokens", "max_length"].into_iter().find(|key| file.get(key).is_some());
+        let max_length = limit.map(|key| file.count(key)).transpose()?;
         Ok(Rules {
             start,
             language: named.map(|(name, _)| name.clone()),
