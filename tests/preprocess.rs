@@ -235,6 +235,22 @@ fn opened<T>(bytes: &[u8], open: impl Fn(&Path) -> smelt::Result<T>) -> smelt::R
     open(&file)
 }
 
+#[test]
+fn bytes_are_read_as_files_are() {
+    for file in ["photo.jpg", "turned.png"] {
+        let bytes = std::fs::read(media(file)).unwrap();
+        assert_eq!(Image::from_bytes(&bytes).unwrap(), Image::open(media(file)).unwrap());
+    }
+    let bytes = std::fs::read(media("speech.wav")).unwrap();
+    assert_eq!(Sound::from_bytes(&bytes).unwrap(), Sound::open(media("speech.wav")).unwrap());
+    let error = Image::from_bytes(&bytes).unwrap_err();
+    assert_eq!(error.to_string(), "expected a PNG or JPEG file");
+    assert_eq!(error.kind(), ErrorKind::Unsupported);
+    let error = Sound::from_bytes(&bytes[..100]).unwrap_err();
+    assert_eq!(error.to_string(), "broken sound: expected 24000 bytes of samples, found 56");
+    assert_eq!(error.kind(), ErrorKind::Input);
+}
+
 /// Bytes changed in one place, all over the front and here and there behind it, and cut off.
 fn spoilt(bytes: &[u8]) -> Vec<Vec<u8>> {
     let places = (0..bytes.len().min(120)).chain((120..bytes.len()).step_by(bytes.len() / 60 + 1));
@@ -451,6 +467,11 @@ fn absurd_generation_settings_are_errors() {
         (r#"{"decoder_start_token_id": 0, "lang_to_id": [1]}"#, "expected ids by their names"),
         (r#"{"decoder_start_token_id": 0, "lang_to_id": {"<|en|>": 9000000}}"#, "9000000"),
         (r#"{"decoder_start_token_id": 0, "max_length": -3}"#, "`max_length`: expected a number from 0 on"),
+        (r#"{"decoder_start_token_id": 0, "max_length": "8"}"#, "`max_length`: expected a number from 0 on"),
+        (
+            r#"{"decoder_start_token_id": 0, "max_length": 8, "max_new_tokens": 8.0}"#,
+            "generation_config.json`: `max_new_tokens`: expected a number from 0 on, found `8.0`",
+        ),
         (r#"{"decoder_start_token_id": 0, "language": "en"}"#, "unknown language `en`"),
         (r#"{"decoder_start_token_id": 0, "task": "sing"}"#, "unknown task `sing`"),
     ];
@@ -467,11 +488,6 @@ fn absurd_generation_settings_are_errors() {
     }
 }
 
-        (r#"{"decoder_start_token_id": 0, "max_length": "8"}"#, "`max_length`: expected a number from 0 on"),
-        (
-            r#"{"decoder_start_token_id": 0, "max_length": 8, "max_new_tokens": 8.0}"#,
-            "generation_config.json`: `max_new_tokens`: expected a number from 0 on, found `8.0`",
-        ),
 #[test]
 fn settings_of_sounds_are_checked() {
     let cases = cases("sounds");

@@ -57,6 +57,18 @@ impl Image {
         Err(super::not_built_in("images", "image", &format!("`{}`", path.as_ref().display())))
     }
 
+    /// Decodes a PNG or JPEG file that is in memory; otherwise as [`open`](Self::open). Needs the feature `image`.
+    ///
+    /// # Errors
+    /// `Limit` when it is too large; `Unsupported` for other formats and for what transformers may read otherwise, and without the
+    /// feature; `Input` when it is broken.
+    pub fn from_bytes(bytes: &[u8]) -> Result<Image> {
+        #[cfg(feature = "image")]
+        return Ok(super::decode::decode(bytes)?);
+        #[cfg(not(feature = "image"))]
+        Err(super::not_built_in("images", "image", &format!("an image of {} bytes", bytes.len())))
+    }
+
     /// Pixels from left to right.
     pub fn width(&self) -> usize {
         self.width

@@ -55,6 +55,18 @@ impl Sound {
         Err(super::not_built_in("sounds", "audio", &format!("`{}`", path.as_ref().display())))
     }
 
+    /// Decodes a WAV file that is in memory; otherwise as [`open`](Self::open). Needs the feature `audio`.
+    ///
+    /// # Errors
+    /// `Limit` when it has more than [`MAX_SAMPLES`](Self::MAX_SAMPLES); `Unsupported` for several channels and for other samples, and
+    /// without the feature; `Input` when it is broken, or no WAV file.
+    pub fn from_bytes(bytes: &[u8]) -> Result<Sound> {
+        #[cfg(feature = "audio")]
+        return Ok(super::wav::decode(bytes)?);
+        #[cfg(not(feature = "audio"))]
+        Err(super::not_built_in("sounds", "audio", &format!("a sound of {} bytes", bytes.len())))
+    }
+
     /// Samples a second.
     pub fn rate(&self) -> u32 {
         self.rate
