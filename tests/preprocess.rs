@@ -154,6 +154,7 @@ fn what_is_not_implemented_is_refused() {
         (known(", \"do_resize\": 1"), "`do_resize`: expected true or false"),
         (known(", \"do_pad\": true"), "unsupported `do_pad`"),
         (known(", \"data_format\": \"channels_last\""), "unsupported `data_format`"),
+        (known(", \"use_square_size\": true"), "unsupported `use_square_size`"),
         (known(", \"crop_pct\": 0.9"), "unsupported `crop_pct` (0.9)"),
         (known(", \"do_resise\": false"), "did you mean `do_resize`?"),
         (known(", \"image_mean\": [0.5, 0.5]"), "`image_mean`: expected a list of three numbers"),
@@ -219,8 +220,8 @@ fn null_is_no_value() {
     let message =
         processor(settings(&format!(r#"{{"image_processor_type": "{class}", "size": null}}"#)).path());
     assert!(message.unwrap_err().to_string().contains("`size`: expected"));
-    // Keys that transformers does not read are not missed, nor are values that are not needed.
-    let unread = with(", \"use_square_size\": true, \"_valid_processor_keys\": [\"size\"]").unwrap();
+    // Keys that change nothing are not missed, nor are values that are not needed.
+    let unread = with(", \"use_square_size\": false, \"_valid_processor_keys\": [\"size\"]").unwrap();
     assert_eq!(unread, with("").unwrap());
     let rest =
         ", \"do_rescale\": false, \"rescale_factor\": null, \"do_normalize\": false, \"image_mean\": null";

@@ -171,6 +171,8 @@ impl ImageProcessor {
         // Images have three colours before this: `do_convert_rgb` changes nothing.
         settings.flag("do_convert_rgb")?;
         settings.only("do_pad", &[Tree::Bool(false)])?;
+        // With it one class takes another size than `size`.
+        settings.only("use_square_size", &[Tree::Bool(false)])?;
         settings.only("data_format", &[Tree::Text("channels_first".into())])?;
         settings.finish()?;
         Ok(ImageProcessor { resize, crop, factor, normal })
