@@ -343,6 +343,20 @@ fn images_are_turned_wherever_it_is_said() {
             assert_eq!(found.pixels()[..3], image.pixels()[below..below + 3]);
         }
     }
+    // Of two segments of a JPEG file the first counts.
+    let photo = std::fs::read(media("grey.jpg")).unwrap();
+    let size = Image::from_bytes(&photo).unwrap();
+    let segment = |orientation: u8| {
+        let mut exif = exif.to_vec();
+        exif[19] = orientation;
+        let size = 8 + exif.len() as u8;
+        [&[0xff, 0xe1, 0, size], &b"Exif\0\0"[..], &exif].concat()
+    };
+    for (two, width) in [([6, 1], size.height()), ([1, 6], size.width())] {
+        let segments = two.map(segment).concat();
+        let other = [&photo[..2], &segments, &photo[2..]].concat();
+        assert_eq!(Image::from_bytes(&other).unwrap().width(), width, "{two:?}");
+    }
     let upright = with_chunk(&plain, b"IEND", b"iTXt", xmp("tiff:Orientation=\"1\"").as_bytes());
     assert_eq!(opened(&upright, |path| Image::open(path)).unwrap(), image);
     // EXIF data count before XMP, and are hexadecimal in a text.

@@ -144,6 +144,24 @@ fn of_jpeg(bytes: &[u8]) -> Decoded {
         }
     }
     let pixels = decoder.decode().map_err(|e| broken(format!("{e:?}")))?;
-    let (exif, xmp) = (decoder.exif().cloned(), decoder.xmp().cloned());
-    finished(width, height, pixels, exif.as_deref(), xmp.as_deref())
+    // Where several segments have EXIF data, those of the first count; the decoder gives the last.
+    let exif = first_exif(bytes).or(decoder.exif().map(Vec::as_slice));
+    finished(width, height, pixels, exif, decoder.xmp().map(Vec::as_slice))
+}
+
+/// The first EXIF data of a JPEG file: segments are a marker of two bytes, their size, and data.
+fn first_exif(bytes: &[u8]) -> Option<&[u8]> {
+    let mut rest = bytes.get(2..)?;
+    loop {
+        while rest.starts_with(b"\xff\xff") {
+            rest = &rest[1..];
+        }
+        let [0xff, marker, upper, lower, data @ ..] = rest else { return None };
+        let data = data.get(..usize::from(u16::from_be_bytes([*upper, *lower])).checked_sub(2)?)?;
+        match marker {
+            0xe1 if data.starts_with(b"Exif\0\0") => return Some(data),
+            0xda => return None, // the pixels
+            _ => rest = &rest[4 + data.len()..],
+        }
+    }
 }

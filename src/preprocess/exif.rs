@@ -12,11 +12,14 @@ pub(super) fn orientation(exif: Option<&[u8]>, xmp: Option<&[u8]>) -> u8 {
 }
 
 /// EXIF data are a TIFF file: a byte order, the offset of a directory, and there entries of 12 bytes.
-fn of_exif(data: &[u8]) -> Option<u8> {
-    let data = data.strip_prefix(b"Exif\0\0").unwrap_or(data);
+fn of_exif(mut data: &[u8]) -> Option<u8> {
+    for _ in 0..2 {
+        data = data.strip_prefix(b"Exif\0\0").unwrap_or(data);
+    }
+    // Pillow takes the number behind the letters in both byte orders.
     let big = match data.get(..4)? {
-        b"MM\0*" => true,
-        b"II*\0" => false,
+        b"MM\0*" | b"MM*\0" => true,
+        b"II*\0" | b"II\0*" => false,
         _ => return None,
     };
     let short = |at: usize| {
@@ -29,14 +32,18 @@ fn of_exif(data: &[u8]) -> Option<u8> {
     };
     let start = long(4)? as usize;
     let entry = |i: usize| start.checked_add(2 + 12 * i);
-    let found =
-        (0..usize::from(short(start)?)).filter_map(entry).find(|at| short(*at) == Some(ORIENTATION))?;
-    // Type 3 is a number of 16 bits, type 4 one of 32, at the front of the entry's last four bytes.
-    match short(found + 2)? {
-        3 => u8::try_from(short(found + 8)?).ok(),
-        4 => u8::try_from(long(found + 8)?).ok(),
-        _ => None,
-    }
+    // The value of an entry, if it is an orientation: a number of 16 bits (types 3 and 8, with sign) or of 32 (4, 9 and 13), in
+    // the entry's last four bytes. Entries without a value do not count, nor do those that are cut off.
+    let value = |at: usize| {
+        let (tag, kind, count, last) = (short(at)?, short(at + 2)?, long(at + 4)?, long(at + 8)?);
+        match (tag, kind, count) {
+            (ORIENTATION, 3 | 8, 1 | 2) => short(at + 8).map(u32::from),
+            (ORIENTATION, 4 | 9 | 13, 1) => Some(last),
+            _ => None,
+        }
+    };
+    let found = (0..usize::from(short(start)?)).filter_map(entry).find_map(value)?;
+    Some(u8::try_from(found).unwrap_or(0))
 }
 
 /// XMP data are XML with an attribute or an element `tiff:Orientation`.
@@ -91,7 +98,11 @@ mod tests {
         data.extend(long(8));
         data.extend([short(1), short(tag), short(kind)].concat());
         data.extend(long(1));
-        data.extend(if kind == 4 { long(value.into()).to_vec() } else { [short(value), [0, 0]].concat() });
+        data.extend(if [4, 13].contains(&kind) {
+            long(value.into()).to_vec()
+        } else {
+            [short(value), [0, 0]].concat()
+        });
         data
     }
 
@@ -101,11 +112,20 @@ mod tests {
             for kind in [3, 4] {
                 assert_eq!(orientation(Some(&exif(big, ORIENTATION, kind, 6)), None), 6);
             }
+            for kind in [8, 13] {
+                assert_eq!(orientation(Some(&exif(big, ORIENTATION, kind, 6)), None), 6);
+            }
+            assert_eq!(orientation(Some(&exif(big, ORIENTATION, 2, 6)), None), 1);
             assert_eq!(orientation(Some(&exif(big, 0x0113, 3, 6)), None), 1);
             assert_eq!(orientation(Some(&exif(big, ORIENTATION, 3, 9)), None), 1);
             let whole = exif(big, ORIENTATION, 3, 8);
+            let mut other = whole.clone();
+            other.swap(2, 3); // the number behind the letters
+            assert_eq!(orientation(Some(&other), None), 8);
+            other[if big { 17 } else { 14 }] = 0; // no values
+            assert_eq!(orientation(Some(&other), None), 1);
             assert_eq!(orientation(Some(&[&b"Exif\0\0"[..], &whole].concat()), None), 8);
-            for end in 0..whole.len() - 4 {
+            for end in 0..whole.len() {
                 assert_eq!(orientation(Some(&whole[..end]), None), 1);
             }
         }
