@@ -89,7 +89,8 @@ impl Sampler {
     /// The next token. `history` are the tokens so far, for the repetition penalty.
     ///
     /// # Errors
-    /// `Checkpoint` when a logit is not a number, or infinitely large; `Config` when all are infinitely small: no token may come next.
+    /// `Checkpoint` when a logit is not a number, or infinitely large; `Config` when all are infinitely small: no token may come next;
+    /// `Input` when the repetition penalty makes them infinite.
     pub fn pick(&mut self, logits: &[f32], history: &[u32]) -> Result<u32> {
         // Looked at to the end: the compiler makes vectors of that.
         if logits.iter().fold(false, |found, x| found | x.is_nan() | (*x == f32::INFINITY)) {
@@ -108,6 +109,10 @@ impl Sampler {
             penalise(logits, history, penalty, &mut self.penalised);
             &self.penalised
         };
+        if !largest_of(scores).is_finite() {
+            let message = format!("a `repetition_penalty` of {penalty:e} makes logits infinite");
+            return Err(Error::new(ErrorKind::Input, message));
+        }
         if self.options.temperature == 0.0 {
             return Ok(argmax(scores));
         }
@@ -375,6 +380,13 @@ mod tests {
             assert!(options.validate().is_err(), "{options:?}");
         }
         assert!(Sampler::new(&base, 0).unwrap().pick(&[0.0, f32::NAN], &[]).is_err());
+        for (penalty, logits) in [(1e-40, [3.0, 1.0]), (1e38, [-30.0, -20.0])] {
+            for temperature in [0.0, 1.0] {
+                let options =
+                    SamplingOptions { repetition_penalty: Some(penalty), temperature, ..base.clone() };
+                assert!(Sampler::new(&options, 0).unwrap().pick(&logits, &[0, 1]).is_err(), "{penalty}");
+            }
+        }
     }
 
     #[test]

@@ -222,6 +222,9 @@ impl Network {
     }
 
     /// Begins sequences that tokens can be added to.
+    ///
+    /// # Panics
+    /// If there is no memory for so many.
     pub fn session(&self, sequences: usize) -> Session<'_> {
         Session::new(self, sequences)
     }

@@ -48,7 +48,8 @@ impl Array {
     pub fn from_f32(shape: Vec<usize>, data: &[f32]) -> Self {
         let bytes: Vec<u8> = data.iter().flat_map(|x| x.to_le_bytes()).collect();
         let range = 0..bytes.len();
-        assert_eq!(data.len(), shape.iter().product::<usize>(), "elements of {shape:?}");
+        let elements = shape.iter().try_fold(1usize, |n, axis| n.checked_mul(*axis));
+        assert_eq!(Some(data.len()), elements, "elements of {shape:?}");
         Array { dtype: DType::F32, shape, owner: Arc::new(bytes), range }
     }
 
