@@ -21,6 +21,8 @@ const MAX_WEIGHT: usize = 2_000_000;
 #[derive(Debug)]
 pub struct Config {
     source: Source,
+    /// What `id2label` is, where `num_labels` says it.
+    counted_labels: Option<Tree>,
 }
 
 impl Config {
@@ -53,7 +55,7 @@ impl Config {
             let message = format!("`{label}`: expected at most {MAX_CONFIG} bytes, found {}", text.len());
             return Err(Error::new(ErrorKind::Limit, message));
         }
-        let config = Config { source: Source::json(label, text)? };
+        let mut config = Config { source: Source::json(label, text)?, counted_labels: None };
         let mut problems = Problems::default();
         if !matches!(config.source.tree, Tree::Map(_)) {
             let message = format!("expected a map of settings, found {}", config.source.tree.kind());
@@ -61,11 +63,15 @@ impl Config {
         }
         repeated_keys(&config.source, &config.source.tree, &Address::root(), &mut problems);
         problems.finish(ErrorKind::Config)?;
+        config.counted_labels = counted_labels(&config.source.tree);
         Ok(config)
     }
 
     /// The value of a key, with dots for nested ones, and where it stands.
     pub fn find(&self, key: &str) -> Option<(&Tree, Address)> {
+        if let (Some(labels), "id2label") = (&self.counted_labels, key) {
+            return Some((labels, self.find("num_labels")?.1));
+        }
         let (mut tree, mut at) = (&self.source.tree, Address::root());
         for segment in key.split('.') {
             let i = tree.entries().iter().position(|(k, _)| k == segment)?;
@@ -119,6 +125,21 @@ impl Config {
     pub fn name(&self) -> &str {
         &self.source.name
     }
+}
+
+/// Most classes that a number alone may say.
+const MAX_LABELS: i64 = 1 << 16;
+
+/// As transformers: where `num_labels` is another number than `id2label` has names for, classes have numbers as names.
+fn counted_labels(config: &Tree) -> Option<Tree> {
+    let Some(Tree::Int(n @ 0..=MAX_LABELS)) = config.get("num_labels") else { return None };
+    match config.get("id2label") {
+        None | Some(Tree::Null) => {}
+        Some(Tree::Map(named)) if named.len() as i64 != *n => {}
+        Some(_) => return None,
+    }
+    let named = |id: i64| (id.to_string(), Tree::Text(format!("LABEL_{id}")));
+    Some(Tree::Map((0..*n).map(named).collect()))
 }
 
 fn repeated_keys(source: &Source, tree: &Tree, at: &Address, problems: &mut Problems) {
@@ -446,4 +467,26 @@ fn related(a: &str, b: &str) -> bool {
 
 fn file_name(path: &str) -> &str {
     path.rsplit(['/', '\\']).next().unwrap_or(path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn classes_are_as_many_as_transformers_makes_them() {
+        for (config, expected) in [
+            (r#"{"num_labels": 3}"#, vec!["LABEL_0", "LABEL_1", "LABEL_2"]),
+            (r#"{"num_labels": 1, "id2label": null}"#, vec!["LABEL_0"]),
+            (r#"{"num_labels": 2, "id2label": {"0": "no", "1": "yes"}}"#, vec!["no", "yes"]),
+            (r#"{"num_labels": 1, "id2label": {"0": "no", "1": "yes"}}"#, vec!["LABEL_0"]),
+            (r#"{"num_labels": null, "id2label": {"0": "no"}}"#, vec!["no"]),
+            (r#"{"num_labels": 99999999}"#, vec![]),
+        ] {
+            let parsed = Config::parse("config.json", config).unwrap();
+            let labels = parsed.find("id2label").map_or(&[][..], |(labels, _)| labels.entries());
+            let labels: Vec<&str> = labels.iter().filter_map(|(_, label)| label.as_text()).collect();
+            assert_eq!(labels, expected, "{config}");
+        }
+    }
 }
