@@ -482,7 +482,7 @@ fn absurd_generation_settings_are_errors() {
         (r#"{"decoder_start_token_id": 0, "lang_to_id": [1]}"#, "expected ids by their names"),
         (r#"{"decoder_start_token_id": 0, "lang_to_id": {"<|en|>": 9000000}}"#, "9000000"),
         (r#"{"decoder_start_token_id": 0, "max_length": -3}"#, "`max_length`: expected a number from 0 on"),
-        (r#"{"decoder_start_token_id": 0, "max_length": "8"}"#, "`max_length`: expected a number from 0 on"),
+        (r#"{"decoder_start_token_id": 0, "max_length": "8"}"#, "a number from 0 on, found the text `8`"),
         (
             r#"{"decoder_start_token_id": 0, "max_length": 8, "max_new_tokens": 8.0}"#,
             "generation_config.json`: `max_new_tokens`: expected a number from 0 on, found `8.0`",

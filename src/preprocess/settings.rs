@@ -137,7 +137,7 @@ impl Settings {
     /// The error for a value that is not as it should be.
     pub(super) fn unexpected(&self, key: &str, expected: &str) -> Error {
         let null = self.file.get(key).map(|_| &Tree::Null);
-        let found = self.get(key).or(null).map_or("nothing".to_owned(), |found| format!("`{found}`"));
+        let found = self.get(key).or(null).map_or("nothing".to_owned(), Tree::quoted);
         wrong(&self.label, &format!("`{key}`: expected {expected}, found {found}"))
     }
 

@@ -157,7 +157,8 @@ impl<'c> GenerationConfig<'c> {
     pub fn count(&self, key: &str) -> Result<usize> {
         let Some(value) = self.get(key) else { return Ok(0) };
         let count = if let Tree::Int(count) = value { usize::try_from(*count).ok() } else { None };
-        count.ok_or_else(|| self.wrong(&format!("`{key}`: expected a number from 0 on, found `{value}`")))
+        let found = value.quoted();
+        count.ok_or_else(|| self.wrong(&format!("`{key}`: expected a number from 0 on, found {found}")))
     }
 
     /// Ids by their names, without `<|` and `|>`.
