@@ -51,7 +51,7 @@ fn of_xmp(data: &[u8]) -> Option<u8> {
     let digit = |from: usize| {
         let rest = data[from..].strip_prefix(b"tiff:Orientation")?;
         let digit = rest.strip_prefix(b"=\"").or(rest.strip_prefix(b">"))?.first()?;
-        digit.is_ascii_digit().then_some(digit - b'0')
+        digit.is_ascii_digit().then(|| digit - b'0')
     };
     (0..data.len()).find_map(digit)
 }
@@ -133,6 +133,7 @@ mod tests {
         assert_eq!(orientation(None, Some(b"<x tiff:Orientation=\"3\"/>")), 3);
         assert_eq!(orientation(None, Some(b"<tiff:Orientation>8<")), 8);
         assert_eq!(orientation(None, Some(b"tiff:Orientation")), 1);
+        assert_eq!(orientation(None, Some(b"<tiff:Orientation>\n6<")), 1);
         assert_eq!(
             orientation(None, Some(b"a tiff:Orientation tiff:Orientation='3' <tiff:Orientation>6<")),
             6
