@@ -106,7 +106,7 @@ struct Arguments {
     #[arg(long, allow_negative_numbers = true, value_parser = at_least_1().range(1..=MAX_THREADS as u64))]
     threads: Option<usize>,
 
-    /// Bytes that the model may take, such as 500M or 8G; the machine's memory by default
+    /// Bytes that the model may take, such as 500M or 8G; by default what the machine has, or a container may take
     #[arg(long, value_name = "BYTES", allow_negative_numbers = true, value_parser = parse_bytes)]
     memory_limit: Option<u64>,
 

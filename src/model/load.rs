@@ -3,6 +3,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::Network;
+use super::machine::memory as machine_memory;
 use crate::backend::{Backend, LaidOut, LinearPart, LinearWeights, WeightType};
 use crate::error::{Error, ErrorKind, Result};
 use crate::nn::{BiasUse, BoundLinear, LinearUse, Parameters, PartUse, TensorId, VectorUse};
@@ -15,7 +16,7 @@ use crate::weights::{Checkpoint, PackedFile};
 pub struct LoadOptions {
     /// How weights are kept; as they are stored by default.
     pub dtype: Option<WeightType>,
-    /// Bytes that weights and batches may take; what the machine has by default.
+    /// Bytes that weights and batches may take; by default what the machine has, or this process may have of it.
     pub memory_limit: Option<u64>,
     /// A file that packed weights are taken from if it has those of this model, kept like this by this backend, and written to
     /// otherwise.
@@ -202,12 +203,4 @@ fn fit_f16(name: &str, weights: &Array) -> Result<()> {
 
 fn same(a: &Array, b: &Array) -> bool {
     if a.dtype() == b.dtype() { a.bytes() == b.bytes() } else { a.to_f32() == b.to_f32() }
-}
-
-/// Bytes of memory that the machine has, as far as it tells.
-fn machine_memory() -> u64 {
-    let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
-    let line = text.lines().find_map(|line| line.strip_prefix("MemTotal:"));
-    let kilobytes = line.and_then(|line| line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok());
-    kilobytes.map_or(u64::MAX, |n| n * 1024)
 }

@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 mod load;
+mod machine;
 mod session;
 mod trace;
 

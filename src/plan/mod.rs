@@ -113,7 +113,8 @@ impl Plan {
         let missing = problems.finish(ErrorKind::Checkpoint);
         if head.is_some_and(|head| head.task == "features") {
             // A base model is often stored without what only some of its outputs need.
-            missing.map_err(|e| e.help("for vectors of texts alone, open it for the task `embed`"))?;
+            missing
+                .map_err(|e| e.help("for vectors of texts or images alone, open it for the task `embed`"))?;
         } else {
             missing?;
         }
