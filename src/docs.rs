@@ -1,6 +1,6 @@
 //! Documentation that is made from the definitions of the blocks, and what the programs tell of `docs/language.md`.
 
-use crate::nn::{BLOCKS, FieldDef, maps};
+use crate::nn::{BLOCKS, COMBINATORS, FieldDef, maps};
 
 /// The reference of all blocks as Markdown, as it stands in `docs/language.md`.
 pub fn block_reference() -> String {
@@ -13,9 +13,6 @@ pub fn block_reference() -> String {
     }
     text
 }
-
-/// What blocks are put together with.
-pub const COMBINATORS: [&str; 5] = ["residual", "sum", "product", "repeat", "when"];
 
 /// What `docs/language.md` says of a combinator, as Markdown.
 pub fn combinator(name: &str) -> Option<&'static str> {

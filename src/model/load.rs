@@ -2,8 +2,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::Network;
-use super::machine::memory as machine_memory;
+use super::{Network, machine};
 use crate::backend::{Backend, LaidOut, LinearPart, LinearWeights, WeightType};
 use crate::error::{Error, ErrorKind, Result};
 use crate::nn::{BiasUse, BoundLinear, LinearUse, Parameters, PartUse, TensorId, VectorUse};
@@ -43,7 +42,7 @@ impl Network {
         let kept = |tensor: usize| options.dtype.unwrap_or(WeightType::of(arrays[tensor].dtype()));
         let mut memory =
             Memory::of(&plan.declared, &*backend, &|tensor| arrays[tensor].dtype(), options.dtype);
-        let memory_limit = options.memory_limit.unwrap_or_else(machine_memory);
+        let memory_limit = options.memory_limit.unwrap_or_else(machine::memory);
         memory.check(memory_limit)?;
         let matrix = |part: &PartUse| {
             let array = &arrays[part.weight.0];

@@ -195,6 +195,9 @@ pub static BLOCKS: [Definition; 29] = [
     define::<similarity::Similarity>(),
 ];
 
+/// What blocks are put together with.
+pub const COMBINATORS: [&str; 5] = ["residual", "sum", "product", "repeat", "when"];
+
 /// Maps that several blocks take as the value of a field: name, documentation and fields.
 pub type Group = (&'static str, &'static [&'static str], fn() -> &'static [FieldDef]);
 

@@ -3,7 +3,6 @@
 use std::collections::{BTreeSet, HashMap, HashSet};
 
 use super::expand::{MAX_DEPTH, circle, no_branches, rounds};
-use crate::docs::COMBINATORS;
 use crate::error::{Problem, Remark, closest};
 use crate::nn::{self, Builder, FieldDef, FieldShape};
 use crate::spec::{
@@ -337,7 +336,7 @@ impl<'s> Checker<'s, '_> {
     fn unknown_block(&mut self, name: &str, at: &Address) {
         let problem =
             self.problems.at(&self.spec.source, &at.key(), format!("unknown block `{name}`"), "not a block");
-        let names = nn::BLOCKS.iter().map(|b| b.name).chain(COMBINATORS);
+        let names = nn::BLOCKS.iter().map(|b| b.name).chain(nn::COMBINATORS);
         let lists = "`smelt blocks` lists them all";
         let help = match closest(name, names) {
             Some(near) => format!("did you mean `{near}`? {lists}"),

@@ -55,16 +55,15 @@ impl Config {
             let message = format!("`{label}`: expected at most {MAX_CONFIG} bytes, found {}", text.len());
             return Err(Error::new(ErrorKind::Limit, message));
         }
-        let mut config = Config { source: Source::json(label, text)?, counted_labels: None };
+        let source = Source::json(label, text)?;
         let mut problems = Problems::default();
-        if !matches!(config.source.tree, Tree::Map(_)) {
-            let message = format!("expected a map of settings, found {}", config.source.tree.kind());
-            problems.at(&config.source, &Address::root(), message, "");
+        if !matches!(source.tree, Tree::Map(_)) {
+            let message = format!("expected a map of settings, found {}", source.tree.kind());
+            problems.at(&source, &Address::root(), message, "");
         }
-        repeated_keys(&config.source, &config.source.tree, &Address::root(), &mut problems);
+        repeated_keys(&source, &source.tree, &Address::root(), &mut problems);
         problems.finish(ErrorKind::Config)?;
-        config.counted_labels = counted_labels(&config.source.tree);
-        Ok(config)
+        Ok(Config { counted_labels: counted_labels(&source.tree), source })
     }
 
     /// The value of a key, with dots for nested ones, and where it stands.

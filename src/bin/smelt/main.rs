@@ -38,8 +38,8 @@ use clap::builder::{PossibleValuesParser, RangedU64ValueParser};
 use clap::{CommandFactory, Parser, Subcommand};
 
 use smelt::cpu::MAX_THREADS;
-use smelt::docs::{COMBINATORS, combinator};
-use smelt::nn::{BLOCKS, FieldDef, maps};
+use smelt::docs::combinator;
+use smelt::nn::{BLOCKS, COMBINATORS, FieldDef, maps};
 
 /// Check, verify and look up architecture descriptions.
 #[derive(Parser)]
