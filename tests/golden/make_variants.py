@@ -213,6 +213,24 @@ def heads(out: Path) -> None:
     )
 
 
+def names(out: Path) -> None:
+    config, state = source("gpt2/causal")
+    tied = plain("GPT2LMHeadModel", config, state)
+    tied.tie_weights()
+    both = {**config, "n_head": 1, "num_attention_heads": config["n_head"]}
+    variant(
+        out, "gpt2-both-names", "GPT2LMHeadModel", "n_head beside num_attention_heads, of which the latter counts", both, state, tied
+    )
+    config, state = source("bart/conditional-generation")
+    expected = plain("BartForConditionalGeneration", config, state)
+    expected.tie_weights()
+    both = {**config, "encoder_layers": 7, "num_hidden_layers": config["encoder_layers"]}
+    variant(
+        out, "bart-both-names", "BartForConditionalGeneration", "encoder_layers beside num_hidden_layers, of which the latter counts",
+        both, state, expected,
+    )
+
+
 def old_forms(out: Path) -> None:
     config, state = source("bert/masked-lm")
     expected = plain("BertForMaskedLM", config, state)
@@ -503,6 +521,7 @@ def main() -> None:
     a = ap.parse_args()
     storage(a.out)
     heads(a.out)
+    names(a.out)
     old_forms(a.out)
     sometimes(a.out)
     settings(a.out)
