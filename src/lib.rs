@@ -16,8 +16,9 @@
 //!
 //! [`Model`] has a method for each task: [`classify`](Model::classify), [`classify_tokens`](Model::classify_tokens),
 //! [`answer`](Model::answer), [`fill_mask`](Model::fill_mask), [`generate`](Model::generate), [`stream`](Model::stream),
-//! [`embed`](Model::embed), [`classify_images`](Model::classify_images), [`embed_images`](Model::embed_images),
-//! [`describe_images`](Model::describe_images), [`transcribe`](Model::transcribe), and [`forward`](Model::forward) for raw token ids. Any number of threads may use one model.
+//! [`stream_batch`](Model::stream_batch), [`embed`](Model::embed), [`classify_images`](Model::classify_images),
+//! [`embed_images`](Model::embed_images), [`describe_images`](Model::describe_images), [`transcribe`](Model::transcribe), and
+//! [`forward`](Model::forward) for raw token ids. Any number of threads may use one model.
 //! A text's result does not depend, to the bit, on what else is in the batch or on the number of threads.
 //!
 //! Everything that can be wrong with a file is an [`Error`] before a weight is read; it holds all problems that were
@@ -64,6 +65,7 @@ pub mod weights;
 pub use backend::{Compute, WeightType};
 pub use error::{Error, ErrorKind, Result};
 pub use generate::SamplingOptions;
+pub use plan::Arch;
 pub use preprocess::{Image, Sound};
 pub use task::{
     Answer, AnswerOptions, Answers, BackendKind, Classification, Embedding, FinishReason, GenerateOptions,

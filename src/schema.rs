@@ -57,6 +57,7 @@ pub fn schema() -> Value {
             "when": described(or_expression(json!({"type": "boolean"})), "Whether the config has this head."),
             "outputs": described(outputs, "Values of the model that are outputs too."),
             "decoder_start": {"description": "The token that begins what a decoder writes."},
+            "pad_to": {"description": "How many tokens shorter texts are filled up to."},
         },
         "additionalProperties": sequence,
         "required": ["match"],

@@ -121,7 +121,7 @@ fn measure(family: &str, dir: &Path, own: &str, scratch: &Path) -> Row {
     let case = dir.file_name().unwrap().to_str().unwrap().to_owned();
     let path = scratch.join(format!("{family}-{case}.yaml"));
     std::fs::write(&path, &draft.text).unwrap();
-    let arch = Some(path.to_str().unwrap().to_owned());
+    let arch = Some(path.to_str().unwrap().into());
     let options = OpenOptions { arch, ..OpenOptions::default() };
     let network = smelt::task::open_network(&repository, &options, Arc::new(Cpu::new(Some(2))));
     let verifies = network.as_ref().is_ok_and(|network| {

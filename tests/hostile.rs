@@ -38,6 +38,8 @@ const HEARING: Fixture = ("conditional-generation", "num_mel_bins", "");
 const SEEING: Fixture = ("image-classification", "encoder_stride", "");
 /// Encoders of images and of texts, which are compared.
 const COMPARING: Fixture = ("model", "projection_dim", "");
+/// The same, with texts that are filled up.
+const FILLED: Fixture = ("model", "initializer_factor", "projection_dim");
 /// An encoder-decoder.
 const PAIRED: Fixture = ("conditional-generation", "d_kv", "");
 
@@ -524,6 +526,14 @@ fn one_text_describes_many_images() {
     let [one, three] = [1, 3].map(|n| both.forward(&images(n), &["logits_per_image"], false).unwrap());
     assert_eq!((one[0].value.rows(), three[0].value.rows()), (1, 3));
     assert_eq!(three[0].value.row(0), one[0].value.row(0));
+    // What is computed from one side needs no other.
+    let texts = Batch { images: None, ..images(3) };
+    let [alone, beside] =
+        [&texts, &images(3)].map(|batch| both.forward(batch, &["text_embeds"], false).unwrap());
+    assert_eq!(alone[0].value, beside[0].value);
+    refused("one side of two", ErrorKind::Input, "expected images", || {
+        both.forward(&texts, &["logits_per_image"], false)
+    });
 }
 
 #[test]
@@ -609,6 +619,13 @@ fn outputs_of_other_rows_than_the_task_wants_are_refused() {
             "logits_per_image: [{from: text_embeds}, {similarity: {with: image_embeds",
             Fit,
             "needs a row for each image, with a column for each text, and has",
+        ),
+        (
+            FILLED,
+            "pad_to: $positions",
+            "pad_to: \"${positions - positions}\"",
+            Fit,
+            "expected a number of tokens from 1 on, found `0`",
         ),
     ];
     for (name, old, new, kind, part) in cases {

@@ -153,7 +153,7 @@ fn a_description_that_has_changed_is_packed_anew() {
         text.replace("self.query", "?").replace("self.value", "self.query").replace('?', "self.value");
     assert_ne!(text, swapped);
     let run = |packed: Option<&Path>| {
-        let arch = Some(arch.to_str().unwrap().to_owned());
+        let arch = Some(arch.to_str().unwrap().into());
         let options = OpenOptions { arch, ..options(None, packed) };
         let model = load_with(&examples.join("models/language-id"), cpu(Compute::F32), &options).unwrap();
         let outputs = model.forward(&Batch::of([&[5, 60, 70, 80][..]]), &[], false).unwrap();

@@ -544,7 +544,13 @@ fn prompts_are_continued() {
         let steps = reference["generate.0.tokens"].len();
         let options = GenerateOptions { max_tokens: steps, ignore_eos: true, ..GenerateOptions::default() };
         let found = model.generate(&prompts, &options).unwrap();
+        let mut streamed = vec![String::new(); prompts.len()];
+        for piece in model.stream_batch(&prompts, &options).unwrap() {
+            let (i, piece) = piece.unwrap();
+            streamed[i] += &piece;
+        }
         for (i, found) in found.iter().enumerate() {
+            assert_eq!(streamed[i], found.text, "{}: prompt {i}, streamed with the others", dir.display());
             let tokens: Vec<i64> = found.tokens.iter().map(|t| i64::from(*t)).collect();
             let expected = reference[&format!("generate.{i}.tokens")].to_i64().unwrap();
             assert_eq!(tokens, expected, "{}: prompt {i}", dir.display());

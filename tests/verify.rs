@@ -7,11 +7,11 @@ use std::sync::Arc;
 
 use serde::Deserialize;
 
-use smelt::OpenOptions;
 use smelt::cpu::Cpu;
 use smelt::model::Network;
 use smelt::task::{Bundle, Culprit, open_network};
 use smelt::weights::{Repository, read_bundle};
+use smelt::{Arch, OpenOptions};
 
 /// That of `smelt verify`.
 const TOLERANCE: f32 = 1e-4;
@@ -54,7 +54,7 @@ fn bundle(model: &str) -> Bundle {
     Bundle::new(read_bundle(&file).unwrap()).unwrap()
 }
 
-fn load(model: &str, arch: Option<String>) -> Network {
+fn load(model: &str, arch: Option<Arch>) -> Network {
     let options = OpenOptions { arch, ..OpenOptions::default() };
     let repository = Repository::open(&golden(model)).unwrap();
     open_network(&repository, &options, Arc::new(Cpu::new(Some(2)))).unwrap_or_else(|e| panic!("{e}"))
@@ -97,8 +97,6 @@ fn right_descriptions_agree_in_every_module() {
 
 #[test]
 fn mistakes_are_pinned_to_their_lines() {
-    let folder = tempfile::tempdir().unwrap();
-    let file = folder.path().join("mine.yaml");
     let mut failures = Vec::new();
     for mistake in mistakes() {
         let family = mistake.model.split('/').next().unwrap();
@@ -108,8 +106,7 @@ fn mistakes_are_pinned_to_their_lines() {
             assert!(text.contains(change), "{}: `{change}` is not there", mistake.mistake);
             text = text.replacen(change, to, 1);
         }
-        std::fs::write(&file, &text).unwrap();
-        let network = load(&mistake.model, Some(file.to_str().unwrap().to_owned()));
+        let network = load(&mistake.model, Some(Arch::yaml("mine.yaml", text.as_str())));
         let Some(found) = culprit(&mistake.model, &network) else {
             failures.push(format!("{}: nothing found", mistake.mistake));
             continue;

@@ -27,8 +27,8 @@ use smelt::nn::Stream;
 use smelt::task::Bundle;
 use smelt::weights::{BundleData, Repository, read_bundle, write_bundle};
 use smelt::{
-    AnswerOptions, BackendKind, Compute, Error, ErrorKind, GenerateOptions, Image, Label, Model, OpenOptions,
-    Pooling, Result, SamplingOptions, Sound, Text, TranscribeOptions,
+    AnswerOptions, Arch, BackendKind, Compute, Error, ErrorKind, GenerateOptions, Image, Label, Model,
+    OpenOptions, Pooling, Result, SamplingOptions, Sound, Text, TranscribeOptions,
 };
 
 /// Files by their names.
@@ -56,7 +56,7 @@ struct Arguments {
 
     /// Architecture: a YAML file, or the name of a built-in one
     #[arg(long, value_name = "FILE|NAME")]
-    arch: Option<String>,
+    arch: Option<Arch>,
 
     /// Directory with config.json, *.safetensors and tokenizer.json, or the name of an embedded model
     #[arg(long, short, value_name = "DIR")]
@@ -420,9 +420,7 @@ fn check_options(model: &Model, arguments: &Arguments) -> Result<()> {
         && !(chooses || writes || embeds || task == "token_classification")
     {
         let message = format!("the task `{task}` has no answer in words");
-        return Err(
-            Error::new(ErrorKind::Input, message).help("give tensors with `--inputs` and `--outputs`")
-        );
+        return Err(Error::new(ErrorKind::Input, message).help("give tensors (`--inputs`) and `--outputs`"));
     }
     let options = &arguments.generation;
     for (given, understood, option, what) in [
@@ -456,7 +454,7 @@ fn repository(arguments: &Arguments) -> Result<Repository> {
     let embedded = MODELS.iter().find(|(n, _)| *n == name);
     // A directory of that name may be meant, if a model is named at all.
     match embedded.filter(|_| arguments.model.is_none() || !Path::new(name).is_dir()) {
-        Some((name, files)) => Ok(Repository::embedded(name, files)),
+        Some((name, files)) => Ok(Repository::from_files(*name, files.iter().copied())),
         None => Repository::open(Path::new(name)),
     }
 }

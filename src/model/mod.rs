@@ -10,6 +10,7 @@ mod session;
 mod trace;
 
 use std::borrow::Cow;
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use crate::backend::{Backend, Span, WeightType};
@@ -81,20 +82,20 @@ impl Network {
 
     /// Computes the outputs named in `wanted` (all of the plan's without names) for a batch. With `hidden_states`, the
     /// inputs of all layers and the end of the stack as well, named `hidden_states.0`, `hidden_states.1` and so on. Outputs come
-    /// in the order of the plan. Streams that the model does not take are not looked at.
+    /// in the order of the plan. Streams that these outputs are not computed from need not be given, and are not looked at.
     ///
     /// # Errors
     /// `Input` for ids out of range, type ids that the model does not read, sequences that are empty, too long or go on from others
     /// ([`Span::past`]; that is for a [`Session`]), and names that the plan lacks; `Limit` when the batch needs too much memory; `Checkpoint` when a result is infinite or no number.
     pub fn forward(&self, batch: &Batch, wanted: &[&str], hidden_states: bool) -> Result<Vec<Output>> {
         let ids = self.ids_of(wanted)?;
-        let batch = &*self.checked(batch)?;
+        let batch = &*self.checked(batch, &self.plan.streams(&ids))?;
         let at_once = self.backend.rows_at_once();
         let tokens = batch.input.ids.len() + batch.decoder.ids.len();
         let hidden = if hidden_states { self.hidden_bytes(batch) } else { 0 };
         if tokens <= at_once || batch.len() < 2 || !self.is_separable(batch, &ids) {
             self.check_memory(batch, hidden)?;
-            return self.forward_at_once(batch, &ids, hidden_states);
+            return self.forward_at_once(batch, &ids, hidden_states, &[]);
         }
         let groups = batch.groups(at_once);
         let bytes = ids.iter().map(|id| bytes(batch, self.plan.values[id.0].shape));
@@ -103,7 +104,7 @@ impl Network {
         // Outputs of the whole batch, and how many of their elements are there.
         let mut joined: Vec<(Output, Tensor, usize)> = Vec::new();
         for group in groups {
-            for output in self.forward_at_once(&group, &ids, hidden_states)? {
+            for output in self.forward_at_once(&group, &ids, hidden_states, &[])? {
                 let at = joined.iter().position(|(of, ..)| of.name == output.name).unwrap_or(joined.len());
                 if at == joined.len() {
                     let all = Tensor::zeros(batch.rows(output.rows), output.value.cols());
@@ -116,6 +117,22 @@ impl Network {
             }
         }
         Ok(joined.into_iter().map(|(output, all, _)| Output { value: Arc::new(all), ..output }).collect())
+    }
+
+    /// As [`forward`](Self::forward), for a batch of which some values are `known`.
+    ///
+    /// # Errors
+    /// As [`forward`](Self::forward).
+    pub(crate) fn forward_from(
+        &self,
+        batch: &Batch,
+        wanted: &[&str],
+        known: &[(ValueId, Arc<Tensor>)],
+    ) -> Result<Vec<Output>> {
+        let ids = self.ids_of(wanted)?;
+        let batch = &*self.checked(batch, &self.plan.streams(&ids))?;
+        self.check_memory(batch, 0)?;
+        self.forward_at_once(batch, &ids, false, known)
     }
 
     /// Bytes of the hidden states of a batch: the input of each layer, and the end of the stack.
@@ -137,9 +154,18 @@ impl Network {
     }
 
     /// The outputs of a batch that has been checked, and the hidden states.
-    fn forward_at_once(&self, batch: &Batch, ids: &[ValueId], hidden_states: bool) -> Result<Vec<Output>> {
+    fn forward_at_once(
+        &self,
+        batch: &Batch,
+        ids: &[ValueId],
+        hidden_states: bool,
+        known: &[(ValueId, Arc<Tensor>)],
+    ) -> Result<Vec<Output>> {
         let mut states = self.new_states(batch.len());
         self.pass(batch, &mut states, |run| {
+            for (id, value) in known {
+                run.computed[id.0] = Some(value.clone());
+            }
             if hidden_states {
                 run.hidden_states = Some(Default::default());
             }
@@ -168,11 +194,12 @@ impl Network {
         })
     }
 
-    /// A batch that can be computed: what the model takes, with the tokens of a decoder that was given none.
-    fn checked<'b>(&self, batch: &'b Batch) -> Result<Cow<'b, Batch>> {
-        let batch = batch.only(&self.plan.declared.streams);
+    /// A batch that can be computed: what these streams are given, with the tokens of a decoder that was given none.
+    fn checked<'b>(&self, batch: &'b Batch, streams: &BTreeSet<Stream>) -> Result<Cow<'b, Batch>> {
+        let batch = batch.only(streams);
+        let is_decoded = streams.contains(&Stream::Decoder);
         let batch = match self.plan.decoder_start {
-            Some(start) if batch.decoder.spans.is_empty() => {
+            Some(start) if is_decoded && batch.decoder.spans.is_empty() => {
                 // The input, one token later.
                 let mut decoder = Tokens::default();
                 for span in &batch.input.spans {
@@ -185,7 +212,7 @@ impl Network {
             }
             _ => batch,
         };
-        for stream in &self.plan.declared.streams {
+        for stream in streams {
             let spans = batch.tokens(*stream).map_or(&[][..], |tokens| &tokens.spans);
             if let Some(span) = spans.iter().find(|span| span.past > 0) {
                 let message = format!(
@@ -196,9 +223,9 @@ impl Network {
             }
             self.check(&batch, *stream)?;
         }
-        let read = self.plan.declared.streams.iter().find(|stream| **stream != Stream::Decoder);
+        let read = streams.iter().find(|stream| **stream != Stream::Decoder);
         let (expected, found) = (read.map(|stream| batch.count(*stream)), batch.decoder.spans.len());
-        if self.plan.has_decoder() && expected.is_some_and(|expected| expected != found) {
+        if is_decoded && expected.is_some_and(|expected| expected != found) {
             let message = format!(
                 "expected decoder tokens for {} sequences, found {found}",
                 expected.unwrap_or_default()

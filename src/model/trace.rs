@@ -35,7 +35,7 @@ impl Network {
     /// As [`forward`](Self::forward), but that results may be no numbers.
     pub fn trace(&self, batch: &Batch, wanted: &[&str]) -> Result<Vec<ModuleCall>> {
         let ids = self.ids_of(wanted)?;
-        let batch = self.checked(batch)?;
+        let batch = self.checked(batch, &self.plan.streams(&ids))?;
         self.check_memory(&batch, 0)?;
         let mut states = self.new_states(batch.len());
         let calls = self.pass(&batch, &mut states, |run| {

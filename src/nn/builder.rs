@@ -1,7 +1,7 @@
 //! What a block sees while the plan is made: the values of names, the path it stands under, and the place where
 //! it declares the tensors it owns.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::ops::Range;
 
 use super::fields::{Bias, FieldType, Fields, Given, Path, Projection, ValueName};
@@ -275,13 +275,24 @@ pub struct Declared {
     /// What is computed from weights alone, and kept: elements, at most.
     pub kept: usize,
     /// Streams that are read.
-    pub streams: std::collections::BTreeSet<Stream>,
+    pub streams: BTreeSet<Stream>,
     /// What is looked up in tables.
     pub ids: Vec<IdsUse>,
     /// Columns of the widest matrix inside of a layer.
     pub widest_in_layers: usize,
     /// Columns of the widest matrix, logits included.
     pub widest: usize,
+}
+
+/// A value that is planned already.
+#[derive(Debug)]
+pub struct KnownValue {
+    /// Which one it is.
+    pub id: ValueId,
+    /// What it is.
+    pub shape: Shape,
+    /// The streams that it is computed from.
+    pub streams: BTreeSet<Stream>,
 }
 
 /// The context in which a block is built.
@@ -311,7 +322,7 @@ pub struct Builder<'a> {
     /// What was declared so far.
     pub declared: Declared,
     /// Values that are planned already.
-    pub values: HashMap<String, (ValueId, Shape)>,
+    pub values: HashMap<String, KnownValue>,
     /// A value that the block asked for and that is not planned yet.
     pub wanted: Option<ValueName>,
     /// Linear maps in the order in which blocks asked for them, for reports.
@@ -480,11 +491,12 @@ impl<'a> Builder<'a> {
     /// The value that a reference names. If it is not planned yet it is noted as wanted: the block is built again
     /// once it is.
     pub fn refer(&mut self, reference: &ValueName) -> Option<(ValueId, Shape)> {
-        let found = self.values.get(&reference.name).copied();
-        if found.is_none() {
+        let Some(known) = self.values.get(&reference.name) else {
             self.wanted = Some(reference.clone());
-        }
-        found
+            return None;
+        };
+        self.declared.streams.extend(&known.streams);
+        Some((known.id, known.shape))
     }
 
     /// Takes the name from a declared tensor: the next one of that name is another.

@@ -52,6 +52,8 @@ pub struct PlannedValue {
     pub body: Box<dyn Block>,
     /// What it is.
     pub shape: Shape,
+    /// The streams that it is computed from.
+    pub streams: BTreeSet<Stream>,
 }
 
 /// The tokens of one stream: all sequences end to end.

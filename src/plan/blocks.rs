@@ -152,8 +152,8 @@ impl Expander<'_, '_> {
         };
         let reads = settings.iter().find_map(|(field, value)| {
             let name = value.as_text().filter(|_| is_reference(field))?;
-            let (_, shape) = self.builder.values.get(name)?;
-            matches!(shape, Shape::Matrix { .. }).then(|| (name.to_owned(), *shape))
+            let shape = self.builder.values.get(name)?.shape;
+            matches!(shape, Shape::Matrix { .. }).then(|| (name.to_owned(), shape))
         });
         let block = PlannedBlock {
             name: definition.name,

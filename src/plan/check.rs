@@ -110,7 +110,7 @@ pub fn check(spec: &Spec, problems: &mut Problems) {
         for (output, _, at) in &head.outputs {
             checker.reference(output, at);
         }
-        for (tree, at) in head.decoder_start.iter().chain(&head.when) {
+        for (tree, at) in head.decoder_start.iter().chain(&head.when).chain(&head.pad_to) {
             checker.names(tree, at);
         }
     }

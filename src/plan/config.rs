@@ -318,8 +318,7 @@ pub fn quantised(config: &Config) -> Option<Problem> {
     let method = value.get("quant_method").map_or(String::new(), |method| format!(" ({method})"));
     let mut problem =
         Problem::new(format!("`quantization_config`: quantised checkpoints are not read{method}"));
-    let help =
-        "take the model that it was made from; `--dtype q8` and `--dtype q4` quantise it when it is opened";
+    let help = "take the model that it was made from; it can be quantised when it is opened (`--dtype q8`, `--dtype q4`)";
     problem.remarks.push(Remark { tag: "help", text: help.into() });
     Some(problem.at(config.source().place(&at)))
 }

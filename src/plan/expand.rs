@@ -5,7 +5,7 @@ use std::collections::HashSet;
 use super::blocks::{Attempts, PlannedBlock, Within};
 use super::rounds::Kinds;
 use crate::nn::combinators::{Product, Repeat, Residual, Sequence, Sum};
-use crate::nn::{self, Block, Builder, Built, PlannedValue, Rows, Shape, TensorId, ValueId};
+use crate::nn::{self, Block, Builder, Built, KnownValue, PlannedValue, Rows, Shape, TensorId, ValueId};
 use crate::spec::{Address, Head, Item, Spec, Step, Tree};
 
 /// Most layers of one loop.
@@ -85,8 +85,8 @@ impl<'s, 'b> Expander<'s, 'b> {
 
     /// Builds a value, unless it is built already; `at` is where it is asked for.
     pub fn value(&mut self, name: &str, at: &Address) -> Option<(ValueId, Shape)> {
-        if let Some(found) = self.builder.values.get(name) {
-            return Some(*found);
+        if let Some(known) = self.builder.values.get(name) {
+            return Some((known.id, known.shape));
         }
         if self.failed.contains(name) {
             return None;
@@ -113,9 +113,12 @@ impl<'s, 'b> Expander<'s, 'b> {
         self.builder.scope.retain(|name| outer.contains(&name));
         let within = std::mem::take(&mut self.within);
         let recorded = std::mem::take(&mut self.recorded);
+        let others = std::mem::take(&mut self.builder.declared.streams);
         let built = self.sequence(&value.body, None, Some(id), &value.at);
         self.within = within;
         self.done.extend(std::mem::replace(&mut self.recorded, recorded));
+        let streams = self.builder.declared.streams.clone();
+        self.builder.declared.streams.extend(others);
         self.builder.scope = scope;
         self.builder.path = path;
         self.builder.loops = loops;
@@ -125,8 +128,9 @@ impl<'s, 'b> Expander<'s, 'b> {
             self.failed.insert(name.to_owned());
             return None;
         };
-        self.values[id.0] = Some(PlannedValue { name: name.to_owned(), body, shape });
-        self.builder.values.insert(name.to_owned(), (id, shape));
+        let known = KnownValue { id, shape, streams: streams.clone() };
+        self.values[id.0] = Some(PlannedValue { name: name.to_owned(), body, shape, streams });
+        self.builder.values.insert(name.to_owned(), known);
         Some((id, shape))
     }
 

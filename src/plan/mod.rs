@@ -16,6 +16,7 @@ mod report;
 mod rounds;
 mod tensors;
 
+use std::collections::BTreeSet;
 use std::io::Read;
 
 use crate::error::{Error, ErrorKind, Remark, Result, closest};
@@ -79,6 +80,8 @@ pub struct Plan {
     pub tensors: Tensors,
     /// The token that goes before the input to make the tokens of a decoder that is not given any.
     pub decoder_start: Option<u32>,
+    /// How many tokens shorter texts are filled up to.
+    pub pad_to: Option<usize>,
     /// What is known of each block, for reports.
     pub blocks: Vec<PlannedBlock>,
 }
@@ -104,7 +107,7 @@ impl Plan {
         }
 
         let mut expander = expander(&spec, head, &bound, &mut problems);
-        let decoder_start = build(&spec, head, &mut expander);
+        let (decoder_start, pad_to) = build(&spec, head, &mut expander);
         let (values, declared, blocks) = expander.finish();
         problems.finish(ErrorKind::Config)?;
 
@@ -132,6 +135,7 @@ impl Plan {
             declared,
             tensors,
             decoder_start,
+            pad_to,
             spec,
             blocks,
         };
@@ -193,6 +197,11 @@ impl Plan {
         }
     }
 
+    /// The streams that values are computed from.
+    pub fn streams(&self, ids: &[ValueId]) -> BTreeSet<Stream> {
+        ids.iter().flat_map(|id| &self.values[id.0].streams).copied().collect()
+    }
+
     /// The output of that name.
     pub fn output(&self, name: &str) -> Option<ValueId> {
         self.outputs.iter().find(|(n, _)| n == name).map(|(_, id)| *id)
@@ -240,8 +249,13 @@ fn expander<'s>(
     Expander::new(spec, head, builder)
 }
 
-/// Builds what a head asks for, or the model without one, and gives the token with which the head's decoder starts.
-fn build<'s>(spec: &'s Spec, head: Option<&'s Head>, expander: &mut Expander<'s, '_>) -> Option<u32> {
+/// Builds what a head asks for, or the model without one, and gives the token with which the head's decoder starts, and how many tokens
+/// it wants of a text.
+fn build<'s>(
+    spec: &'s Spec,
+    head: Option<&'s Head>,
+    expander: &mut Expander<'s, '_>,
+) -> (Option<u32>, Option<usize>) {
     if let Some(head) = head
         && expander.included(&head.when) == Some(false)
     {
@@ -255,14 +269,20 @@ fn build<'s>(spec: &'s Spec, head: Option<&'s Head>, expander: &mut Expander<'s,
             check_rows(head, name, shape, &at, b);
         }
     }
-    let (tree, at) = head?.decoder_start.as_ref()?;
-    match expander.builder.evaluate(tree, at)? {
-        Tree::Int(id) if u32::try_from(id).is_ok() => Some(id as u32),
-        other => {
-            expander.builder.wrong_value(at, format!("expected a token id, found `{other}`"));
-            None
+    let b = &mut expander.builder;
+    let mut number = |given: Option<&(Tree, Address)>, what: &str, least: u32| {
+        let (tree, at) = given?;
+        match b.evaluate(tree, at)? {
+            Tree::Int(n) if u32::try_from(n).is_ok_and(|n| n >= least) => Some(n as u32),
+            other => {
+                b.wrong_value(at, format!("expected {what}, found `{other}`"));
+                None
+            }
         }
-    }
+    };
+    let decoder_start = number(head.and_then(|head| head.decoder_start.as_ref()), "a token id", 0);
+    let pad_to = number(head.and_then(|head| head.pad_to.as_ref()), "a number of tokens from 1 on", 1);
+    (decoder_start, pad_to.map(|n| n as usize))
 }
 
 /// Reports an output of a head that has other rows than its task wants: a missing `pool` would go unnoticed else.
@@ -450,12 +470,46 @@ fn elsewhere(spec: &Spec, chosen: Option<&Head>, bound: &config::Bound, few: boo
     expander.finish().1.tensors
 }
 
-/// The description that was asked for, see [`load_source`]; else the built-in one that matches the config.
+/// A description of an architecture that somebody asks for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Arch {
+    /// A YAML file, or the name of a built-in one, see [`load_source`].
+    Named(String),
+    /// The text of a YAML file.
+    Yaml {
+        /// What messages call it.
+        name: String,
+        /// Its text.
+        text: String,
+    },
+}
+
+impl Arch {
+    /// The text of a YAML file, such as one that was compiled into the program (`include_str!`); `name` is what messages call it.
+    pub fn yaml(name: impl Into<String>, text: impl Into<String>) -> Arch {
+        Arch::Yaml { name: name.into(), text: text.into() }
+    }
+}
+
+impl<N: Into<String>> From<N> for Arch {
+    fn from(name: N) -> Arch {
+        Arch::Named(name.into())
+    }
+}
+
+/// The description that was asked for, else the built-in one that matches the config.
 ///
 /// # Errors
 /// As [`load_source`]; `Unsupported` when no built-in one matches.
-pub fn source_for(asked: Option<&str>, config: &Config) -> Result<Source> {
-    asked.map_or_else(|| builtin::find(config), load_source)
+pub fn source_for(asked: Option<&Arch>, config: &Config) -> Result<Source> {
+    match asked {
+        Some(Arch::Named(name)) => load_source(name),
+        Some(Arch::Yaml { name, text }) => {
+            check_size(name, text.as_bytes())?;
+            Source::yaml(name, text)
+        }
+        None => builtin::find(config),
+    }
 }
 
 /// Reads a description from a file, or a built-in one by its name.
@@ -476,17 +530,23 @@ pub fn load_source(name: &str) -> Result<Source> {
         let near = closest(name, builtin::names()).map(|near| format!("did you mean `{near}`?"));
         return Err(error.help(near.unwrap_or_else(|| format!("built in are {}", listed(&builtin::names())))));
     }
-    /// A description is a page; more is a mistake.
-    const MAX_BYTES: u64 = 1 << 20;
     let mut bytes = Vec::new();
     let file = std::fs::File::open(path).map_err(|e| Error::io(path, &e))?;
     // One byte more tells that there are too many; a pipe does not say how many it has.
     file.take(MAX_BYTES + 1).read_to_end(&mut bytes).map_err(|e| Error::io(path, &e))?;
-    if bytes.len() as u64 > MAX_BYTES {
-        let message = format!("`{name}` has more bytes than the {MAX_BYTES} that an architecture may have");
-        return Err(Error::new(ErrorKind::Spec, message));
-    }
+    check_size(name, &bytes)?;
     let text =
         String::from_utf8(bytes).map_err(|_| Error::io(path, &std::io::ErrorKind::InvalidData.into()))?;
     Source::yaml(name, text)
+}
+
+/// A description is a page; more is a mistake.
+const MAX_BYTES: u64 = 1 << 20;
+
+fn check_size(name: &str, bytes: &[u8]) -> Result<()> {
+    if bytes.len() as u64 <= MAX_BYTES {
+        return Ok(());
+    }
+    let message = format!("`{name}` has more bytes than the {MAX_BYTES} that an architecture may have");
+    Err(Error::new(ErrorKind::Spec, message))
 }

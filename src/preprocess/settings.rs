@@ -41,7 +41,7 @@ impl Settings {
                 None => {
                     let message = format!("no `{}`", repository.label(own));
                     return Err(Error::new(ErrorKind::Config, message)
-                        .help("take it from the model's repository, or give tensors with `--inputs`"));
+                        .help("take it from the model's repository, or give tensors (`--inputs`)"));
                 }
             },
         };
@@ -69,7 +69,7 @@ impl Settings {
             let what =
                 if class.is_empty() { "it names no processor".into() } else { format!("found `{class}`") };
             let message = format!("`{label}`: expected the processor {}, {what}", listed(&classes));
-            return Err(Error::new(ErrorKind::Unsupported, message).help("give tensors with `--inputs`"));
+            return Err(Error::new(ErrorKind::Unsupported, message).help("give tensors (`--inputs`)"));
         };
         Ok(Settings {
             label,
@@ -128,7 +128,7 @@ impl Settings {
                     self.label,
                     listed(&accepted)
                 );
-                Err(Error::new(ErrorKind::Unsupported, message).help("give tensors with `--inputs`"))
+                Err(Error::new(ErrorKind::Unsupported, message).help("give tensors (`--inputs`)"))
             }
             _ => Ok(()),
         }
@@ -154,7 +154,7 @@ impl Settings {
         let error = Error::new(ErrorKind::Unsupported, message);
         Err(match near {
             Some(near) => error.help(format!("did you mean `{near}`?")),
-            None => error.help("give tensors with `--inputs`"),
+            None => error.help("give tensors (`--inputs`)"),
         })
     }
 }

@@ -127,6 +127,8 @@ pub struct Head {
     pub outputs: Vec<(String, Option<String>, Address)>,
     /// The token that goes before the input to make the tokens of a decoder that is not given any.
     pub decoder_start: Option<(Tree, Address)>,
+    /// How many tokens the model was always given of a text: shorter ones are filled up.
+    pub pad_to: Option<(Tree, Address)>,
     /// The head's own values.
     pub values: Vec<NamedValue>,
     /// The entry.
@@ -467,7 +469,7 @@ impl<'a> Reader<'a> {
         let mut heads = Vec::new();
         for (task, fields, at) in self.entries(tree, at) {
             let (mut classes, mut outputs) = (Vec::new(), Vec::new());
-            let (mut when, mut decoder_start) = (None, None);
+            let (mut when, mut decoder_start, mut pad_to) = (None, None, None);
             for (field, value, at) in self.entries(fields, &at) {
                 match field {
                     "match" => {
@@ -486,9 +488,13 @@ impl<'a> Reader<'a> {
                         let texts = self.texts(value, &at).into_iter();
                         outputs = texts.map(|(text, at)| (text.into(), None, at)).collect();
                     }
-                    "decoder_start" | "when" => {
+                    "when" | "decoder_start" | "pad_to" => {
                         self.templates(value, &at);
-                        let given = if field == "when" { &mut when } else { &mut decoder_start };
+                        let given = match field {
+                            "when" => &mut when,
+                            "pad_to" => &mut pad_to,
+                            _ => &mut decoder_start,
+                        };
                         *given = Some((value.clone(), at));
                     }
                     _ => {}
@@ -497,8 +503,8 @@ impl<'a> Reader<'a> {
             if fields.get("match").is_none() {
                 self.wrong(&at.key(), format!("head `{task}` has no `match`"), "");
             }
-            let values = self.values(fields, &at, &["match", "when", "outputs", "decoder_start"]);
-            heads.push(Head { task: task.into(), classes, when, outputs, decoder_start, values, at });
+            let values = self.values(fields, &at, &["match", "when", "outputs", "decoder_start", "pad_to"]);
+            heads.push(Head { task: task.into(), classes, when, outputs, decoder_start, pad_to, values, at });
         }
         heads
     }

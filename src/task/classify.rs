@@ -151,6 +151,6 @@ pub(super) fn softmax(x: &mut [f32]) {
     x.iter_mut().for_each(|x| *x = (f64::from(*x - largest).exp() / total) as f32);
 }
 
-fn sigmoid(x: &mut [f32]) {
+pub(super) fn sigmoid(x: &mut [f32]) {
     x.iter_mut().for_each(|x| *x = (1.0 / (1.0 + f64::from(-*x).exp())) as f32);
 }

@@ -17,7 +17,7 @@ pub struct Embedding {
 impl Model {
     /// Vectors of texts.
     ///
-    /// A model of the task `text_embedding` has them by itself: `text_embeds`. Others make them the way that the repository's own pipeline
+    /// A model of the task `text_embedding` or `similarity` has them by itself: `text_embeds`. Others make them the way that the repository's own pipeline
     /// says, if it has one (`modules.json` with Pooling, Dense and Normalize modules); else, or if `pooling` is given, by pooling the
     /// token vectors, by default with their mean, and by nothing else: no prompt, no modules, no `truncate_dim`. That pipeline also cuts
     /// texts, where sentence-transformers 6.2 does: at `max_seq_length`, else at the smaller of `model_max_length` and
@@ -38,7 +38,7 @@ impl Model {
     /// model; `Input` when the model has no token vectors or a text is too long.
     pub fn embed(&self, texts: &[Text<'_>], pooling: Option<Pooling>) -> Result<Vec<Embedding>> {
         let plan = self.network.plan();
-        if pooling.is_none() && self.task() == Some("text_embedding") {
+        if pooling.is_none() && plan.output("text_embeds").is_some() {
             return self.text_embeds(texts);
         }
         let states = ["last_hidden_state", "encoder_last_hidden_state"];

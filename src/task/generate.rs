@@ -105,26 +105,46 @@ impl Model {
     /// # Errors
     /// As [`generate`](Self::generate).
     pub fn stream(&self, text: Text<'_>, options: &GenerateOptions) -> Result<TextStream<'_>> {
-        Ok(TextStream { generator: Generator::new(self, &[text], options)?, done: false })
+        Ok(TextStream(self.stream_batch(&[text], options)?))
+    }
+
+    /// Continues texts together as [`generate`](Self::generate) does, giving pieces of them as soon as they are certain, each with the
+    /// number of its text.
+    ///
+    /// ```
+    /// use smelt::GenerateOptions;
+    /// # fn main() -> smelt::Result<()> {
+    /// let model = smelt::Model::open("examples/models/prose")?;
+    /// let options = GenerateOptions { max_tokens: 8, ..GenerateOptions::default() };
+    /// let mut texts = [String::from("The view"), String::from("You can use")];
+    /// let prompts = texts.clone();
+    /// for piece in model.stream_batch(&[prompts[0].as_str().into(), prompts[1].as_str().into()], &options)? {
+    ///     let (text, piece) = piece?;
+    ///     texts[text] += &piece;
+    /// }
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    /// As [`generate`](Self::generate).
+    pub fn stream_batch(&self, texts: &[Text<'_>], options: &GenerateOptions) -> Result<BatchStream<'_>> {
+        Ok(BatchStream { generator: Generator::new(self, texts, options)?, done: false })
     }
 }
 
-/// Pieces of a text that is being generated.
+/// Pieces of a text that is being generated. Whoever drops it ends the generation.
 #[derive(Debug)]
-pub struct TextStream<'m> {
-    generator: Generator<'m>,
-    done: bool,
-}
+pub struct TextStream<'m>(BatchStream<'m>);
 
 impl TextStream<'_> {
     /// Tokens that were cut off the prompt.
     pub fn truncated(&self) -> usize {
-        self.generator.sequences[0].truncated
+        self.0.truncated(0)
     }
 
     /// Why the text ended, once it has.
     pub fn finish(&self) -> Option<FinishReason> {
-        self.generator.sequences[0].finish
+        self.0.finish(0)
     }
 }
 
@@ -132,8 +152,42 @@ impl Iterator for TextStream<'_> {
     type Item = Result<String>;
 
     fn next(&mut self) -> Option<Result<String>> {
+        Some(self.0.next()?.map(|(_, piece)| piece))
+    }
+}
+
+/// Pieces of texts that are being generated together, each with the number of its text. Whoever drops it ends the generation.
+#[derive(Debug)]
+pub struct BatchStream<'m> {
+    generator: Generator<'m>,
+    done: bool,
+}
+
+impl BatchStream<'_> {
+    /// Tokens that were cut off the prompt of a text.
+    ///
+    /// # Panics
+    /// If there is no such text.
+    pub fn truncated(&self, text: usize) -> usize {
+        self.generator.sequences[text].truncated
+    }
+
+    /// Why a text ended, once it has.
+    ///
+    /// # Panics
+    /// If there is no such text.
+    pub fn finish(&self, text: usize) -> Option<FinishReason> {
+        self.generator.sequences[text].finish
+    }
+}
+
+impl Iterator for BatchStream<'_> {
+    type Item = Result<(usize, String)>;
+
+    fn next(&mut self) -> Option<Result<(usize, String)>> {
         loop {
-            if let Some(piece) = self.generator.sequences[0].pieces.pop_front() {
+            let mut sequences = self.generator.sequences.iter_mut().enumerate();
+            if let Some(piece) = sequences.find_map(|(i, s)| Some((i, s.pieces.pop_front()?))) {
                 return Some(Ok(piece));
             }
             if self.done {
@@ -198,7 +252,9 @@ impl<'m> Generator<'m> {
         if model.network.plan().has_decoder() {
             start = Some(file.decoder_start()?);
             let prompts: Vec<&[u32]> = encodings.iter().map(|e| e.ids.as_slice()).collect();
-            session.encode(&prompts)?;
+            if !prompts.is_empty() {
+                session.encode(&prompts)?;
+            }
         }
         let prompt = |e: crate::tokenizer::Encoding| (start.map_or(e.ids, |id| vec![id]), 0, e.truncated);
         let mut options = options.clone();

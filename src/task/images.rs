@@ -1,13 +1,15 @@
 //! Images in, answers out.
 
-use super::classify::softmax;
+use std::collections::BTreeSet;
+
+use super::classify::{sigmoid, softmax};
 use super::embed::Embedding;
 use super::model::{Model, Text};
 use super::sentence::{Pipeline, Pooling};
 use super::{Classification, Label};
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::{Batch, Output};
-use crate::nn::Stream;
+use crate::nn::{Stream, ValueId};
 use crate::preprocess::{Image, ImageProcessor};
 
 /// Images that go through the network at once.
@@ -53,27 +55,27 @@ impl Model {
     }
 
     /// Vectors of images: the output `image_embeds` if the model has it, else `pooler_output`; with `pooling` the rows of
-    /// `last_hidden_state` pooled, which are those of its parts and any learned ones before them.
+    /// `last_hidden_state` pooled, which are those of its parts and any learned ones before them. A model for similarity has vectors of
+    /// texts as well, by [`embed`](Self::embed), to compare them with.
     ///
     /// # Errors
     /// `Input` when the model takes no images, or has no vector of a whole image and no `pooling` is given; whatever
     /// [`image_processor`](Self::image_processor) and its [`pixel_values`](ImageProcessor::pixel_values) give.
     pub fn embed_images(&self, images: &[Image], pooling: Option<Pooling>) -> Result<Vec<Embedding>> {
         let plan = self.network.plan();
-        if !self.takes(Stream::Images) || self.takes(Stream::Input) {
-            let message = "expected a model that takes images alone";
-            return Err(Error::new(ErrorKind::Input, message).help(
-                "open it for another task, such as `image_embedding`, if its checkpoint has the head",
-            ));
+        if !self.takes(Stream::Images) {
+            let message = "expected a model that takes images";
+            return Err(Error::new(ErrorKind::Input, message));
         }
-        let vectors = ["image_embeds", "pooler_output"].into_iter();
-        let states = ["last_hidden_state"].into_iter();
-        let mut names = if pooling.is_some() { states.collect::<Vec<_>>() } else { vectors.collect() };
-        names.retain(|name| plan.output(name).is_some());
-        let Some(name) = names.first() else {
+        let names: &[&str] =
+            if pooling.is_some() { &["last_hidden_state"] } else { &["image_embeds", "pooler_output"] };
+        let is_of_images = |name: &&&str| {
+            plan.output(name).is_some_and(|id| plan.streams(&[id]) == BTreeSet::from([Stream::Images]))
+        };
+        let Some(name) = names.iter().find(is_of_images) else {
             let message = "this model has no vector of a whole image";
             return Err(Error::new(ErrorKind::Input, message)
-                .help("say how to pool those of its parts, with `--pooling`"));
+                .help("say how to pool those of its parts (`--pooling`)"));
         };
         let mut all = Vec::with_capacity(images.len());
         self.each_image_batch(images, name, |count, output| {
@@ -91,24 +93,19 @@ impl Model {
     }
 
     /// How well texts describe images, with a model for similarity: for each image the texts as labels, the best first. Scores
-    /// are probabilities over the texts.
+    /// are probabilities over the texts; of each text by itself where the model's similarity has a bias.
     ///
     /// # Errors
-    /// `Input` when the model is for another task, there are no texts, or one is too long; `Unsupported` when it compares
-    /// padded texts; whatever [`image_processor`](Self::image_processor) and its [`pixel_values`](ImageProcessor::pixel_values) give.
+    /// `Input` when the model is for another task, there are no texts, or one is too long; whatever [`image_processor`](Self::image_processor) and its [`pixel_values`](ImageProcessor::pixel_values) give.
     pub fn describe_images(&self, images: &[Image], texts: &[&str]) -> Result<Vec<Classification>> {
         self.expect_task(&["similarity"])?;
         if texts.is_empty() {
             let message = "expected texts to compare images with, found none";
-            return Err(Error::new(ErrorKind::Input, message).help("give some with `--label`"));
+            return Err(Error::new(ErrorKind::Input, message).help("give some (`--label`)"));
         }
-        let tensors = &self.network.plan().declared.tensors;
-        if tensors.iter().any(|tensor| tensor.label == "`bias` of `similarity`") {
-            // Its score is that of one text alone, padded to the longest length.
-            let message = "a model whose similarity has a bias wants padded texts, which are not made here";
-            return Err(Error::new(ErrorKind::Unsupported, message)
-                .help("`--inputs` takes `input_ids` and `pixel_values` and gives `logits_per_image`"));
-        }
+        let plan = self.network.plan();
+        // With a bias, each score is that of one text by itself (Zhai et al., arXiv:2303.15343, 2023).
+        let has_bias = plan.declared.tensors.iter().any(|tensor| tensor.label == "`bias` of `similarity`");
         let processor = self.image_processor()?;
         let asked: Vec<Text<'_>> = texts.iter().map(|text| Text::from(*text)).collect();
         let encodings = self.encode(&asked, None)?;
@@ -117,14 +114,24 @@ impl Model {
         for encoding in &encodings {
             batch.input.push(&encoding.ids, 0);
         }
+        // The texts are the same for all images.
+        let of_texts = |id: &ValueId| plan.streams(&[*id]) == BTreeSet::from([Stream::Input]);
+        let known = match plan.output("text_embeds").filter(of_texts) {
+            Some(id) => vec![(id, self.network.forward(&batch, &["text_embeds"], false)?.remove(0).value)],
+            None => Vec::new(),
+        };
         let mut all = Vec::with_capacity(images.len());
         for some in images.chunks(BATCH_IMAGES) {
             batch.images = Some(processor.pixel_values(some)?);
-            let outputs = self.network.forward(&batch, &["logits_per_image"], false)?;
+            let outputs = self.network.forward_from(&batch, &["logits_per_image"], &known)?;
             rows_per_image(&outputs[0], some.len(), Some(1))?;
             for i in 0..some.len() {
                 let mut scores = outputs[0].value.row(i).to_vec();
-                softmax(&mut scores);
+                if has_bias {
+                    sigmoid(&mut scores)
+                } else {
+                    softmax(&mut scores)
+                }
                 let label = |(text, score): (&&str, f32)| Label { label: (*text).to_owned(), score };
                 let mut labels: Vec<Label> = texts.iter().zip(scores).map(label).collect();
                 labels.sort_by(|a, b| b.score.total_cmp(&a.score));

@@ -23,7 +23,7 @@ pub use bundle::{Bundle, Comparison, Greedy, OtherToken};
 pub use classify::{Classification, Label, TokenLabel, TokenLabels};
 pub use embed::Embedding;
 pub use fill_mask::{Fill, MaskFills};
-pub use generate::{FinishReason, GenerateOptions, Generation, TextStream};
+pub use generate::{BatchStream, FinishReason, GenerateOptions, Generation, TextStream};
 pub use model::{BackendKind, Model, OpenOptions, Text, load_from_spec, open_network};
 pub use modules::{Culprit, Difference, Fault, ModuleComparison, ModuleTrace};
 pub use sentence::Pooling;

@@ -10,7 +10,7 @@ use crate::cpu::Cpu;
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::{Batch, LoadOptions, Network, Output};
 use crate::nn::Stream;
-use crate::plan::{Config, Plan, Target, source_for};
+use crate::plan::{Arch, Config, Plan, Target, source_for};
 use crate::reference::Reference;
 use crate::tokenizer::{Encoding, Limit, Tokenizer};
 use crate::weights::{Checkpoint, Index, Repository};
@@ -51,8 +51,9 @@ pub enum BackendKind {
 /// How a model is opened.
 #[derive(Clone, Debug, Default)]
 pub struct OpenOptions {
-    /// The architecture: a YAML file or the name of a built-in one; by default the built-in one that matches the config.
-    pub arch: Option<String>,
+    /// The architecture: a YAML file or the name of a built-in one (`"mine.yaml".into()`), or the text of such a file ([`Arch::yaml`]); by
+    /// default the built-in one that matches the config.
+    pub arch: Option<Arch>,
     /// The task: a head of the architecture, or `embed` for vectors of texts. By default `embed` if the repository has a pipeline
     /// for sentences (`modules.json`), else what the config asks for.
     pub task: Option<String>,
@@ -132,7 +133,7 @@ pub fn load_from_spec(spec: impl AsRef<Path>, dir: impl AsRef<Path>) -> Result<M
         let message = format!("expected the name of a description in UTF-8, found `{}`", spec.display());
         return Err(Error::new(ErrorKind::Input, message));
     };
-    Model::open_with(dir, &OpenOptions { arch: Some(arch.to_owned()), ..OpenOptions::default() })
+    Model::open_with(dir, &OpenOptions { arch: Some(arch.into()), ..OpenOptions::default() })
 }
 
 impl Model {
@@ -259,7 +260,8 @@ impl Model {
     pub fn tokenizer(&self) -> Result<&Tokenizer> {
         self.tokenizer.as_ref().ok_or_else(|| {
             let message = format!("no `{}`", self.repository.label("tokenizer.json"));
-            let help = "save the tokenizer with transformers' `save_pretrained`, or give ids with `--inputs`";
+            let help =
+                "save the tokenizer with transformers' `save_pretrained`, or give token ids (`--inputs`)";
             Error::new(ErrorKind::Tokenizer, message).help(help)
         })
     }
@@ -280,7 +282,8 @@ impl Model {
         }
     }
 
-    /// Tokens of texts, each cut at `cut_at`; one that is still too long for the model is cut or refused.
+    /// Tokens of texts, each cut at `cut_at`; one that is still too long for the model is cut or refused, one that is too short for the
+    /// head filled up.
     pub(super) fn encode(&self, texts: &[Text<'_>], cut_at: Option<usize>) -> Result<Vec<Encoding>> {
         let tokenizer = self.tokenizer()?;
         let positions = self.network.plan().token_limit(Stream::Input);
@@ -296,7 +299,10 @@ impl Model {
                 let message = format!("the text `{}` has no tokens", text.text);
                 return Err(Error::new(ErrorKind::Input, message));
             }
-            Ok(encoding)
+            match self.network.plan().pad_to {
+                Some(len) => tokenizer.padded(encoding, len),
+                None => Ok(encoding),
+            }
         };
         texts.iter().map(encode).collect()
     }
@@ -359,7 +365,7 @@ struct Planned {
 
 impl Planned {
     fn new(repository: &Repository, config: &Config, options: &OpenOptions) -> Result<Planned> {
-        let source = source_for(options.arch.as_deref(), config)?;
+        let source = source_for(options.arch.as_ref(), config)?;
         let target = Target::of(repository, options.task.as_deref());
         let index = Index::open(repository)?;
         let plan = Plan::new(source, config, &index, &target)?;

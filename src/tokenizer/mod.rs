@@ -218,10 +218,30 @@ impl Tokenizer {
             }
             Some(max) if len > max => {
                 let message = format!("the text has {len} tokens, the model takes at most {max}");
-                Err(Error::new(ErrorKind::Input, message).help("pass `--truncate` to cut it"))
+                Err(Error::new(ErrorKind::Input, message).help("cut it (`--truncate`)"))
             }
             _ => Ok(whole),
         }
+    }
+
+    /// Tokens with so many of the pad token that there are `len`, on the side that `padding_side` of `tokenizer_config.json` says, by
+    /// default the right one.
+    ///
+    /// # Errors
+    /// `Tokenizer` when there is no pad token.
+    pub(crate) fn padded(&self, mut encoding: Encoding, len: usize) -> Result<Encoding> {
+        let Some(pad) = self.roles.pad else {
+            let message = format!("`{}`: texts are to be padded, and there is no pad token", self.label);
+            let help = "name it in `tokenizer_config.json`, as `pad_token`";
+            return Err(Error::new(ErrorKind::Tokenizer, message).help(help));
+        };
+        let missing = len.saturating_sub(encoding.ids.len());
+        let at = if self.setting("padding_side") == "left" { 0 } else { encoding.ids.len() };
+        encoding.ids.splice(at..at, vec![pad; missing]);
+        encoding.type_ids.splice(at..at, vec![0; missing]);
+        encoding.offsets.splice(at..at, vec![(0, 0); missing]);
+        encoding.texts.splice(at..at, vec![None; missing]);
+        Ok(encoding)
     }
 
     /// The tokenizer set to cut at `max` tokens.

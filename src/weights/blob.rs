@@ -1,4 +1,4 @@
-//! One file, on disk or inside the program.
+//! One file, on disk or in memory.
 
 #![forbid(unsafe_code)]
 
@@ -25,7 +25,7 @@ const SAMPLE_BYTES: u64 = 64;
 /// A file that is there.
 pub(super) enum Blob {
     Disk { path: PathBuf, file: Mutex<File>, len: u64, modified: Option<SystemTime> },
-    Embedded(&'static [u8]),
+    Memory(Bytes),
 }
 
 impl Blob {
@@ -55,7 +55,7 @@ impl Blob {
     pub fn len(&self) -> u64 {
         match self {
             Blob::Disk { len, .. } => *len,
-            Blob::Embedded(bytes) => bytes.len() as u64,
+            Blob::Memory(bytes) => (**bytes).as_ref().len() as u64,
         }
     }
 
@@ -76,21 +76,22 @@ impl Blob {
                     .map_err(|e| Error::io(path, &e))?;
                 Ok(bytes)
             }
-            Blob::Embedded(bytes) => {
+            Blob::Memory(bytes) => {
+                let bytes = (**bytes).as_ref();
                 let at = |offset: u64| usize::try_from(offset).unwrap_or(usize::MAX).min(bytes.len());
                 Ok(bytes[at(from)..at(from.saturating_add(n))].to_vec())
             }
         }
     }
 
-    /// All bytes: the mapped file, see [`map`], or where they are in the program.
+    /// All bytes: the mapped file, see [`map`], or where they are in memory.
     pub fn bytes(&self) -> Result<Bytes> {
         match self {
             Blob::Disk { path, file, .. } => {
                 let file = file.lock().unwrap_or_else(PoisonError::into_inner);
                 Ok(Arc::new(map(&file).map_err(|e| Error::io(path, &e))?))
             }
-            Blob::Embedded(bytes) => Ok(Arc::new(*bytes)),
+            Blob::Memory(bytes) => Ok(bytes.clone()),
         }
     }
 
@@ -124,7 +125,7 @@ impl Blob {
     fn modified(&self) -> Option<SystemTime> {
         match self {
             Blob::Disk { modified, .. } => *modified,
-            Blob::Embedded(_) => None,
+            Blob::Memory(_) => None,
         }
     }
 }

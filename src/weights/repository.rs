@@ -2,16 +2,17 @@
 
 use std::fmt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use super::blob::{Blob, impostor};
 use super::header::shown;
 use crate::error::{Error, ErrorKind, Result};
-use crate::tensor::Bytes;
+use crate::tensor::{Bytes, Storage};
 
 /// Most bytes of a text file: the largest `tokenizer.json` in use has 40 MB.
 const MAX_TEXT: u64 = 256 << 20;
 
-/// A model directory, on disk or inside the program.
+/// A model directory, on disk or in memory.
 ///
 /// Files are named by paths relative to it, with `/` between folders (`1_Pooling/config.json`). A name
 /// that leaves the directory is refused; a link inside that leads elsewhere is followed, because the cache
@@ -25,7 +26,7 @@ pub struct Repository {
 #[derive(Clone)]
 enum Where {
     Disk(PathBuf),
-    Embedded(&'static [(&'static str, &'static [u8])]),
+    Memory(Arc<[(String, Bytes)]>),
 }
 
 impl Repository {
@@ -45,10 +46,25 @@ impl Repository {
         }
     }
 
-    /// Files that were compiled into the program (`include_bytes!`), each with its name; `name` is what
-    /// messages call the directory.
-    pub fn embedded(name: &'static str, files: &'static [(&'static str, &'static [u8])]) -> Repository {
-        Repository { name: name.to_owned(), place: Where::Embedded(files) }
+    /// Files in memory, each with its name: `&'static [u8]`, such as those that were compiled into the program (`include_bytes!`), or
+    /// `Vec<u8>`. `name` is what messages call the directory.
+    ///
+    /// ```
+    /// use smelt::weights::Repository;
+    /// # fn main() -> smelt::Result<()> {
+    /// # let read = |name: &str| std::fs::read(format!("examples/models/language-id/{name}")).unwrap();
+    /// let names = ["config.json", "model.safetensors", "tokenizer.json"];
+    /// let files = names.map(|name| (name, read(name)));
+    /// let model = smelt::Model::from_repository(Repository::from_files("mine", files), &Default::default())?;
+    /// assert_eq!(model.task(), Some("sequence_classification"));
+    /// # Ok(()) }
+    /// ```
+    pub fn from_files<N: Into<String>, B: Storage + 'static>(
+        name: impl Into<String>,
+        files: impl IntoIterator<Item = (N, B)>,
+    ) -> Repository {
+        let shared = |(name, bytes): (N, B)| (name.into(), Arc::new(bytes) as Bytes);
+        Repository { name: name.into(), place: Where::Memory(files.into_iter().map(shared).collect()) }
     }
 
     /// The directory as the user wrote it.
@@ -61,7 +77,7 @@ impl Repository {
         match &self.place {
             // A name may come from a file; control characters in it are not for the terminal.
             Where::Disk(dir) => shown(&dir.join(file).display().to_string()),
-            Where::Embedded(_) => format!("{}/{file}", self.name),
+            Where::Memory(_) => format!("{}/{file}", self.name),
         }
     }
 
@@ -69,7 +85,7 @@ impl Repository {
     pub fn has(&self, file: &str) -> bool {
         match &self.place {
             Where::Disk(dir) => is_inside(file) && dir.join(file).is_file(),
-            Where::Embedded(files) => files.iter().any(|(name, _)| *name == file),
+            Where::Memory(files) => files.iter().any(|(name, _)| name == file),
         }
     }
 
@@ -117,8 +133,9 @@ impl Repository {
         }
         match &self.place {
             Where::Disk(dir) => Blob::open(&dir.join(file)),
-            Where::Embedded(files) => {
-                Ok(files.iter().find(|(name, _)| *name == file).map(|(_, bytes)| Blob::Embedded(bytes)))
+            Where::Memory(files) => {
+                let found = files.iter().find(|(name, _)| name == file);
+                Ok(found.map(|(_, bytes)| Blob::Memory(bytes.clone())))
             }
         }
     }
@@ -132,7 +149,7 @@ impl Repository {
                 .flatten()
                 .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
                 .collect(),
-            Where::Embedded(files) => {
+            Where::Memory(files) => {
                 let files = files.iter().map(|(name, _)| name.rsplit_once('/').unwrap_or(("", name)));
                 files.filter(|(parent, _)| *parent == folder).map(|(_, name)| name.to_owned()).collect()
             }
@@ -184,16 +201,16 @@ mod tests {
             ("\\\\host\\a", false),
             ("a\0", false),
         ];
-        let embedded = Repository::embedded("tiny", &FILES);
+        let in_memory = Repository::from_files("tiny", FILES);
         for (name, expected) in cases {
             assert_eq!(is_inside(name), expected, "{name}");
-            assert_eq!(embedded.text(name).is_ok(), expected, "{name}");
+            assert_eq!(in_memory.text(name).is_ok(), expected, "{name}");
         }
     }
 
     #[test]
-    fn embedded_files_are_read() {
-        let repository = Repository::embedded("tiny", &FILES);
+    fn files_in_memory_are_read() {
+        let repository = Repository::from_files("tiny", FILES);
         assert_eq!(repository.text("1_Pooling/config.json").unwrap().unwrap(), "{\"a\": 1}");
         assert_eq!(repository.text("none.json").unwrap(), None);
         assert!(repository.has("config.json") && !repository.has("1_Pooling"));

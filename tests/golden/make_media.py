@@ -32,6 +32,7 @@ SEEING: dict[str, dict[str, Any]] = {
     "dinov2/image-classification": dict(crop_size=dict(height=30, width=30), do_center_crop=True, do_convert_rgb=True, do_normalize=True, do_rescale=True, do_resize=True, image_mean=MEAN, image_processor_type="BitImageProcessor", image_std=STD, resample=3, rescale_factor=0.00392156862745098, size=dict(shortest_edge=34)),
     "clip/model": dict(crop_size=30, do_center_crop=True, do_normalize=True, do_resize=True, feature_extractor_type="CLIPFeatureExtractor", image_mean=MEAN, image_std=STD, resample=3, size=30),
     "clip/vision-projection": dict(crop_size=dict(height=30, width=30), do_center_crop=True, do_convert_rgb=True, do_normalize=True, do_rescale=True, do_resize=True, image_mean=MEAN, image_processor_type="CLIPImageProcessorFast", image_std=STD, resample=3, rescale_factor=0.00392156862745098, size=dict(shortest_edge=30), data_format="channels_first", device=None),
+    "siglip/model": dict(do_convert_rgb=None, do_normalize=True, do_rescale=True, do_resize=True, image_mean=[0.5, 0.5, 0.5], image_processor_type="SiglipImageProcessor", image_std=[0.5, 0.5, 0.5], resample=3, rescale_factor=0.00392156862745098, size=dict(height=30, width=30)),
 }
 # The fixture that hears, and its settings: a window of one second.
 HEARING = "whisper/conditional-generation"
@@ -143,15 +144,20 @@ def images(expected: dict[str, np.ndarray]) -> list[dict[str, Any]]:
             values = see(settings, model.config.model_type, image)
             expected[f"{key}.pixel_values"] = values
             inputs = {"pixel_values": torch.from_numpy(values)}
-            if "clip/model" == directory:
+            if directory.endswith("/model"):
                 case["labels"] = ["the cat sat on the mat", "a dog", "small birds sing"]
-                tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_file=str(HERE / directory / "tokenizer.json"))
-                rows = [tokenizer(text)["input_ids"] for text in case["labels"]]
-                scores = []
-                for row in rows:
-                    with torch.no_grad():
-                        scores.append(model(input_ids=torch.tensor([row]), **inputs).logits_per_image[0, 0])
-                expected[f"{key}.probabilities"] = torch.stack(scores).softmax(0).numpy()
+                pad = json.loads((HERE / directory / "tokenizer_config.json").read_text())["pad_token"]
+                tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_file=str(HERE / directory / "tokenizer.json"), pad_token=pad)
+                # As the pipeline zero-shot-image-classification has it.
+                is_filled = model.config.model_type == "siglip"
+                filled = dict(padding="max_length", max_length=model.config.text_config.max_position_embeddings) if is_filled else {}
+                rows = [tokenizer(text, **filled)["input_ids"] for text in case["labels"]]
+                with torch.no_grad():
+                    found = [model(input_ids=torch.tensor([row]), **inputs) for row in rows]
+                scores = torch.stack([of.logits_per_image[0, 0] for of in found])
+                expected[f"{key}.probabilities"] = (scores.sigmoid() if is_filled else scores.softmax(0)).numpy()
+                expected[f"{key}.image_embeds"] = found[0].image_embeds[0].numpy()
+                expected[f"{key}.text_embeds"] = torch.stack([of.text_embeds[0] for of in found]).numpy()
             else:
                 with torch.no_grad():
                     found = model(**inputs)

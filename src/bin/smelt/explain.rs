@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use serde_json::{Value, json};
 
 use smelt::plan::{Stored, Tokens, Use};
-use smelt::{Compute, Result, WeightType};
+use smelt::{Arch, Compute, Result, WeightType};
 
 use crate::diff::Difference;
 use crate::explained::{Explained, Request};
@@ -15,7 +15,7 @@ use crate::show::{bytes, plain, shape, short, table};
 #[derive(clap::Args)]
 pub struct Arguments {
     /// A YAML file, or the name of a built-in architecture; the one for the config by default
-    spec: Option<String>,
+    spec: Option<Arch>,
     /// Directory with config.json and *.safetensors, of which only the headers are read
     #[arg(long, short, value_name = "DIR")]
     model: PathBuf,
@@ -48,7 +48,7 @@ pub struct Arguments {
     tensors: bool,
     /// In what two descriptions differ on the checkpoint: blocks, settings, tensors, totals
     #[arg(long, num_args = 2, value_names = ["A", "B"], conflicts_with_all = ["spec", "tensors", "svg"])]
-    diff: Option<Vec<String>>,
+    diff: Option<Vec<Arch>>,
     /// A picture of the blocks, as SVG
     #[arg(long, conflicts_with_all = ["json", "tensors"])]
     svg: bool,
@@ -80,7 +80,7 @@ pub fn run(arguments: &Arguments) -> Result<()> {
         }
         return Ok(());
     }
-    let explained = Explained::new(&request, arguments.spec.as_deref())?;
+    let explained = Explained::new(&request, arguments.spec.as_ref())?;
     if arguments.svg {
         print!("{}", svg(&explained.plan, &explained.rows));
     } else if arguments.json {

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use smelt::plan::{self, Config, Cost, Memory, Plan, Row, Stored, Target, Tokens, source_for};
+use smelt::plan::{self, Arch, Config, Cost, Memory, Plan, Row, Stored, Target, Tokens, source_for};
 use smelt::weights::{Index, Repository};
 use smelt::{Compute, Error, ErrorKind, OpenOptions, Result, WeightType};
 
@@ -38,7 +38,7 @@ pub struct Explained {
 
 impl Explained {
     /// Plans a model with the description `spec`, or with the one for its config.
-    pub fn new(request: &Request<'_>, spec: Option<&str>) -> Result<Explained> {
+    pub fn new(request: &Request<'_>, spec: Option<&Arch>) -> Result<Explained> {
         let repository = Repository::open(request.model)?;
         let config = Config::open(&repository)?;
         let source = source_for(spec, &config)?;

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use serde_json::{Value, json};
 
 use smelt::error::Place;
-use smelt::plan::{Config, Severity, Target, inspect, source_for};
+use smelt::plan::{Arch, Config, Severity, Target, inspect, source_for};
 use smelt::task::{
     Bundle, Comparison, Culprit, Difference, Fault, ModuleComparison, ModuleTrace, OtherToken,
 };
@@ -21,7 +21,7 @@ pub struct Arguments {
     model: PathBuf,
     /// Architecture: a YAML file, or the name of a built-in one
     #[arg(long, value_name = "FILE|NAME")]
-    arch: Option<String>,
+    arch: Option<Arch>,
     /// A head of the architecture, instead of the one that config.json asks for
     #[arg(long)]
     task: Option<String>,
@@ -132,7 +132,7 @@ const NEARLY: f32 = 10.0;
 fn print_warnings(arguments: &Arguments) {
     let found = Repository::open(&arguments.model).and_then(|repository| {
         let (config, index) = (Config::open(&repository)?, Index::open_headers(&repository)?);
-        let source = source_for(arguments.arch.as_deref(), &config)?;
+        let source = source_for(arguments.arch.as_ref(), &config)?;
         Ok(inspect(source, Some(&config), Some(&index), &Target::Config))
     });
     // The model is open already: what cannot be read again says nothing new.

@@ -13,7 +13,7 @@ use serde_json::json;
 
 use smelt::backend::{Backend, Work};
 use smelt::cpu::{Cpu, Meter, Peaks};
-use smelt::{Compute, Error, ErrorKind, OpenOptions, Result, WeightType};
+use smelt::{Arch, Compute, Error, ErrorKind, OpenOptions, Result, WeightType};
 
 use model::{Bench, clock_ms};
 use report::{Cold, Measured, median, rounded};
@@ -30,7 +30,7 @@ pub struct Arguments {
     model: PathBuf,
     /// Architecture: a YAML file, or the name of a built-in one
     #[arg(long, value_name = "FILE|NAME")]
-    arch: Option<String>,
+    arch: Option<Arch>,
     /// How weights are kept, instead of as they are stored
     #[arg(long, value_name = "TYPE")]
     dtype: Option<WeightType>,

@@ -60,7 +60,7 @@ fn open_for(
 ) -> Result<Network> {
     let plan = |task: Option<&str>| {
         let config = Config::open(repository)?;
-        let source = source_for(arguments.arch.as_deref(), &config)?;
+        let source = source_for(arguments.arch.as_ref(), &config)?;
         Plan::new(source, &config, &Index::open(repository)?, &Target::of(repository, task))
     };
     let fits = |plan: &Plan| shape.check(&plan.declared.streams);
