@@ -95,7 +95,7 @@ fn images_are_classified_embedded_and_described() {
             let texts: Vec<Text<'_>> = labels.iter().map(|label| (*label).into()).collect();
             for (side, vectors) in [
                 ("text_embeds", model.embed(&texts, None).unwrap()),
-                ("image_embeds", model.embed_images(&[image.clone()], None).unwrap()),
+                ("image_embeds", model.embed_images(std::slice::from_ref(&image), None).unwrap()),
             ] {
                 let found: Vec<f32> = vectors.into_iter().flat_map(|embedding| embedding.vector).collect();
                 let reference = expected[&format!("{name}.{side}")].to_f32();
