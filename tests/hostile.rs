@@ -36,6 +36,8 @@ const MIXED: Fixture = ("causal", "query_pre_attn_scalar", "attn_logit_softcappi
 const HEARING: Fixture = ("conditional-generation", "num_mel_bins", "");
 /// An encoder of images with a classifier.
 const SEEING: Fixture = ("image-classification", "encoder_stride", "");
+/// An encoder of images of any size.
+const ANY_SIZE: Fixture = ("image-classification", "use_swiglu_ffn", "");
 /// Encoders of images and of texts, which are compared.
 const COMPARING: Fixture = ("model", "projection_dim", "");
 /// The same, with texts that are filled up.
@@ -515,9 +517,38 @@ fn streams_that_a_model_does_not_take_change_nothing() {
 }
 
 #[test]
+fn images_may_have_another_size_where_the_model_says_so() {
+    let pixels = |shape: [usize; 3]| {
+        let shape = [&[1], &shape[..]].concat();
+        let pixels = vec![0.5; shape.iter().product()];
+        Batch { images: Some(Array::from_f32(shape, &pixels)), ..Batch::default() }
+    };
+    let any = network(ANY_SIZE);
+    for shape in [[3, 30, 30], [3, 6, 6], [3, 11, 70]] {
+        assert_eq!(any.forward(&pixels(shape), &["logits"], false).unwrap()[0].value.rows(), 1, "{shape:?}");
+    }
+    for shape in [[3, 5, 30], [3, 30, 0], [1, 30, 30]] {
+        refused("a size", ErrorKind::Input, "expected images of [3, 6 or more, 6 or more]", || {
+            any.forward(&pixels(shape), &["logits"], false)
+        });
+    }
+    let one = network(SEEING);
+    let size = one.plan().declared.items[0].shape[1];
+    refused("another size", ErrorKind::Input, "expected images of [3, ", || {
+        one.forward(&pixels([3, size + 6, size]), &["logits"], false)
+    });
+    let limit = any.memory().weights + (1 << 20);
+    let options = OpenOptions { memory_limit: Some(limit), ..OpenOptions::default() };
+    let model = Model::open_with(fixture(ANY_SIZE), &options).unwrap();
+    refused("a large one", ErrorKind::Limit, "beside the weights", || {
+        model.forward(&pixels([3, 600, 600]), &["logits"], false)
+    });
+}
+
+#[test]
 fn one_text_describes_many_images() {
     let both = network(COMPARING);
-    let (_, shape) = &both.plan().declared.items[0];
+    let shape = &both.plan().declared.items[0].shape;
     let images = |n: usize| {
         let shape = [&[n], &shape[..]].concat();
         let pixels: Vec<f32> = (0..shape.iter().product()).map(|i: usize| (i % 7) as f32 / 7.0).collect();
@@ -621,6 +652,13 @@ fn outputs_of_other_rows_than_the_task_wants_are_refused() {
             "needs a row for each image, with a column for each text, and has",
         ),
         (
+            ANY_SIZE,
+            "image: $image,",
+            "image: \"${[image, image - 6]}\",",
+            Fit,
+            "expected a square of patches, found 5 by 4",
+        ),
+        (
             FILLED,
             "pad_to: $positions",
             "pad_to: \"${positions - positions}\"",
@@ -713,7 +751,7 @@ fn the_memory_limit_is_obeyed() {
         model.network().session(1).encode(&[&[1; 30]])
     });
     let model = opened(HEARING);
-    let shape = model.network().plan().declared.items[0].1.clone();
+    let shape = model.network().plan().declared.items[0].shape.clone();
     let spectra = Array::from_f32([&[1][..], &shape].concat(), &vec![0.0; shape.iter().product()]);
     refused("an encoder's numbers", ErrorKind::Limit, "beside the weights", || {
         model.network().session(1).encode_audio(spectra.clone())

@@ -105,7 +105,7 @@ fn images_are_classified_embedded_and_described() {
             }
         }
         let found: Vec<(String, f32)> = match model.task() {
-            Some("image_embedding") => {
+            Some("image_embedding" | "features") => {
                 let vector = model.embed_images(&[image.clone(), image], None).unwrap().remove(1).vector;
                 vector.into_iter().enumerate().map(|(i, x)| (format!("LABEL_{i}"), x)).collect()
             }
@@ -130,7 +130,7 @@ fn images_are_classified_embedded_and_described() {
         }
         seen += 1;
     }
-    assert_eq!(seen, 12);
+    assert_eq!(seen, 14);
 }
 
 #[test]

@@ -239,10 +239,10 @@ impl Network {
     fn check_memory(&self, batch: &Batch, results: u64) -> Result<()> {
         let items = [Stream::Images, Stream::Audio].map(|stream| {
             let rows = self.plan.values.iter().filter_map(|value| match value.shape {
-                Shape::Matrix { rows: Rows::Fixed(of, n), .. } if of == stream => Some(n),
+                Shape::Matrix { rows, .. } if rows.stream() == Some(stream) => Some(rows),
                 _ => None,
             });
-            batch.spans(Rows::Fixed(stream, rows.max().unwrap_or(0)))
+            batch.spans(rows.max_by_key(|rows| batch.rows(*rows)).unwrap_or(Rows::Sequences(stream)))
         });
         let tokens = [&batch.input.spans, &batch.decoder.spans];
         let spans = tokens.into_iter().flatten().chain(items.iter().flat_map(|spans| spans.iter()));
@@ -297,11 +297,11 @@ impl Network {
     /// Checks the sizes of the items of a stream of numbers.
     fn check_items(&self, items: Option<&Array>, stream: Stream) -> Result<()> {
         let name = if stream == Stream::Images { "images" } else { "spectra" };
-        let expected = self.plan.declared.items.iter().find(|(of, _)| *of == stream).map(|(_, shape)| shape);
+        let expected = self.plan.declared.items.iter().find(|items| items.stream == stream);
         let found = items.map_or(&[][..], |items| items.shape());
         match expected {
-            Some(expected) if found.len() < 2 || found[0] == 0 || found[1..] != expected[..] => {
-                let message = format!("expected {name} of {expected:?}, one or more, found {found:?}");
+            Some(expected) if found.len() < 2 || found[0] == 0 || !expected.takes(&found[1..]) => {
+                let message = format!("expected {name} of {expected}, one or more, found {found:?}");
                 Err(Error::new(ErrorKind::Input, message))
             }
             _ => Ok(()),

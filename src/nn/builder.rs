@@ -2,6 +2,7 @@
 //! it declares the tensors it owns.
 
 use std::collections::{BTreeSet, HashMap};
+use std::fmt;
 use std::ops::Range;
 
 use super::fields::{Bias, FieldType, Fields, Given, Path, Projection, ValueName};
@@ -18,6 +19,8 @@ pub enum Rows {
     Tokens(Stream),
     /// This many for each item of a stream: the patches of an image, the frames of a sound.
     Fixed(Stream, usize),
+    /// The patches of images that may have any size, and this many rows before those of each image.
+    Patches(Grid, usize),
     /// One per sequence or item of this stream.
     Sequences(Stream),
     /// This many for the whole batch: learned vectors.
@@ -29,8 +32,42 @@ impl Rows {
     pub fn stream(self) -> Option<Stream> {
         match self {
             Rows::Tokens(stream) | Rows::Fixed(stream, _) | Rows::Sequences(stream) => Some(stream),
+            Rows::Patches(..) => Some(Stream::Images),
             Rows::Learned(_) => None,
         }
+    }
+
+    /// How many there are for each item, or for the whole batch if they are learned; of images of the usual size. None where that depends
+    /// on the tokens.
+    pub fn usual(self) -> Option<usize> {
+        match self {
+            Rows::Fixed(_, n) | Rows::Learned(n) => Some(n),
+            Rows::Patches(grid, before) => Some(before + grid.usual()),
+            Rows::Sequences(_) => Some(1),
+            Rows::Tokens(_) => None,
+        }
+    }
+}
+
+/// How images are cut.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Grid {
+    /// Height and width of the images that the config names.
+    pub image: [usize; 2],
+    /// Height and width of a patch.
+    pub patch: [usize; 2],
+}
+
+impl Grid {
+    /// Patches down and across an image; what is left at the edges is not looked at.
+    pub fn of(self, image: [usize; 2]) -> [usize; 2] {
+        [image[0] / self.patch[0], image[1] / self.patch[1]]
+    }
+
+    /// Number of patches of the images that the config names.
+    pub fn usual(self) -> usize {
+        let [down, across] = self.of(self.image);
+        down * across
     }
 }
 
@@ -268,8 +305,8 @@ pub struct Declared {
     pub steps: HashMap<Site, StepUse>,
     /// Most tokens that a sequence of a stream can have, each with the reason.
     pub limits: Vec<(Stream, usize, String)>,
-    /// What an item of a stream of numbers must be, axis by axis: `[channels, height, width]` of an image.
-    pub items: Vec<(Stream, Vec<usize>)>,
+    /// What the items of streams of numbers are.
+    pub items: Vec<ItemUse>,
     /// What is kept of a sequence beside keys and values: elements of each block's state.
     pub recurrent: Vec<usize>,
     /// What is computed from weights alone, and kept: elements, at most.
@@ -282,6 +319,40 @@ pub struct Declared {
     pub widest_in_layers: usize,
     /// Columns of the widest matrix, logits included.
     pub widest: usize,
+}
+
+/// What the items of a stream of numbers are.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ItemUse {
+    /// Whose.
+    pub stream: Stream,
+    /// Axis by axis: `[channels, height, width]` of an image, `[bins, frames]` of a spectrum.
+    pub shape: Vec<usize>,
+    /// The least height and width of images that may have any size.
+    pub at_least: Option<[usize; 2]>,
+}
+
+impl ItemUse {
+    /// Whether an item may be like this.
+    pub fn takes(&self, shape: &[usize]) -> bool {
+        match (self.at_least, &self.shape[..], shape) {
+            (Some([height, width]), [channels, ..], [found, h, w]) => {
+                found == channels && *h >= height && *w >= width
+            }
+            _ => self.shape == shape,
+        }
+    }
+}
+
+impl fmt::Display for ItemUse {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (self.at_least, &self.shape[..]) {
+            (Some([height, width]), [channels, ..]) => {
+                write!(f, "[{channels}, {height} or more, {width} or more]")
+            }
+            _ => write!(f, "{:?}", self.shape),
+        }
+    }
 }
 
 /// A value that is planned already.
@@ -646,18 +717,18 @@ impl<'a> Builder<'a> {
     }
 
     /// Notes what the items of a stream of numbers are.
-    pub fn items(&mut self, stream: Stream, shape: Vec<usize>, at: &Address) -> Option<()> {
+    pub fn items(&mut self, items: ItemUse, at: &Address) -> Option<()> {
         let declared = &mut self.declared;
-        declared.streams.insert(stream);
-        match declared.items.iter().find(|(of, _)| *of == stream) {
-            Some((_, known)) if *known != shape => {
-                let message = format!("the items of one stream are used as {known:?} and as {shape:?}");
+        declared.streams.insert(items.stream);
+        match declared.items.iter().find(|known| known.stream == items.stream) {
+            Some(known) if *known != items => {
+                let message = format!("the items of one stream are used as {known} and as {items}");
                 self.problem(at, message);
                 None
             }
             Some(_) => Some(()),
             None => {
-                declared.items.push((stream, shape));
+                declared.items.push(items);
                 Some(())
             }
         }
@@ -828,6 +899,7 @@ impl<'a> Builder<'a> {
             (rows @ (Rows::Tokens(stream) | Rows::Fixed(stream, _)), cols) => {
                 return Some((rows, stream, cols));
             }
+            (rows @ Rows::Patches(..), cols) => return Some((rows, Stream::Images, cols)),
             (Rows::Sequences(_), _) => "a row per sequence",
             (Rows::Learned(_), _) => "learned rows",
         };

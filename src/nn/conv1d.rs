@@ -58,6 +58,10 @@ impl BlockFields for Conv1d {
                 (Some(n), Rows::Fixed(stream, n))
             }
             Rows::Tokens(_) if stride == 1 && kernel == 2 * padding + 1 => (None, rows),
+            Rows::Patches(..) => {
+                b.problem(&at.key(), "`conv1d` needs a number of rows that does not depend on the images");
+                return None;
+            }
             _ => {
                 let message = "the kernel does not fit: a sequence of tokens keeps its length with `stride: 1` and a \
                                `kernel` of twice the `padding` and 1";

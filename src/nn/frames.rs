@@ -1,4 +1,4 @@
-use super::builder::{Builder, Rows, Shape, Stream};
+use super::builder::{Builder, ItemUse, Rows, Shape, Stream};
 use super::fields::fields;
 use super::run::Run;
 use super::{Block, BlockFields, Built};
@@ -30,7 +30,7 @@ impl BlockFields for Frames {
 
     fn plan(self, b: &mut Builder<'_>, _: Option<Shape>, at: &Address) -> Built {
         let Frames { frames, bins } = self;
-        b.items(Stream::Audio, vec![bins, frames], at)?;
+        b.items(ItemUse { stream: Stream::Audio, shape: vec![bins, frames], at_least: None }, at)?;
         let rows = Rows::Fixed(Stream::Audio, frames);
         Some((Box::new(Planned { frames, bins }), Shape::Matrix { rows, cols: bins }))
     }

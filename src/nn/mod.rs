@@ -52,8 +52,8 @@ mod then_linear;
 mod trace;
 
 pub use builder::{
-    BiasUse, Builder, CacheUse, Declared, IdsUse, KnownValue, LinearId, LinearUse, PartUse, RoundId, Rows,
-    Shape, Stream, TensorId, TensorUse, ValueId, VectorUse,
+    BiasUse, Builder, CacheUse, Declared, Grid, IdsUse, ItemUse, KnownValue, LinearId, LinearUse, PartUse,
+    RoundId, Rows, Shape, Stream, TensorId, TensorUse, ValueId, VectorUse,
 };
 pub use fields::{FieldDef, FieldShape, FieldType, Fields, Given};
 pub use rope::Rope;

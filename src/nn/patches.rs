@@ -1,4 +1,4 @@
-use super::builder::{Builder, LinearId, Rows, Shape, Stream};
+use super::builder::{Builder, Grid, ItemUse, LinearId, Rows, Shape, Stream};
 use super::fields::{Bias, FieldType, MAX_SIZE, Path, fields};
 use super::run::Run;
 use super::{Block, BlockFields, Built};
@@ -10,7 +10,7 @@ fields! {
     /// Images cut into squares, each of which becomes a row. Begins a sequence.
     ///
     /// `-> [images * patches, width]`, row by row from the top left. As `torch.nn.Conv2d` with a stride of its kernel size, on
-    /// normalised images `[images, channels, height, width]`. Dosovitskiy et al., “An Image is Worth 16x16 Words”, 2021.
+    /// normalised images `[images, channels, height, width]`; what is left at the edges is not looked at. Dosovitskiy et al., “An Image is Worth 16x16 Words”, 2021.
     pub struct Patches("patches") {
         /// Path of the module that owns `weight`, `[width, channels, patch, patch]`, and `bias`.
         at: Path,
@@ -24,12 +24,14 @@ fields! {
         channels: usize = "3",
         /// Whether there is a bias.
         bias: Bias = "true",
+        /// Whether images of another size than `image`, which must be square then, are cut as well, into other numbers of rows.
+        any_size: bool = "false",
     }
 }
 
 /// Height and width.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Size(usize, usize);
+pub struct Size([usize; 2]);
 
 impl FieldType for Size {
     fn kind() -> String {
@@ -47,7 +49,7 @@ impl FieldType for Size {
             other => side(other).map(|n| (n, n)),
         };
         match size {
-            Some((height, width)) => Some(Size(height, width)),
+            Some((height, width)) => Some(Size([height, width])),
             None => builder.mismatch(value, at),
         }
     }
@@ -57,8 +59,7 @@ impl FieldType for Size {
 struct Planned {
     linear: LinearId,
     channels: usize,
-    image: Size,
-    patch: Size,
+    grid: Grid,
 }
 
 impl BlockFields for Patches {
@@ -66,21 +67,28 @@ impl BlockFields for Patches {
     const IS_SOURCE: bool = true;
 
     fn plan(self, b: &mut Builder<'_>, _: Option<Shape>, at: &Address) -> Built {
-        let (image, patch, channels) = (self.image, self.patch, self.channels);
-        let elements = channels.saturating_mul(patch.0 * patch.1);
-        if patch.0 > image.0 || patch.1 > image.1 || elements > MAX_SIZE as usize {
+        let (Size(image), Size(patch), channels) = (self.image, self.patch, self.channels);
+        let elements = channels.saturating_mul(patch[0] * patch[1]);
+        if patch[0] > image[0] || patch[1] > image[1] || elements > MAX_SIZE as usize {
             let message = format!(
                 "expected patches no larger than the images, found {} by {} in {} by {}",
-                patch.0, patch.1, image.0, image.1
+                patch[0], patch[1], image[0], image[1]
             );
             b.wrong_fields(at, &["patch", "image"], message);
             return None;
         }
-        let linear = b.filter(&self.at, &self.bias, vec![self.width, channels, patch.0, patch.1])?;
-        b.items(Stream::Images, vec![channels, image.0, image.1], at)?;
-        let n = (image.0 / patch.0) * (image.1 / patch.1);
-        let rows = Rows::Fixed(Stream::Images, n);
-        Some((Box::new(Planned { linear, channels, image, patch }), Shape::Matrix { rows, cols: self.width }))
+        let grid = Grid { image, patch };
+        let [down, across] = grid.of(image);
+        if self.any_size && down != across {
+            let message = format!("expected a square of patches, found {down} by {across}");
+            b.wrong_fields(at, &["image", "any_size"], message);
+            return None;
+        }
+        let linear = b.filter(&self.at, &self.bias, vec![self.width, channels, patch[0], patch[1]])?;
+        let (stream, shape) = (Stream::Images, vec![channels, image[0], image[1]]);
+        b.items(ItemUse { stream, shape, at_least: self.any_size.then_some(patch) }, at)?;
+        let rows = if self.any_size { Rows::Patches(grid, 0) } else { Rows::Fixed(stream, grid.usual()) };
+        Some((Box::new(Planned { linear, channels, grid }), Shape::Matrix { rows, cols: self.width }))
     }
 }
 
@@ -90,11 +98,11 @@ impl Block for Planned {
     }
 
     fn forward(&self, run: &mut Run<'_>, _: &Tensor) -> Result<Tensor> {
-        let (Size(height, width), Size(down, across)) = (self.image, self.patch);
         let images = run.inputs.items(Stream::Images);
         let images = images.ok_or_else(|| Error::new(ErrorKind::Input, "expected images, found none"))?;
         let count = images.shape()[0];
-        let (rows, cols) = (height / down, width / across);
+        let [height, width] = run.inputs.image_size();
+        let ([rows, cols], [down, across]) = (self.grid.of([height, width]), self.grid.patch);
         let mut patches = run.take(count * rows * cols, self.channels * down * across);
         run.backend.each_row(&mut patches, &|i, patch| {
             let (image, at) = (i / (rows * cols), i % (rows * cols));

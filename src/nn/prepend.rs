@@ -46,13 +46,17 @@ impl BlockFields for Prepend {
 
     fn plan(self, b: &mut Builder<'_>, input: Option<Shape>, at: &Address) -> Built {
         let (rows, stream, cols) = b.positions(input, at)?;
-        let Rows::Fixed(_, n) = rows else {
+        if matches!(rows, Rows::Tokens(_)) {
             b.problem(&at.key(), "`prepend` is for the rows of images and sounds, found tokens");
             return None;
-        };
+        }
         let learned: Vec<VectorId> =
             self.at.0.iter().map(|path| b.vector(path, "", cols)).collect::<Option<_>>()?;
-        let longer = Rows::Fixed(stream, n + learned.len());
+        let longer = match rows {
+            Rows::Fixed(_, n) => Rows::Fixed(stream, n + learned.len()),
+            Rows::Patches(grid, before) => Rows::Patches(grid, before + learned.len()),
+            other => other,
+        };
         Some((Box::new(Planned { learned, rows }), Shape::Matrix { rows: longer, cols }))
     }
 }

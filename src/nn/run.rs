@@ -6,7 +6,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use super::builder::{
-    BiasId, CacheId, CacheUse, Declared, LinearId, RopeId, StateId, Stream, TableId, ValueId, VectorId,
+    BiasId, CacheId, CacheUse, Declared, Grid, LinearId, RopeId, StateId, Stream, TableId, ValueId, VectorId,
 };
 use super::rope::Rope;
 use super::trace::{Call, Site};
@@ -171,6 +171,20 @@ impl Inputs {
         self.len() == 0
     }
 
+    /// Height and width of the images; 0 without any.
+    pub fn image_size(&self) -> [usize; 2] {
+        match self.images.as_ref().map(Array::shape) {
+            Some([_, _, height, width]) => [*height, *width],
+            _ => [0, 0],
+        }
+    }
+
+    /// Number of patches of each image.
+    fn patches(&self, grid: Grid) -> usize {
+        let [down, across] = grid.of(self.image_size());
+        down * across
+    }
+
     /// Where the rows of each sequence or item lie.
     pub fn spans(&self, rows: Rows) -> Cow<'_, [Span]> {
         let each = |stream: Stream, n: usize| {
@@ -183,6 +197,7 @@ impl Inputs {
                 None => Cow::Borrowed(&[]),
             },
             Rows::Fixed(stream, n) => Cow::Owned(each(stream, n)),
+            Rows::Patches(grid, before) => Cow::Owned(each(Stream::Images, before + self.patches(grid))),
             Rows::Sequences(stream) => Cow::Owned(each(stream, 1)),
             Rows::Learned(n) => Cow::Owned(vec![Span { rows: 0..n, past: 0 }]),
         }
@@ -213,6 +228,7 @@ impl Inputs {
         match rows {
             Rows::Tokens(stream) => self.tokens(stream).map_or(0, |tokens| tokens.ids.len()),
             Rows::Fixed(stream, n) => self.count(stream) * n,
+            Rows::Patches(grid, before) => self.count(Stream::Images) * (before + self.patches(grid)),
             Rows::Sequences(stream) => self.count(stream),
             Rows::Learned(n) => n,
         }

@@ -442,6 +442,10 @@ fn describe(shape: Shape) -> String {
     match shape {
         Shape::Matrix { rows: Rows::Tokens(_), cols } => format!("{cols} columns per token"),
         Shape::Matrix { rows: Rows::Fixed(_, n), cols } => format!("{n} rows of {cols} columns"),
+        Shape::Matrix { rows: Rows::Patches(_, 0), cols } => format!("{cols} columns per patch"),
+        Shape::Matrix { rows: Rows::Patches(_, n), cols } => {
+            format!("{cols} columns per patch, and {n} rows before them")
+        }
         Shape::Matrix { rows: Rows::Sequences(_), cols } => format!("{cols} columns per sequence"),
         Shape::Matrix { rows: Rows::Learned(n), cols } => format!("{n} learned rows of {cols} columns"),
         Shape::Bias { heads, .. } => format!("a position bias for {heads} heads"),

@@ -305,7 +305,7 @@ fn check_rows(head: &Head, value: &str, shape: Shape, at: &Address, b: &mut Buil
         Shape::Matrix { rows: Rows::Tokens(_), .. } => "token",
         Shape::Matrix { rows: Rows::Sequences(Stream::Images), .. } => "image",
         Shape::Matrix { rows: Rows::Sequences(_), .. } => "sequence",
-        Shape::Matrix { rows: Rows::Fixed(..), .. } => "patch or frame",
+        Shape::Matrix { rows: Rows::Fixed(..) | Rows::Patches(..), .. } => "patch or frame",
         Shape::Pairs { of: Stream::Images, with: Stream::Input } => PAIRS,
         _ => "something else",
     };

@@ -94,8 +94,8 @@ pub fn peak(
     let kept_caches = || plan.declared.caches.iter().filter(|cache| cache.kept);
     let kept = kept_caches().map(|cache| {
         let positions = match cache.rows {
-            Rows::Fixed(_, n) | Rows::Learned(n) => n as u64,
-            _ => tokens.new + tokens.past,
+            Rows::Tokens(_) | Rows::Sequences(_) => tokens.new + tokens.past,
+            rows => rows.usual().map_or(0, |n| n as u64),
         };
         product(&[positions.next_multiple_of(PAGE_KEYS as u64), cache.bytes_per_token(backend.compute())])
     });
@@ -184,8 +184,7 @@ fn row_count(plan: &Plan, shape: Shape, tokens: Tokens) -> u64 {
             Rows::Learned(n) => n as u64,
             _ if rows.stream().is_some_and(is_done) => 0,
             Rows::Tokens(_) => tokens.new,
-            Rows::Fixed(_, n) => n as u64,
-            Rows::Sequences(_) => 1,
+            rows => rows.usual().map_or(0, |n| n as u64),
         },
         _ => 0,
     }
@@ -263,7 +262,9 @@ fn flops(plan: &Plan, block: &PlannedBlock, tokens: Tokens) -> u64 {
     let heads = number("heads");
     for cache in block.indices(|ranges| &ranges.caches).map(|i| &plan.declared.caches[i]) {
         let keys = match &block.reads {
-            Some((_, Shape::Matrix { rows: Rows::Fixed(_, n), .. })) => *n as u64,
+            Some((_, Shape::Matrix { rows: rows @ (Rows::Fixed(..) | Rows::Patches(..)), .. })) => {
+                rows.usual().map_or(0, |n| n as u64)
+            }
             Some(_) if block.name == "attention" => tokens.new + tokens.past,
             _ if matches!(cache.rows, Rows::Tokens(_)) => tokens.new + tokens.past,
             _ => rows,

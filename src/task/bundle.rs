@@ -141,7 +141,10 @@ impl Bundle {
         let (rows, cols) = (output.value.rows(), output.value.cols());
         let stream = match output.rows {
             Rows::Tokens(stream) => stream,
-            Rows::Fixed(_, n) => return (vec![rows / n.max(1), n, cols], output.value.data().to_vec()),
+            Rows::Fixed(..) | Rows::Patches(..) => {
+                let items = output.rows.stream().map_or(0, |stream| self.batch.count(stream));
+                return (vec![items, rows / items.max(1), cols], output.value.data().to_vec());
+            }
             _ => return (vec![rows, cols], output.value.data().to_vec()),
         };
         let (tokens, width) = self.tokens(stream);

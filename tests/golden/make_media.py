@@ -32,6 +32,7 @@ SEEING: dict[str, dict[str, Any]] = {
     "dinov2/image-classification": dict(crop_size=dict(height=30, width=30), do_center_crop=True, do_convert_rgb=True, do_normalize=True, do_rescale=True, do_resize=True, image_mean=MEAN, image_processor_type="BitImageProcessor", image_std=STD, resample=3, rescale_factor=0.00392156862745098, size=dict(shortest_edge=34)),
     "clip/model": dict(crop_size=30, do_center_crop=True, do_normalize=True, do_resize=True, feature_extractor_type="CLIPFeatureExtractor", image_mean=MEAN, image_std=STD, resample=3, size=30),
     "clip/vision-projection": dict(crop_size=dict(height=30, width=30), do_center_crop=True, do_convert_rgb=True, do_normalize=True, do_rescale=True, do_resize=True, image_mean=MEAN, image_processor_type="CLIPImageProcessorFast", image_std=STD, resample=3, rescale_factor=0.00392156862745098, size=dict(shortest_edge=30), data_format="channels_first", device=None),
+    "dinov2/base": dict(crop_size=dict(height=27, width=44), do_center_crop=True, do_convert_rgb=True, do_normalize=True, do_rescale=True, do_resize=True, image_mean=MEAN, image_processor_type="BitImageProcessor", image_std=STD, resample=3, rescale_factor=0.00392156862745098, size=dict(shortest_edge=44)),
     "siglip/model": dict(do_convert_rgb=None, do_normalize=True, do_rescale=True, do_resize=True, image_mean=[0.5, 0.5, 0.5], image_processor_type="SiglipImageProcessor", image_std=[0.5, 0.5, 0.5], resample=3, rescale_factor=0.00392156862745098, size=dict(height=30, width=30)),
 }
 # The fixture that hears, and its settings: a window of one second.
@@ -164,7 +165,8 @@ def images(expected: dict[str, np.ndarray]) -> list[dict[str, Any]]:
                 if "logits" in found:
                     expected[f"{key}.probabilities"] = found.logits[0].softmax(0).numpy()
                 else:
-                    expected[f"{key}.image_embeds"] = found.image_embeds[0].numpy()
+                    vector = found.image_embeds if "image_embeds" in found else found.pooler_output
+                    expected[f"{key}.image_embeds"] = vector[0].numpy()
             cases.append(case)
     return cases
 

@@ -13,8 +13,7 @@ pub fn shape(shape: Shape) -> String {
             let rows = match rows {
                 Rows::Tokens(Stream::Decoder) => "M".to_owned(),
                 Rows::Tokens(_) => "N".to_owned(),
-                Rows::Sequences(_) => "1".to_owned(),
-                Rows::Fixed(_, n) | Rows::Learned(n) => n.to_string(),
+                rows => rows.usual().map_or_else(String::new, |n| n.to_string()),
             };
             format!("{rows} × {cols}")
         }

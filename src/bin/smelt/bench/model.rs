@@ -164,8 +164,8 @@ impl Bench {
 
     /// The numbers of images or spectra, as they come out of preprocessing: small ones on both sides of 0.
     fn made_up(&self, stream: Stream, count: usize) -> Result<Array> {
-        let mut shapes = self.network.plan().declared.items.iter().filter(|(of, _)| *of == stream);
-        let item = shapes.next().map_or(&[][..], |(_, shape)| shape);
+        let items = self.network.plan().declared.items.iter().find(|items| items.stream == stream);
+        let item = items.map_or(&[][..], |items| &items.shape);
         let shape = [&[count], item].concat();
         let numbers = shape.iter().try_fold(1usize, |n, d| n.checked_mul(*d)).filter(|n| *n <= MOST_NUMBERS);
         let Some(numbers) = numbers else {
