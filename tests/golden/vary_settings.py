@@ -5,6 +5,7 @@
     python vary_settings.py --smelt ../../target/release/smelt llama t5   # the cases of these architectures
     python vary_settings.py --smelt SMELT --refused bert/base             # say what is refused, too
     python vary_settings.py --smelt SMELT --together 3                    # three settings at once, at random
+    python vary_settings.py --smelt SMELT --arch my.yaml distilbert       # a description that is not built in
 
 Every key of config.json gets other values of its type, is left out once, and rope is set in the ways of
 older versions. What transformers cannot build or compute is left out, and so is what would be large. For the rest
@@ -195,9 +196,10 @@ def write(c: Case, base: Any, config: Config, path: Path) -> bool:
     return True
 
 
-def verify(smelt: Path, path: Path) -> str:
+def verify(smelt: Path, path: Path, arch: Path | None = None) -> str:
     """`same`, `refused: WHY` or `differs: HOW MUCH`."""
     command = [str(smelt), "verify", "--model", str(path), str(path / "reference.safetensors")]
+    command += ["--arch", str(arch)] if arch else []
     run = subprocess.run([*command, "--json", "--threads", "1", "--tolerance", str(TOLERANCE)], capture_output=True, text=True)
     if run.returncode == 0:
         return "same"
@@ -218,6 +220,7 @@ def verify(smelt: Path, path: Path) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--smelt", type=Path, required=True, help="the program")
+    parser.add_argument("--arch", type=Path, help="the description; the built-in one by default")
     parser.add_argument("--refused", action="store_true", help="say what is refused")
     parser.add_argument("--together", type=int, default=1, help="how many settings are changed at once")
     parser.add_argument("cases", nargs="*", help="architectures or cases; all if none is named")
@@ -235,7 +238,7 @@ def main() -> int:
         for what, config in changes(settings) if a.together == 1 else several(settings, a.together):
             with tempfile.TemporaryDirectory() as folder:
                 is_there = write(c, base, config, Path(folder))
-                result = verify(a.smelt, Path(folder)) if is_there else "left out"
+                result = verify(a.smelt, Path(folder), a.arch) if is_there else "left out"
             counts[result.split(":")[0]] += 1
             if result.startswith("differs"):
                 why = next((KNOWN[c.arch, one] for one in what.split("; ") if (c.arch, one) in KNOWN), None)
