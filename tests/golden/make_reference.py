@@ -589,6 +589,7 @@ def register_more() -> None:
     case("qwen2_moe/causal", "Qwen2MoeForCausalLM", "Qwen2MoeConfig", with_(qwen_moe, shared_expert_intermediate_size=34, num_hidden_layers=3, mlp_only_layers=[1]), note="shared expert, second layer dense", **common)
     case("qwen3_moe/causal", "Qwen3MoeForCausalLM", "Qwen3MoeConfig", with_(qwen_moe, head_dim=14, norm_topk_prob=True), **common)
     case("olmo2/causal", "Olmo2ForCausalLM", "Olmo2Config", with_(llama, **ids), note="norms behind the blocks, over whole queries and keys", **common)
+    case("olmoe/causal", "OlmoeForCausalLM", "OlmoeConfig", with_(llama, intermediate_size=22, num_experts=5, num_experts_per_tok=2, **ids), note="norms over whole queries and keys, weights of experts as the softmax gives them", **common)
     common = dict(tok="bpe-llama", **lm)
     case("cohere/causal", "CohereForCausalLM", "CohereConfig", with_(llama, logit_scale=0.25, use_qk_norm=True), note="norm of each head with its own weights", tok="bpe-llama", **lm, emb_std=0.3, gain=2.0)
     case("smollm3/causal", "SmolLM3ForCausalLM", "SmolLM3Config", with_(llama, num_hidden_layers=4, no_rope_layer_interval=2), note="every second layer without rotary embedding", **common)
