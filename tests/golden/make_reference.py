@@ -595,6 +595,9 @@ def register_more() -> None:
     case("smollm3/causal", "SmolLM3ForCausalLM", "SmolLM3Config", with_(llama, num_hidden_layers=4, no_rope_layer_interval=2), note="every second layer without rotary embedding", **common)
     case("smollm3/causal-windows", "SmolLM3ForCausalLM", "SmolLM3Config", with_(llama, num_hidden_layers=2, sliding_window=4, layer_types=["full_attention", "sliding_attention"]), note="windows by layer types alone", **common)
     case("glm4/causal", "Glm4ForCausalLM", "Glm4Config", with_(llama, head_dim=12), note="four norms in each layer, rotary over neighbours in half of each head", **common)
+    exaone = with_(llama, num_hidden_layers=3, sliding_window=4, layer_types=["sliding_attention", "full_attention", "sliding_attention"])
+    case("exaone4/causal", "Exaone4ForCausalLM", "Exaone4Config", exaone, note="norms behind the blocks; rotary embedding only where there is a window", **common)
+    case("exaone4/sequence-classification", "Exaone4ForSequenceClassification", "Exaone4Config", with_(llama, num_hidden_layers=1, sliding_window=None, sliding_window_pattern=None, layer_types=["full_attention"], num_labels=3), kind="encoder", hidden=False, tok="bpe-llama", note="no window, so that all layers have rotary embedding")
     case("granite/causal", "GraniteForCausalLM", "GraniteConfig", with_(llama, embedding_multiplier=3.0, residual_multiplier=0.7, attention_multiplier=0.4, logits_scaling=2.0), **common)
     case("granitemoe/causal", "GraniteMoeForCausalLM", "GraniteMoeConfig", with_(llama, intermediate_size=22, num_local_experts=5, num_experts_per_tok=2, embedding_multiplier=3.0, residual_multiplier=0.7, attention_multiplier=0.4, logits_scaling=2.0), note="stacked experts", **common)
     normed = {k: v for k, v in llama.items() if k != "rms_norm_eps"}
