@@ -592,6 +592,7 @@ def register_more() -> None:
     case("olmoe/causal", "OlmoeForCausalLM", "OlmoeConfig", with_(llama, intermediate_size=22, num_experts=5, num_experts_per_tok=2, **ids), note="norms over whole queries and keys, weights of experts as the softmax gives them", **common)
     common = dict(tok="bpe-llama", **lm)
     case("cohere/causal", "CohereForCausalLM", "CohereConfig", with_(llama, logit_scale=0.25, use_qk_norm=True), note="norm of each head with its own weights", tok="bpe-llama", **lm, emb_std=0.3, gain=2.0)
+    case("cohere2/causal", "Cohere2ForCausalLM", "Cohere2Config", with_(llama, num_hidden_layers=3, logit_scale=0.25, sliding_window=4, layer_types=["sliding_attention", "full_attention", "sliding_attention"]), note="rotary embedding only in the layers with a window", tok="bpe-llama", **lm, emb_std=0.3, gain=2.0)
     case("smollm3/causal", "SmolLM3ForCausalLM", "SmolLM3Config", with_(llama, num_hidden_layers=4, no_rope_layer_interval=2), note="every second layer without rotary embedding", **common)
     case("smollm3/causal-windows", "SmolLM3ForCausalLM", "SmolLM3Config", with_(llama, num_hidden_layers=2, sliding_window=4, layer_types=["full_attention", "sliding_attention"]), note="windows by layer types alone", **common)
     case("glm4/causal", "Glm4ForCausalLM", "Glm4Config", with_(llama, head_dim=12), note="four norms in each layer, rotary over neighbours in half of each head", **common)
