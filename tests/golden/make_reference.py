@@ -590,6 +590,8 @@ def register_more() -> None:
     case("qwen3_moe/causal", "Qwen3MoeForCausalLM", "Qwen3MoeConfig", with_(qwen_moe, head_dim=14, norm_topk_prob=True), **common)
     case("olmo2/causal", "Olmo2ForCausalLM", "Olmo2Config", with_(llama, **ids), note="norms behind the blocks, over whole queries and keys", **common)
     case("olmoe/causal", "OlmoeForCausalLM", "OlmoeConfig", with_(llama, intermediate_size=22, num_experts=5, num_experts_per_tok=2, **ids), note="norms over whole queries and keys, weights of experts as the softmax gives them", **common)
+    yarn = dict(rope_type="yarn", rope_theta=20000.0, factor=4.0, original_max_position_embeddings=16)
+    case("olmo3/causal", "Olmo3ForCausalLM", "Olmo3Config", with_(llama, sliding_window=4, layer_types=["sliding_attention", "full_attention"], rope_parameters=dict(sliding_attention=dict(rope_type="default", rope_theta=20000.0), full_attention=yarn), **ids), note="windows, and yarn in the layers without", **common)
     common = dict(tok="bpe-llama", **lm)
     case("cohere/causal", "CohereForCausalLM", "CohereConfig", with_(llama, logit_scale=0.25, use_qk_norm=True), note="norm of each head with its own weights", tok="bpe-llama", **lm, emb_std=0.3, gain=2.0)
     case("cohere2/causal", "Cohere2ForCausalLM", "Cohere2Config", with_(llama, num_hidden_layers=3, logit_scale=0.25, sliding_window=4, layer_types=["sliding_attention", "full_attention", "sliding_attention"]), note="rotary embedding only in the layers with a window", tok="bpe-llama", **lm, emb_std=0.3, gain=2.0)
