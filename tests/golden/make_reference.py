@@ -603,6 +603,9 @@ def register_more() -> None:
     case("exaone4/sequence-classification", "Exaone4ForSequenceClassification", "Exaone4Config", with_(llama, num_hidden_layers=1, sliding_window=None, sliding_window_pattern=None, layer_types=["full_attention"], num_labels=3), kind="encoder", hidden=False, tok="bpe-llama", note="no window, so that all layers have rotary embedding")
     case("granite/causal", "GraniteForCausalLM", "GraniteConfig", with_(llama, embedding_multiplier=3.0, residual_multiplier=0.7, attention_multiplier=0.4, logits_scaling=2.0), **common)
     case("granitemoe/causal", "GraniteMoeForCausalLM", "GraniteMoeConfig", with_(llama, intermediate_size=22, num_local_experts=5, num_experts_per_tok=2, embedding_multiplier=3.0, residual_multiplier=0.7, attention_multiplier=0.4, logits_scaling=2.0), note="stacked experts", **common)
+    biogpt = with_({k: v for k, v in llama.items() if k not in ("rms_norm_eps", "num_key_value_heads")}, max_position_embeddings=37)
+    case("biogpt/causal", "BioGptForCausalLM", "BioGptConfig", biogpt, note="scaled embeddings, positions from the third row on", tok="bpe-llama", **lm, emb_std=0.1, gain=2.0)
+    case("biogpt/token-classification", "BioGptForTokenClassification", "BioGptConfig", with_(biogpt, num_hidden_layers=1, scale_embedding=False, num_labels=3), kind="encoder", hidden=False, tok="bpe-llama")
     normed = {k: v for k, v in llama.items() if k != "rms_norm_eps"}
     case("starcoder2/causal", "Starcoder2ForCausalLM", "Starcoder2Config", with_(normed, sliding_window=5, norm_epsilon=1e-5), tok="bpe-llama", **lm, emb_std=0.3, gain=2.0)
     case("stablelm/causal", "StableLmForCausalLM", "StableLmConfig", with_(normed, hidden_size=64, qk_layernorm=True, use_qkv_bias=True, partial_rotary_factor=0.25), note="a norm of its own for each head, rotary over a quarter of each head", **common)
