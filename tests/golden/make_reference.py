@@ -607,6 +607,7 @@ def register_more() -> None:
     case("biogpt/causal", "BioGptForCausalLM", "BioGptConfig", biogpt, note="scaled embeddings, positions from the third row on", tok="bpe-llama", **lm, emb_std=0.1, gain=2.0)
     case("biogpt/token-classification", "BioGptForTokenClassification", "BioGptConfig", with_(biogpt, num_hidden_layers=1, scale_embedding=False, num_labels=3), kind="encoder", hidden=False, tok="bpe-llama")
     case("ernie4_5/causal", "Ernie4_5ForCausalLM", "Ernie4_5Config", with_(llama, head_dim=14, use_bias=True), note="rotary over neighbours, biases everywhere", tok="bpe-llama", **lm, emb_std=0.3, gain=2.0)
+    case("seed_oss/causal", "SeedOssForCausalLM", "SeedOssConfig", with_(llama, head_dim=14), note="biases of queries, keys and values alone", **common)
     normed = {k: v for k, v in llama.items() if k != "rms_norm_eps"}
     case("starcoder2/causal", "Starcoder2ForCausalLM", "Starcoder2Config", with_(normed, sliding_window=5, norm_epsilon=1e-5), tok="bpe-llama", **lm, emb_std=0.3, gain=2.0)
     case("stablelm/causal", "StableLmForCausalLM", "StableLmConfig", with_(normed, hidden_size=64, qk_layernorm=True, use_qkv_bias=True, partial_rotary_factor=0.25), note="a norm of its own for each head, rotary over a quarter of each head", **common)
