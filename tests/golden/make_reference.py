@@ -629,6 +629,7 @@ def register_more() -> None:
     common = dict(tok="bytebpe-roberta", kind="seq2seq", generate=8, keep=("embed_positions",), scale={"encoder_attn.out_proj": 0.15, "self_attn.out_proj": 0.5}, emb_std=0.3, gain=1.5, distinct=2)
     case("marian/conditional-generation", "MarianMTModel", "MarianConfig", dict(marian, activation_function="swish", scale_embedding=True), note="computed sinusoidal positions", **common)
     case("pegasus/conditional-generation", "PegasusForConditionalGeneration", "PegasusConfig", marian, note="pre-norm, computed sinusoidal positions", **common)
+    case("mbart/conditional-generation", "MBartForConditionalGeneration", "MBartConfig", dict(marian, scale_embedding=True), note="pre-norm, with a norm behind the embeddings and one behind each stack", **common)
 
     vision = dict(hidden_size=40, num_hidden_layers=2, num_attention_heads=5, image_size=30, patch_size=6, num_channels=3)
     case("deit/image-classification", "DeiTForImageClassification", "DeiTConfig", dict(vision, intermediate_size=74, num_labels=7), kind="vision")
