@@ -238,49 +238,81 @@ fn networks_see_which_text_of_a_pair_a_token_is_of_where_those_of_transformers_d
     assert!(found.iter().zip(typed).all(|(a, b)| (a - b).abs() < 1e-4), "no file: {found:?}");
 }
 
+/// A copy of a fixture whose tokenizer files have other keys.
+fn with_tokenizer(dir: &Path, tokenizer: Value, settings: Value) -> TempDir {
+    let copy = copy(dir);
+    let text = std::fs::read_to_string(copy.path().join("tokenizer.json")).unwrap();
+    let mut whole: Value = serde_json::from_str(&text).unwrap();
+    whole.as_object_mut().unwrap().extend(tokenizer.as_object().unwrap().clone());
+    std::fs::write(copy.path().join("tokenizer.json"), whole.to_string()).unwrap();
+    std::fs::write(copy.path().join("tokenizer_config.json"), settings.to_string()).unwrap();
+    copy
+}
+
 #[test]
-fn tokenizers_that_contradict_their_settings_are_refused() {
+fn tokenizers_are_made_anew_as_their_class_does() {
+    let text = std::fs::read_to_string(golden().join("tokenizers.json")).unwrap();
+    let all: Value = serde_json::from_str(&text).unwrap();
+    let texts: Vec<&str> =
+        all["texts"].as_array().unwrap().iter().map(|text| text.as_str().unwrap()).collect();
+    let cases = all["cases"].as_array().unwrap();
+    assert!(cases.len() > 50);
+    for case in cases {
+        let name = case["case"].as_str().unwrap();
+        let named = format!("{name} {}", case["settings"]);
+        let mut tokenizer = case["tokenizer"].clone();
+        if let Some(from) = case["from"].as_str() {
+            let text = std::fs::read_to_string(golden().join(from).join("tokenizer.json")).unwrap();
+            let mut whole: Value = serde_json::from_str(&text).unwrap();
+            whole.as_object_mut().unwrap().extend(tokenizer.as_object().unwrap().clone());
+            tokenizer = whole;
+        }
+        let copy = with_tokenizer(&golden().join(name), tokenizer, case["settings"].clone());
+        if case["names"].is_object() {
+            write(copy.path(), "special_tokens_map.json", case["names"].clone());
+        }
+        let model = Model::open(copy.path()).unwrap_or_else(|e| panic!("{named}: {e}"));
+        let tokenizer = model.tokenizer().unwrap();
+        let inputs = texts.iter().map(|text| (*text, None)).chain([(texts[0], Some(texts[4]))]);
+        for (i, (text, pair)) in inputs.enumerate() {
+            let ids = tokenizer.encode(text, pair, Limit::default()).unwrap().ids;
+            assert_eq!(json!(ids), case["ids"][i], "{named}: {text}");
+            let Some(decoded) = case["decoded"][i].as_str() else { continue };
+            assert_eq!(tokenizer.decode(&ids, true).unwrap(), decoded, "{named}: {text}");
+            let mut stream = Stream::new(tokenizer);
+            let mut pieces: String = ids.iter().map(|id| stream.push(*id).unwrap()).collect();
+            pieces += &stream.finish().unwrap();
+            assert_eq!(pieces, decoded, "{named}: {text}, streamed");
+        }
+    }
+}
+
+#[test]
+fn tokenizers_that_their_class_cannot_use_are_refused() {
     let (dir, ..) = of_class("BertForSequenceClassification").remove(0);
-    let with = |settings: Value, normalizer: Value| {
-        let copy = copy(&dir);
-        write(copy.path(), "tokenizer_config.json", settings);
-        write(copy.path(), "tokenizer.json", json!({"normalizer": normalizer}));
-        Model::open(copy.path())
-    };
-    let normalizer = |lowercase: bool, strip_accents: Value, chinese: bool| {
-        json!({"type": "BertNormalizer", "clean_text": true, "handle_chinese_chars": chinese,
-            "strip_accents": strip_accents, "lowercase": lowercase})
-    };
-    let usual = normalizer(true, Value::Null, true);
-    let cased = normalizer(false, Value::Null, true);
-    let class = |settings: Value| {
-        let mut all = json!({"tokenizer_class": "BertTokenizer"});
-        all.as_object_mut().unwrap().extend(settings.as_object().unwrap().clone());
-        all
-    };
-    for (settings, normalizer) in [
-        (class(json!({})), usual.clone()),
-        (class(json!({"do_lower_case": true, "strip_accents": true})), usual.clone()),
-        (class(json!({"do_lower_case": false})), cased.clone()),
-        (class(json!({"strip_accents": false})), normalizer(true, json!(false), true)),
-        (class(json!({"tokenize_chinese_chars": false})), normalizer(true, Value::Null, false)),
-        // Nobody reads them.
-        (json!({"do_lower_case": false, "strip_accents": false}), usual.clone()),
-        (json!({}), json!({"type": "Lowercase"})),
+    let unigram = json!({"model": {"type": "Unigram", "unk_id": 0, "vocab": [["<unk>", 0.0], ["a", -1.0]]}});
+    for (settings, tokenizer, part) in [
+        (json!({"tokenizer_class": "GPT2Tokenizer"}), json!({}), "of its class, `BPE`, found `WordPiece`"),
+        (json!({"tokenizer_class": "T5Tokenizer"}), unigram, "unknown token of its class, 2, found 0"),
+        (
+            json!({"do_lower_case": "no"}),
+            json!({}),
+            "`do_lower_case`: expected true or false, found `\"no\"`",
+        ),
+        (json!({"cls_token": null}), json!({}), "expected a token that is `cls_token`"),
+        (json!({"pad_token": "x".repeat(20_000)}), json!({}), "at most 16384 bytes, found one of 20000"),
     ] {
-        with(settings, normalizer).unwrap();
+        let copy = with_tokenizer(&dir, tokenizer, settings);
+        let error = Model::open(copy.path()).unwrap_err().to_string();
+        assert!(error.contains(part) && error.contains("tokenizer"), "{error}");
     }
-    for (settings, normalizer, part) in [
-        (class(json!({"do_lower_case": false})), &usual, "`do_lower_case` false"),
-        (class(json!({})), &cased, "`do_lower_case` true"),
-        (json!({"tokenizer_class": null}), &cased, "`do_lower_case` true"),
-        (class(json!({"strip_accents": false})), &usual, "`strip_accents` false"),
-        (class(json!({"tokenize_chinese_chars": false})), &usual, "`tokenize_chinese_chars` false"),
-        (class(json!({})), &json!({"type": "Lowercase"}), "`BertNormalizer`"),
-    ] {
-        let error = with(settings, normalizer.clone()).unwrap_err().to_string();
-        assert!(error.contains(part) && error.contains("tokenizer.json"), "{error}");
-    }
+    let copy = with_tokenizer(&dir, json!({}), json!({}));
+    std::fs::write(copy.path().join("special_tokens_map.json"), "[").unwrap();
+    let error = Model::open(copy.path()).unwrap_err().to_string();
+    assert!(
+        error.contains("invalid special tokens `") && error.contains("special_tokens_map.json"),
+        "{error}"
+    );
 }
 
 #[test]

@@ -1,16 +1,15 @@
 //! `tokenizer.json` to token ids and back. The work is done by the `tokenizers` crate; this module adds limits, the
-//! roles of special tokens, and decoding piece by piece.
+//! roles of special tokens, what their class makes anew, and decoding piece by piece.
 
 #![forbid(unsafe_code)]
 
+mod remake;
 mod stream;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex};
 
-use tokenizers::{
-    ModelWrapper, NormalizerWrapper, TruncationDirection, TruncationParams, TruncationStrategy,
-};
+use tokenizers::{ModelWrapper, TruncationDirection, TruncationParams, TruncationStrategy};
 
 use crate::error::{Error, ErrorKind, Result};
 pub use stream::Stream;
@@ -70,7 +69,7 @@ pub struct Encoding {
 
 impl Tokenizer {
     /// Reads a `tokenizer.json`; `label` names it in messages. `config` is the text of the `tokenizer_config.json` beside it,
-    /// which names the special tokens.
+    /// which names the special tokens. What its `tokenizer_class` does beyond that is left to [`Model::open`](crate::Model::open).
     ///
     /// As in transformers 5.23 a length in `tokenizer.json` cuts nothing: [`encode`](Self::encode) obeys its limit alone.
     ///
@@ -101,16 +100,11 @@ impl Tokenizer {
         let own_side = inner.get_truncation().map(|own| own.direction);
         inner.with_truncation(None).map_err(|e| wrong(e.to_string()))?;
         inner.with_padding(None); // a ragged batch needs none
-        let folder = label.strip_suffix("tokenizer.json").unwrap_or_default();
-        let wrong_settings = |what: String| {
-            let message = format!("invalid tokenizer settings `{folder}tokenizer_config.json`: {what}");
-            Error::new(ErrorKind::Tokenizer, message)
-        };
         let config: serde_json::Value = match config {
             Some(text) => match serde_json::from_str(text) {
                 Ok(settings @ serde_json::Value::Object(_)) => settings,
-                Ok(_) => return Err(wrong_settings("expected a map of settings".into())),
-                Err(e) => return Err(wrong_settings(e.to_string())),
+                Ok(_) => return Err(wrong_settings(label, "expected a map of settings")),
+                Err(e) => return Err(wrong_settings(label, &e.to_string())),
             },
             None => serde_json::Value::Null,
         };
@@ -123,7 +117,7 @@ impl Tokenizer {
                 _ => {
                     let what =
                         format!("`model_max_length`: expected a positive whole number, found `{length}`");
-                    return Err(wrong_settings(what));
+                    return Err(wrong_settings(label, &what));
                 }
             },
         };
@@ -132,29 +126,36 @@ impl Tokenizer {
             Some("right") => TruncationDirection::Right,
             _ => own_side.unwrap_or_default(),
         };
+        let mut tokenizer = Tokenizer {
+            inner,
+            label: label.to_owned(),
+            roles: Roles::default(),
+            settings: config,
+            max_length,
+            direction,
+            truncating: Mutex::default(),
+        };
+        tokenizer.add_tokens(&serde_json::Map::new(), true)?;
+        tokenizer.roles = tokenizer.named_roles();
+        Ok(tokenizer)
+    }
+
+    /// The roles that the settings name.
+    fn named_roles(&self) -> Roles {
+        let (inner, config) = (&self.inner, &self.settings);
         let named = |role: &str| {
             // A token is given by its text, or by an object that holds it.
             let token = &config[role];
             inner.token_to_id(token.as_str().or_else(|| token["content"].as_str())?)
         };
-        let roles = Roles {
+        Roles {
             mask: named("mask_token")
                 .or_else(|| ["[MASK]", "<mask>"].iter().find_map(|t| inner.token_to_id(t))),
             pad: named("pad_token"),
             bos: named("bos_token"),
             eos: named("eos_token"),
             unk: named("unk_token"),
-        };
-        let truncating = Mutex::default();
-        Ok(Tokenizer {
-            inner,
-            label: label.to_owned(),
-            roles,
-            settings: config,
-            max_length,
-            direction,
-            truncating,
-        })
+        }
     }
 
     /// `model_max_length` of `tokenizer_config.json`; none for any number of tokens.
@@ -165,36 +166,6 @@ impl Tokenizer {
     /// What `tokenizer_config.json` says; null where it says nothing.
     pub(crate) fn setting(&self, key: &str) -> &serde_json::Value {
         &self.settings[key]
-    }
-
-    /// Refuses a normalizer that is not the one of `do_lower_case`, `strip_accents` and `tokenize_chinese_chars`, which some
-    /// classes of transformers put in its place.
-    pub(crate) fn check_normalizer(&self) -> Result<()> {
-        let Some(NormalizerWrapper::BertNormalizer(found)) = self.inner.get_normalizer() else {
-            let message = format!("`{}`: expected the normalizer of its class, `BertNormalizer`", self.label);
-            let help = "is `tokenizer_class` right? with `PreTrainedTokenizerFast` the file counts as it is";
-            return Err(Error::new(ErrorKind::Tokenizer, message).help(help));
-        };
-        let flag = |key: &str, default: bool| self.setting(key).as_bool().unwrap_or(default);
-        let lower_case = flag("do_lower_case", true);
-        let strips = found.strip_accents.unwrap_or(found.lowercase);
-        for (key, expected, found) in [
-            ("do_lower_case", lower_case, found.lowercase),
-            ("strip_accents", flag("strip_accents", lower_case), strips),
-            ("tokenize_chinese_chars", flag("tokenize_chinese_chars", true), found.handle_chinese_chars),
-            ("clean_text", true, found.clean_text),
-        ] {
-            if found != expected {
-                let message = format!(
-                    "`{}`: expected a normalizer with `{key}` {expected}, as `tokenizer_config.json` says or leaves it, \
-                     found {found}",
-                    self.label
-                );
-                let help = "transformers takes the word of `tokenizer_config.json`: say there what the model was trained with";
-                return Err(Error::new(ErrorKind::Tokenizer, message).help(help));
-            }
-        }
-        Ok(())
     }
 
     /// The special tokens.
@@ -289,12 +260,27 @@ impl Tokenizer {
         })
     }
 
-    /// The text of tokens. Ids that the vocabulary lacks stand for nothing.
+    /// The text of tokens. Ids that the vocabulary lacks stand for nothing. Where `clean_up_tokenization_spaces` asks for it, and the
+    /// model is not BPE, spaces before punctuation are taken out, as transformers does.
     ///
     /// # Errors
     /// `Tokenizer` when its decoder fails.
     pub fn decode(&self, ids: &[u32], skip_special: bool) -> Result<String> {
+        let text = self.decode_as_is(ids, skip_special)?;
+        Ok(if self.cleans_up() { clean_up(&text) } else { text })
+    }
+
+    /// The text of tokens as the file's decoder gives it.
+    fn decode_as_is(&self, ids: &[u32], skip_special: bool) -> Result<String> {
         guarded(|| self.inner.decode(ids, skip_special)).map_err(|e| self.failed(&e))
+    }
+
+    /// Whether spaces before punctuation are taken out of decoded texts.
+    fn cleans_up(&self) -> bool {
+        let is_set = |key: &str| self.settings[key] == true;
+        is_set("clean_up_tokenization_spaces")
+            && (!matches!(self.inner.get_model(), ModelWrapper::BPE(_))
+                || is_set("clean_up_tokenization_spaces_for_bpe_even_though_it_will_corrupt_output"))
     }
 
     /// The spelling of a token.
@@ -310,6 +296,32 @@ impl Tokenizer {
     fn failed(&self, cause: &tokenizers::Error) -> Error {
         Error::new(ErrorKind::Tokenizer, format!("`{}` cannot be applied: {cause}", self.label))
     }
+}
+
+/// What is put in the place of what, one after another: transformers' `clean_up_tokenization`. All begin with a space.
+const CLEAN: [(&str, &str); 10] = [
+    (" .", "."),
+    (" ?", "?"),
+    (" !", "!"),
+    (" ,", ","),
+    (" ' ", "'"),
+    (" n't", "n't"),
+    (" 'm", "'m"),
+    (" 's", "'s"),
+    (" 've", "'ve"),
+    (" 're", "'re"),
+];
+
+/// A text without spaces before punctuation.
+fn clean_up(text: &str) -> String {
+    CLEAN.iter().fold(text.to_owned(), |text, (from, to)| text.replace(from, to))
+}
+
+/// That `tokenizer_config.json` beside the file `label` is not as it should be.
+pub(crate) fn wrong_settings(label: &str, what: &str) -> Error {
+    let folder = label.strip_suffix("tokenizer.json").unwrap_or_default();
+    let message = format!("invalid tokenizer settings `{folder}tokenizer_config.json`: {what}");
+    Error::new(ErrorKind::Tokenizer, message)
 }
 
 /// Longest string of a tokenizer file, in bytes. The crate frees its tables by recursion, one call a byte, so a long token

@@ -1,4 +1,4 @@
-use super::Tokenizer;
+use super::{CLEAN, Tokenizer, clean_up};
 use crate::error::Result;
 
 /// Decodes tokens as they come, giving out only text that later tokens cannot change.
@@ -12,12 +12,14 @@ pub struct Stream<'t> {
     start: usize,
     /// Tokens before this one are given out.
     given: usize,
+    /// Decoded text that waits for what comes behind it, where spaces are cleaned up.
+    held: String,
 }
 
 impl<'t> Stream<'t> {
     /// Nothing decoded yet. Special tokens are left out.
     pub fn new(tokenizer: &'t Tokenizer) -> Self {
-        Stream { tokenizer, ids: Vec::new(), start: 0, given: 0 }
+        Stream { tokenizer, ids: Vec::new(), start: 0, given: 0, held: String::new() }
     }
 
     /// Adds a token; gives the text that is now certain.
@@ -25,6 +27,16 @@ impl<'t> Stream<'t> {
     /// # Errors
     /// `Tokenizer` when the tokens cannot be turned into text.
     pub fn push(&mut self, id: u32) -> Result<String> {
+        let piece = self.push_as_is(id)?;
+        if !self.tokenizer.cleans_up() {
+            return Ok(piece);
+        }
+        self.held += &piece;
+        let rest = self.held.split_off(certain(&self.held));
+        Ok(clean_up(&std::mem::replace(&mut self.held, rest)))
+    }
+
+    fn push_as_is(&mut self, id: u32) -> Result<String> {
         self.ids.push(id);
         // What a run of single bytes stands for is certain when it has ended: one wrong byte changes all of it.
         if self.tokenizer.token(id).is_some_and(|token| is_byte(&token)) {
@@ -48,19 +60,34 @@ impl<'t> Stream<'t> {
         let (before, now) = self.texts()?;
         self.start = self.ids.len();
         self.given = self.ids.len();
-        Ok(now.get(before.len()..).unwrap_or_default().to_owned())
+        let rest = now.get(before.len()..).unwrap_or_default();
+        if !self.tokenizer.cleans_up() {
+            return Ok(rest.to_owned());
+        }
+        self.held += rest;
+        Ok(clean_up(&std::mem::take(&mut self.held)))
     }
 
     /// The text of the last tokens that were given out, and the same with the new ones behind it. The former is needed
     /// because a decoder treats the first token differently.
     fn texts(&self) -> Result<(String, String)> {
-        let before = self.tokenizer.decode(&self.ids[self.start..self.given], true)?;
-        let mut now = self.tokenizer.decode(&self.ids[self.start..], true)?;
+        let before = self.tokenizer.decode_as_is(&self.ids[self.start..self.given], true)?;
+        let mut now = self.tokenizer.decode_as_is(&self.ids[self.start..], true)?;
         if !now.starts_with(&before) {
             now = before.clone();
         }
         Ok((before, now))
     }
+}
+
+/// How much of a text is cleaned up without regard to what comes behind it.
+fn certain(text: &str) -> usize {
+    if !CLEAN.iter().any(|(from, _)| (1..from.len()).any(|n| text.ends_with(&from[..n]))) {
+        return text.len();
+    }
+    // What is cleaned up begins with a space. Only ` ' ` also ends with one.
+    let is_cut = |at: &(usize, char)| at.1 == ' ' && !text[..at.0].ends_with(" '");
+    text.char_indices().rfind(is_cut).map_or(0, |(at, _)| at)
 }
 
 /// Whether a token stands for one byte: `<0xE2>`.
