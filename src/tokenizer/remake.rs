@@ -212,7 +212,7 @@ impl Tokenizer {
 
     /// A post-processor that is written in short.
     fn post_processor(&self, part: &Value, tokens: &Map<String, Value>) -> Result<PostProcessorWrapper> {
-        let token = |name: &str| {
+        let token = |name: &str| -> Result<(String, u32)> {
             let lacks = |what: String| {
                 Error::new(ErrorKind::Tokenizer, format!("`{}`: expected a token {what}", self.label))
             };
