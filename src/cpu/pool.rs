@@ -106,8 +106,12 @@ impl Job {
                 }
             }
         }));
-        if result.is_err() {
+        if let Err(payload) = result {
             panicked.store(true, Ordering::Relaxed);
+            // To drop it may panic as well: then this thread would leave the loop while others are inside, or never be counted out.
+            if let Err(payload) = catch_unwind(AssertUnwindSafe(|| drop(payload))) {
+                std::mem::forget(payload);
+            }
         }
     }
 }
@@ -344,5 +348,19 @@ mod tests {
             sum.fetch_add(i, Ordering::Relaxed);
         });
         assert_eq!(sum.load(Ordering::Relaxed), 45);
+    }
+
+    #[test]
+    fn what_a_panic_carries_may_panic_as_well() {
+        struct Bomb;
+        impl Drop for Bomb {
+            fn drop(&mut self) {
+                panic!("when dropped");
+            }
+        }
+        let pool = Pool::new(2);
+        let run = || pool.run(10, &|_| std::panic::panic_any(Bomb));
+        let carried = catch_unwind(AssertUnwindSafe(run)).unwrap_err();
+        assert_eq!(carried.downcast_ref(), Some(&"a task of a parallel loop panicked"));
     }
 }
