@@ -588,6 +588,21 @@ fn recurrences_outside_of_their_tensors_are_refused() {
 }
 
 #[test]
+fn sizes_of_a_scan_whose_product_is_too_large_are_refused() {
+    // Twice the channels of a head, and a state of both heads, would be 2 elements.
+    let head_dim = usize::MAX / 2 + 2;
+    let (xbc, dt, two) = (Tensor::zeros(1, 4), Tensor::zeros(1, 2), [1.0; 2]);
+    let scan = HeadScan { xbc: &xbc, dt: &dt, a: &two, d: &two, head_dim, groups: 1, state: 1 };
+    let (mut state, mut out) = ([0.0; 2], Tensor::zeros(1, 2));
+    let run = || {
+        let spans = [Span { rows: 0..1, past: 0 }];
+        cpu(SimdLevel::Portable, 1).scan_heads(&scan, &spans, &mut [&mut state], &mut out);
+    };
+    let carried = catch_unwind(AssertUnwindSafe(run)).unwrap_err();
+    assert_eq!(carried.downcast_ref(), Some(&"a state for each head"));
+}
+
+#[test]
 fn embeddings_are_exact() {
     let mut random = Random(5);
     let table = Array::from_f32(vec![7, 9], &random.vec(63));

@@ -135,9 +135,11 @@ impl Kernel for ScanHeads<'_, '_> {
     #[inline(always)]
     unsafe fn run<S: Simd>(self, s: S) {
         let ScanHeads { pool, scan, spans, states, out } = self;
-        let (heads, size) = (scan.a.len(), scan.head_dim * scan.state);
-        let inner = heads * scan.head_dim;
-        assert!(size > 0 && heads > 0, "a state for each head");
+        let heads = scan.a.len();
+        // No sizes that a product of would begin again at 0.
+        let sizes = [heads, scan.head_dim, scan.state].into_iter().try_fold(2usize, usize::checked_mul);
+        assert!(sizes.is_some_and(|n| n > 0), "a state for each head");
+        let (size, inner) = (scan.head_dim * scan.state, heads * scan.head_dim);
         assert!(scan.groups > 0 && heads % scan.groups == 0, "heads of a group");
         assert_eq!((scan.d.len(), scan.dt.cols()), (heads, heads), "heads of a scan");
         assert_eq!(scan.xbc.cols(), inner + 2 * scan.groups * scan.state, "columns of a scan");
