@@ -155,11 +155,20 @@ impl KvCache {
     }
 
     /// Elements that the pages of `n` more positions come to, with those that are there.
+    ///
+    /// # Panics
+    /// If there are more than memory could have.
     pub fn elements(&self, n: usize) -> usize {
-        (self.len + n).div_ceil(PAGE_KEYS) * self.page_len()
+        let pages = self.len.checked_add(n).map(|len| len.div_ceil(PAGE_KEYS));
+        // A cache must not say that it is longer than what it holds.
+        let elements = pages.and_then(|pages| pages.checked_mul(self.page_len()));
+        elements.unwrap_or_else(|| panic!("a cache of {} and {n} more positions is too large", self.len))
     }
 
     /// Adds `n` positions of unspecified contents, and gives all pages to write them into.
+    ///
+    /// # Panics
+    /// As [`elements`](Self::elements).
     pub fn grow(&mut self, n: usize) -> &mut [f32] {
         let (before, len) = (self.elements(0), self.elements(n));
         if len > self.pages.len() {
@@ -262,6 +271,13 @@ mod tests {
         assert_eq!((cache.key(1, 0, 3), cache.value(0, 99, 3)), (1.0, 2.0));
         taken.dedup();
         assert_eq!(taken, [2, 6, 7]); // pages of 16
+    }
+
+    #[test]
+    #[should_panic(expected = "is too large")]
+    fn more_positions_than_there_can_be_are_refused() {
+        // Of 32 elements a page: the product would be 0.
+        KvCache::new(Compute::F32, 1, 1, 1).grow(usize::MAX / 2 + 1);
     }
 
     #[test]
