@@ -845,6 +845,36 @@ fn sequences_that_overlap_are_refused() {
 }
 
 #[test]
+fn queries_beyond_all_distances_are_refused() {
+    let x = Random(15).tensor(1, 3);
+    let vectors = Tensor::zeros(1, 1);
+    let distances = DistanceVectors { keys: Some(&vectors), queries: None, bucket: &[0; 31] };
+    // The last would be before the first key, if its position were counted on.
+    for (past, is_refused) in [(15, false), (16, true), (usize::MAX - 3, true), (usize::MAX, true)] {
+        let attend = || {
+            let mut cache = KvCache::new(Compute::F32, 1, 1, 1);
+            (0..16).for_each(|_| cache.push(&[1.0], &[1.0]));
+            let params = AttentionParams {
+                heads: 1,
+                kv_heads: 1,
+                k_dim: 1,
+                v_dim: 1,
+                scale: 1.0,
+                softcap: None,
+                bias: None,
+                reach: Reach::ALL,
+                sinks: None,
+                distances: Some(&distances),
+            };
+            let spans = [Span { rows: 0..1, past }];
+            cpu(levels()[0], 1).attention(&x, 0, &spans, &[&cache], &params, &mut Tensor::zeros(1, 1));
+        };
+        let found = catch_unwind(attend).map_err(|carried| carried.downcast_ref::<&str>().copied());
+        assert_eq!(found, if is_refused { Err(Some("distances of queries")) } else { Ok(()) }, "{past}");
+    }
+}
+
+#[test]
 fn who_sees_no_key_gets_zeros() {
     // Positions behind all keys, in blocks of their own.
     let case = plain("window", 2, 2, 8, Reach { back: Some(3), ahead: Some(0) });

@@ -98,8 +98,10 @@ impl<T: Word> Kernel for Attend<'_, T> {
         }
         let group = p.heads / p.kv_heads;
         if let Some(distances) = p.distances {
-            let most = caches.iter().map(|cache| cache.len()).max().unwrap_or(0);
-            assert!(most <= distances.bucket.len().div_ceil(2), "distances between keys");
+            let known = distances.bucket.len().div_ceil(2);
+            assert!(caches.iter().all(|cache| cache.len() <= known), "distances between keys");
+            let is_known = |span: &Span| span.past <= known && span.rows.len() <= known - span.past;
+            assert!(spans.iter().all(is_known), "distances of queries");
             assert_eq!(group, 1, "query heads of a key head with distances");
         }
         if let Some(keys) = distance_keys {
