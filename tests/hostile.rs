@@ -12,6 +12,7 @@ use smelt::model::{Batch, LoadOptions, Network, Session};
 use smelt::nn::Tokens;
 use smelt::plan::{Config, Plan, Target, builtin, inspect};
 use smelt::spec::Source;
+use smelt::task::Bundle;
 use smelt::tensor::Array;
 use smelt::weights::{BundleData, Checkpoint, Index, Repository, read_bundle, write_bundle};
 use smelt::{Error, ErrorKind, GenerateOptions, Model, OpenOptions, Text};
@@ -496,6 +497,69 @@ fn batches_that_do_not_fit_are_refused() {
     refused("unknown output", Input, "no output `logit`", || {
         encoder.forward(&Batch::of([&[1][..]]), &["logit"], false)
     });
+}
+
+#[test]
+fn bundles_of_absurd_sizes_are_refused_or_read() {
+    let dir = fixture(HEARING);
+    let network = network(HEARING);
+    let read = || read_bundle(&dir.join("reference.safetensors")).unwrap();
+    let named = |name: &str, shape: Vec<usize>, data: BundleData| {
+        let file = TempDir::new().unwrap();
+        let path = file.path().join("one.safetensors");
+        write_bundle(&path, &[(name.to_owned(), shape, data)]).unwrap();
+        read_bundle(&path).unwrap()
+    };
+    let ids = |shape: [usize; 2]| BundleData::I64(vec![1; shape[0] * shape[1]]);
+    // More continuations than sounds, but not than other inputs, which the model does not take.
+    let mut tensors = read();
+    let sounds = tensors["input.input_features"].shape()[0];
+    tensors.extend(named("input.input_ids", vec![sounds + 1, 1], ids([sounds + 1, 1])));
+    let continuation = format!("generate.{sounds}");
+    tensors.extend(named(&format!("{continuation}.tokens"), vec![1], BundleData::I64(vec![1])));
+    tensors.extend(named(&format!("{continuation}.logits"), vec![1], BundleData::F32(vec![1.0])));
+    let compared = Bundle::new(tensors).unwrap().compare(&network).unwrap();
+    assert!(compared.iter().all(|c| !c.name.starts_with(&continuation)));
+    // Sounds without a frame, of which a small file has any number.
+    let mut tensors = read();
+    tensors.extend(named("input.input_features", vec![1 << 40, 0, 1], BundleData::F32(Vec::new())));
+    let bundle = Bundle::new(tensors).unwrap();
+    refused("sounds without a frame", ErrorKind::Input, "expected spectra", || bundle.greedy(&network, 1));
+    refused("sounds without a frame", ErrorKind::Input, "expected spectra", || bundle.compare(&network));
+}
+
+#[test]
+fn references_of_other_shapes_take_no_memory() {
+    // A mask leaves eight tokens, whose vectors are large: those of all tokens would take half a terabyte.
+    let (rows, cols, width) = (8, 1 << 17, 1 << 17);
+    let mask: Vec<i64> = (0..rows * cols).map(|i| i64::from(i % cols == 0)).collect();
+    let tensors = [
+        ("e.weight".to_owned(), vec![2, width], BundleData::F32(vec![1.0; 2 * width])),
+        ("input.input_ids".to_owned(), vec![rows, cols], BundleData::I64(vec![1; rows * cols])),
+        ("input.attention_mask".to_owned(), vec![rows, cols], BundleData::I64(mask)),
+        ("output.result".to_owned(), vec![1], BundleData::F32(vec![1.0])),
+    ];
+    let dir = TempDir::new().unwrap();
+    let (weights, bundle) = (dir.path().join("model.safetensors"), dir.path().join("bundle.safetensors"));
+    write_bundle(&weights, &tensors[..1]).unwrap();
+    write_bundle(&bundle, &tensors[1..]).unwrap();
+    let text = format!(
+        "smelt: 1\nmatch: {{model_type: test}}\nmodel: {{}}\nheads:\n  features: {{match: Test, result: \
+         {{embedding: {{at: e, of: token_ids, rows: 2, width: {width}}}}}}}\n"
+    );
+    let config =
+        Config::parse("config.json", r#"{"model_type": "test", "architectures": ["Test"]}"#).unwrap();
+    let repository = Repository::open(dir.path()).unwrap();
+    let index = Index::open(&repository).unwrap();
+    let plan = Plan::new(Source::yaml("test.yaml", text).unwrap(), &config, &index, &Target::Config).unwrap();
+    let checkpoint = Checkpoint::map(&repository, &index).unwrap();
+    let backend = std::sync::Arc::new(smelt::reference::Reference);
+    let network = Network::load(plan, &checkpoint, backend, &LoadOptions::default()).unwrap();
+    let bundle = Bundle::new(read_bundle(&bundle).unwrap()).unwrap();
+    refused("few tokens", ErrorKind::Input, "expected shape [1], found [8, 131072, 131072]", || {
+        bundle.compare(&network)
+    });
+    assert_little_memory();
 }
 
 #[test]

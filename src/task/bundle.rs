@@ -138,27 +138,33 @@ impl Bundle {
 
     /// An output as transformers would give it: `[batch, seq, cols]` with zeros at masked positions, or `[batch, cols]`.
     pub fn padded(&self, output: &Output) -> (Vec<usize>, Vec<f32>) {
-        let (rows, cols) = (output.value.rows(), output.value.cols());
-        let stream = match output.rows {
-            Rows::Tokens(stream) => stream,
-            Rows::Fixed(..) | Rows::Patches(..) => {
-                let items = output.rows.stream().map_or(0, |stream| self.batch.count(stream));
-                return (vec![items, rows / items.max(1), cols], output.value.data().to_vec());
-            }
-            _ => return (vec![rows, cols], output.value.data().to_vec()),
-        };
-        let (tokens, width) = self.tokens(stream);
+        let shape = self.padded_shape(output);
+        let Rows::Tokens(stream) = output.rows else { return (shape, output.value.data().to_vec()) };
+        let ((tokens, width), cols) = (self.tokens(stream), output.value.cols());
         let mut padded = vec![0.0; tokens.spans.len() * width * cols];
         for (i, span) in tokens.spans.iter().enumerate() {
             let values = &output.value.data()[span.rows.start * cols..span.rows.end * cols];
             padded[i * width * cols..][..values.len()].copy_from_slice(values);
         }
-        let mut shape = vec![tokens.spans.len(), width, cols];
+        (shape, padded)
+    }
+
+    fn padded_shape(&self, output: &Output) -> Vec<usize> {
+        let (rows, cols) = (output.value.rows(), output.value.cols());
+        let stream = match output.rows {
+            Rows::Tokens(stream) => stream,
+            Rows::Fixed(..) | Rows::Patches(..) => {
+                let items = output.rows.stream().map_or(0, |stream| self.batch.count(stream));
+                return vec![items, rows / items.max(1), cols];
+            }
+            _ => return vec![rows, cols],
+        };
+        let (tokens, width) = self.tokens(stream);
         // transformers gives these without their last axis.
         if cols == 1 && ["start_logits", "end_logits"].contains(&output.name.as_str()) {
-            shape.pop();
+            return vec![tokens.spans.len(), width];
         }
-        (shape, padded)
+        vec![tokens.spans.len(), width, cols]
     }
 
     /// Computes everything that the file has reference outputs for and compares.
@@ -184,13 +190,15 @@ impl Bundle {
                 ))
                 .help(SKIP));
             };
-            let (shape, padded) = self.padded(output);
+            let shape = self.padded_shape(output);
             // transformers leaves out the last axis of some outputs that have one column.
             let squeezed = shape.len() == 3 && shape[2] == 1 && *reference.shape() == shape[..2];
             if shape != reference.shape() && !squeezed {
                 let message = format!("`{name}`: expected shape {:?}, found {shape:?}", reference.shape());
                 return Err(input_error(message));
             }
+            // Not before it is known that the file holds as much: a mask may leave few of many tokens.
+            let (_, padded) = self.padded(output);
             comparisons.push(self.difference(output, &padded, &reference.to_f32()));
         }
         comparisons.sort_by_key(|c| order(&c.name));
@@ -226,14 +234,16 @@ impl Bundle {
     /// `decoder_input_ids`.
     pub fn greedy(&self, network: &Network, steps: usize) -> Result<Vec<Greedy>> {
         let input = &self.batch.input;
-        let prompts: Vec<Prompt> = match &self.batch.audio {
-            Some(audio) => (0..audio.shape()[0]).map(|i| Prompt::Audio(audio.items(&[i]))).collect(),
-            None => input.spans.iter().map(|s| Prompt::Tokens(input.ids[s.rows.clone()].to_vec())).collect(),
+        let prompt = |i: usize| match &self.batch.audio {
+            Some(audio) => Prompt::Audio(audio.items(&[i])),
+            None => Prompt::Tokens(input.ids[input.spans[i].rows.clone()].to_vec()),
         };
-        if prompts.is_empty() {
+        let count = self.batch.audio.as_ref().map_or(input.spans.len(), |audio| audio.shape()[0]);
+        if count == 0 {
             return Err(input_error("no `input_ids` or `input_features` to go on from"));
         }
-        prompts.iter().map(|prompt| self.greedy_of(network, prompt, steps)).collect()
+        // One by one: a file can have any number of sounds without a frame.
+        (0..count).map(|i| self.greedy_of(network, &prompt(i), steps)).collect()
     }
 
     fn greedy_of(&self, network: &Network, prompt: &Prompt, steps: usize) -> Result<Greedy> {
@@ -274,7 +284,7 @@ impl Bundle {
             let (Some(tokens), Some(logits)) = (part("tokens"), part("logits")) else { continue };
             let prompt = match (part("prompt"), &self.batch.audio) {
                 (Some(ids), _) => Prompt::Tokens(to_ids("prompt", ids)?),
-                (None, Some(audio)) if i < self.batch.len() => Prompt::Audio(audio.items(&[i])),
+                (None, Some(audio)) if i < audio.shape()[0] => Prompt::Audio(audio.items(&[i])),
                 _ => continue,
             };
             prompts.push((i, prompt, to_ids("tokens", tokens)?, logits.to_f32()));
