@@ -847,6 +847,23 @@ fn broken_tokenizers_are_refused() {
         ("/pre_tokenizer", json!({"type": "Nothing"})),
         ("/truncation", json!({"max_length": -1})),
     ];
+    // A table of 4 GiB, it says: there are two bytes of it.
+    let table = r#"{"type": "Precompiled", "precompiled_charsmap": "/////wAA"}"#;
+    for (case, normalizer, part) in [
+        ("a table", table.to_owned(), "ends within its table"),
+        ("written otherwise", table.replace("charsmap", r"\u0063harsmap"), "ends within its table"),
+        (
+            "in a list",
+            format!(r#"{{"type": "Sequence", "normalizers": [{table}]}}"#),
+            "ends within its table",
+        ),
+        ("one of two", format!(r#"{table}, "normalizer": null"#), "duplicate field"),
+    ] {
+        let text =
+            format!(r#"{{"normalizer": {normalizer}, {}"#, &text[1..].replace("\"normalizer\"", "\"of\""));
+        let dir = with_text(ENCODER, "tokenizer.json", &text);
+        refused(case, ErrorKind::Tokenizer, part, || Model::open(dir.path()));
+    }
     for (pointer, value) in wrong {
         let dir = with(ENCODER, "tokenizer.json", pointer, value.clone());
         let case = format!("{pointer} = {value}");
@@ -869,6 +886,18 @@ fn texts_that_rules_make_too_long_are_refused() {
         |pointer: &str, value: Value| Model::open(with(ENCODER, "tokenizer.json", pointer, value).path());
     let thrice = vec![replace(a.clone(), 3000); 3];
     let decoders = json!({"type": "Sequence", "decoders": thrice.clone()});
+    // A table of no letters, and one text.
+    let table = |len: usize| {
+        let charsmap = "AAAAAGFh".to_owned() + &"YWFh".repeat(len / 3);
+        json!({"type": "Precompiled", "precompiled_charsmap": charsmap})
+    };
+    let text = json!({"Sequence": {"id": "A", "type_id": 0}});
+    let token = json!({"SpecialToken": {"id": "x", "type_id": 0}});
+    let template = |pieces: Vec<Value>, n: usize| {
+        let pair = [text.clone(), json!({"Sequence": {"id": "B", "type_id": 1}})];
+        let tokens = json!({"x": {"id": "x", "ids": vec![1; n], "tokens": vec!["x"; n]}});
+        json!({"type": "TemplateProcessing", "single": pieces, "pair": pair, "special_tokens": tokens})
+    };
     for (case, pointer, value) in [
         ("three of 3000", "/normalizer", sequence(thrice)),
         (
@@ -879,6 +908,10 @@ fn texts_that_rules_make_too_long_are_refused() {
         ("between all bytes", "/normalizer", sequence(vec![replace(any, 1); 30])),
         ("prepended", "/normalizer", sequence(vec![prepend, replace(a.clone(), 200)])),
         ("decoder", "/decoder", decoders),
+        ("a table", "/normalizer", table(1 << 20)),
+        ("a table in a list", "/normalizer", sequence(vec![table(200), replace(a.clone(), 200)])),
+        ("a text many times", "/post_processor", template(vec![text.clone(); 20_000], 1)),
+        ("tokens many times", "/post_processor", template(vec![token.clone(); 200], 200)),
     ] {
         refused(case, ErrorKind::Tokenizer, "at most 16384 times as long, found", || open(pointer, value));
     }

@@ -81,9 +81,13 @@ impl Tokenizer {
         if let Some(len) = longest_string(text) {
             return Err(wrong(format!("expected strings of at most {MAX_STRING} bytes, found one of {len}")));
         }
+        check_charsmaps(text).map_err(wrong)?;
         let mut inner: tokenizers::Tokenizer = guarded(|| text.parse()).map_err(|e| wrong(e.to_string()))?;
-        for rules in [serde_json::to_value(inner.get_normalizer()), serde_json::to_value(inner.get_decoder())]
-        {
+        for rules in [
+            serde_json::to_value(inner.get_normalizer()),
+            serde_json::to_value(inner.get_post_processor()),
+            serde_json::to_value(inner.get_decoder()),
+        ] {
             let growth = growth(&rules.map_err(|e| wrong(e.to_string()))?);
             if growth > MAX_STRING as f64 {
                 let what = format!(
@@ -347,7 +351,60 @@ fn longest_string(text: &str) -> Option<usize> {
     None
 }
 
-/// How many times as long a text may become by all replacements of a normalizer or decoder, one after another.
+/// Refuses normalisation tables that say that they are longer than the string that holds them: the crate would allocate as much as
+/// they say.
+fn check_charsmaps(text: &str) -> std::result::Result<(), String> {
+    #[derive(serde::Deserialize)]
+    struct File {
+        #[serde(default)]
+        normalizer: serde_json::Value,
+    }
+    fn is_cut_off(rules: &serde_json::Value) -> bool {
+        match rules {
+            serde_json::Value::Array(rules) => rules.iter().any(is_cut_off),
+            serde_json::Value::Object(rule) => {
+                charsmap(&rules["precompiled_charsmap"]).is_none() || rule.values().any(is_cut_off)
+            }
+            _ => false,
+        }
+    }
+    // Few files have one, and reading takes time. Letters may be written as escapes.
+    if !text.contains("charsmap") && !text.contains("\\u00") {
+        return Ok(());
+    }
+    match serde_json::from_str::<File>(text) {
+        Ok(file) if is_cut_off(&file.normalizer) => {
+            Err("a `precompiled_charsmap` ends within its table".into())
+        }
+        // The crate would read each of two normalizers.
+        Err(e) if e.is_data() => Err(e.to_string()),
+        // What is no JSON is found below.
+        _ => Ok(()),
+    }
+}
+
+/// The texts of a normalisation table, each followed by a zero; none if the table is cut off, and nothing without one.
+fn charsmap(table: &serde_json::Value) -> Option<Vec<u8>> {
+    let digit = |b: u8| match b {
+        b'A'..=b'Z' => Some(b - b'A'),
+        b'a'..=b'z' => Some(b - b'a' + 26),
+        b'0'..=b'9' => Some(b - b'0' + 52),
+        b'+' => Some(62),
+        b'/' => Some(63),
+        _ => None,
+    };
+    let Some(text) = table.as_str() else { return Some(Vec::new()) };
+    let digits: Vec<u8> = text.bytes().filter_map(digit).collect();
+    let bytes = digits.chunks(4).flat_map(|four| {
+        let bits = four.iter().fold(0, |bits, digit| bits << 6 | u32::from(*digit)) << (6 * (4 - four.len()));
+        bits.to_be_bytes().into_iter().skip(1).take(four.len() - 1)
+    });
+    let bytes: Vec<u8> = bytes.collect();
+    let (len, rest) = bytes.split_first_chunk()?;
+    Some(rest.get(u32::from_le_bytes(*len) as usize / 4 * 4..)?.to_vec())
+}
+
+/// How many times as long a text may become by all rules of a normalizer, post-processor or decoder, one after another.
 fn growth(rules: &serde_json::Value) -> f64 {
     let len = |text: &serde_json::Value| text.as_str().unwrap_or_default().len() as f64;
     match rules {
@@ -359,6 +416,20 @@ fn growth(rules: &serde_json::Value) -> f64 {
                 _ => 1.0 + len(&rules["content"]),
             },
             Some("Prepend") => 1.0 + len(&rules["prepend"]),
+            Some("Precompiled") => {
+                let texts = charsmap(&rules["precompiled_charsmap"]).unwrap_or_default();
+                1.0 + texts.split(|b| *b == 0).map(<[u8]>::len).max().unwrap_or(0) as f64
+            }
+            // A text and special tokens may each occur several times.
+            Some("TemplateProcessing") => {
+                let tokens = |piece: &serde_json::Value| match piece["SpecialToken"]["id"].as_str() {
+                    Some(id) => rules["special_tokens"][id]["ids"].as_array().map_or(0, Vec::len),
+                    None => 1,
+                };
+                let all =
+                    ["single", "pair"].map(|key| rules[key].as_array().into_iter().flatten().map(tokens));
+                all.map(Iterator::sum::<usize>).into_iter().max().unwrap_or(0).max(1) as f64
+            }
             _ => rule.values().map(growth).product(),
         },
         _ => 1.0,
