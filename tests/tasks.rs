@@ -478,6 +478,11 @@ fn sentence_modules_that_are_not_known_are_refused() {
     for (file, keys, part) in [
         (pooling, json!({"pooling_mode_cls_token": false}), "no way of pooling"),
         (pooling, json!({"pooling_mode": ["cls", 3]}), "unsupported pooling `3`"),
+        (
+            pooling,
+            json!({"pooling_mode": vec!["cls"; 1000]}),
+            "expected at most 6 ways of pooling, found 1000",
+        ),
         (pooling, json!({"pooling_mode_new_tokens": false}), "unsupported `pooling_mode_new_tokens`"),
         (pooling, json!({"include_prompt": 1}), "`include_prompt`: expected true or false"),
         (dense, json!({"use_residual": true}), "unsupported `use_residual`: expected false"),
@@ -524,6 +529,7 @@ fn sentence_modules_that_are_not_known_are_refused() {
         ),
         (json!([first, other]), "unsupported module 1 `mine.Pooling`"),
         (json!([first, pooling, pooling]), "expected `Dense` or `Normalize`"),
+        (json!(vec![dense.clone(); 1000]), "expected at most 64 modules, found 1000"),
         (json!([module("Transformer", "0_Transformer"), pooling]), "found it in `0_Transformer`"),
     ] {
         let copy = copy(&dir);

@@ -105,6 +105,9 @@ const TRANSFORMER_FILES: [&str; 7] = [
     "sentence_xlnet_config.json",
 ];
 
+/// Most modules of a repository: each has memory of its own, even where a long list names the same files again and again.
+const MAX_MODULES: usize = 64;
+
 /// What modules may be named as the place of what they take and give.
 const SENTENCE: [(&str, &str); 2] =
     [("module_input_name", "\"sentence_embedding\""), ("module_output_name", "\"sentence_embedding\"")];
@@ -125,6 +128,10 @@ impl Pipeline {
         let Tree::List(modules) = modules else {
             return Err(wrong(repository, file, "expected a list of modules"));
         };
+        if modules.len() > MAX_MODULES {
+            let message = format!("expected at most {MAX_MODULES} modules, found {}", modules.len());
+            return Err(wrong(repository, file, &message));
+        }
         let mut pipeline = Pipeline::default();
         for (i, module) in modules.iter().enumerate() {
             let text = |key: &str| module.get(key).and_then(Tree::as_text).unwrap_or_default();
@@ -222,6 +229,10 @@ impl Pipeline {
         }
         if self.pooling.is_empty() {
             return Err(settings.wrong("no way of pooling is set"));
+        }
+        if self.pooling.len() > POOLINGS.len() {
+            let (most, found) = (POOLINGS.len(), self.pooling.len());
+            return Err(settings.wrong(&format!("expected at most {most} ways of pooling, found {found}")));
         }
         Ok(())
     }
