@@ -6,6 +6,7 @@ use std::sync::{Arc, LazyLock};
 use minijinja::value::ValueKind;
 use minijinja::{Environment, UndefinedBehavior, Value};
 
+use super::listed;
 use super::tree::Tree;
 
 /// Numbers, texts, lists and maps that the value of one expression may have: it is computed for each layer anew.
@@ -160,49 +161,70 @@ impl Template {
 /// The end of an expression: the brace that closes it, not one inside of it or of a string.
 fn closing_brace(text: &str) -> Option<usize> {
     let mut depth = 0usize;
-    let mut quote = None;
-    for (i, c) in text.char_indices() {
-        match (quote, c) {
-            (Some(q), c) if q == c => quote = None,
-            (Some(_), _) => {}
-            (None, '"' | '\'') => quote = Some(c),
-            (None, '{') => depth += 1,
-            (None, '}') if depth == 0 => return Some(i),
-            (None, '}') => depth -= 1,
+    let mut rest = text;
+    while let Some(c) = rest.chars().next() {
+        match c {
+            '{' => depth += 1,
+            '}' if depth == 0 => return Some(text.len() - rest.len()),
+            '}' => depth -= 1,
+            _ => {}
+        }
+        let len = if matches!(c, '"' | '\'') { string_len(rest) } else { c.len_utf8() };
+        rest = &rest[len..];
+    }
+    None
+}
+
+/// Bytes of the string at the beginning of a text, quotes included; all of the text if it does not end.
+fn string_len(text: &str) -> usize {
+    let mut letters = text.char_indices();
+    let quote = letters.next().map(|(_, c)| c);
+    while let Some((i, c)) = letters.next() {
+        match c {
+            '\\' => drop(letters.next()),
+            c if Some(c) == quote => return i + 1,
             _ => {}
         }
     }
-    None
+    text.len()
 }
 
 /// Words of an expression that are not names of values.
 const KEYWORDS: [&str; 13] =
     ["if", "else", "and", "or", "not", "in", "is", "none", "None", "true", "True", "false", "False"];
 
-/// The names of values in an expression: identifiers that are not attributes, filters, keywords or parts of strings.
-/// (minijinja's own list leaves out what is sliced.)
-fn names_in(text: &str) -> Vec<&str> {
+/// Filters that expressions may use.
+const FILTERS: [&str; 5] = ["int", "length", "ln", "merged", "unrolled"];
+
+/// The words of an expression that are no parts of strings, each with what stands before it: a word, a sign or nothing.
+fn words(text: &str) -> Vec<(&str, &str)> {
     let is_word = |c: char| c.is_ascii_alphanumeric() || c == '_';
-    let mut names = Vec::new();
+    let mut words = Vec::new();
     let mut rest = text;
-    let mut before = ' ';
+    let mut before = "";
     while let Some(c) = rest.chars().next() {
         let len = match c {
-            '"' | '\'' => rest[1..].find(c).map_or(rest.len(), |end| end + 2),
+            '"' | '\'' => string_len(rest),
             c if is_word(c) => rest.find(|c| !is_word(c)).unwrap_or(rest.len()),
             c => c.len_utf8(),
         };
-        let word = &rest[..len];
-        let is_name = c.is_ascii_alphabetic() || c == '_';
-        if is_name && before != '.' && before != '|' && !KEYWORDS.contains(&word) {
-            names.push(word);
+        let part = &rest[..len];
+        if c.is_ascii_alphabetic() || c == '_' {
+            words.push((before, part));
         }
         if !c.is_whitespace() {
-            before = c;
+            before = part;
         }
         rest = &rest[len..];
     }
-    names
+    words
+}
+
+/// The names of values in an expression: identifiers that are not attributes, filters or keywords.
+/// (minijinja's own list leaves out what is sliced.)
+fn names_in(text: &str) -> Vec<&str> {
+    let is_name = |(before, word): &(&str, &str)| !matches!(*before, "." | "|") && !KEYWORDS.contains(word);
+    words(text).into_iter().filter(is_name).map(|(_, word)| word).collect()
 }
 
 static ENVIRONMENT: LazyLock<Environment<'static>> = LazyLock::new(|| {
@@ -269,7 +291,16 @@ fn check(text: &str) -> Result<(), String> {
     if is_name(text) {
         return Ok(());
     }
-    ENVIRONMENT.compile_expression(text).map(|_| ()).map_err(|e| explain(text, &e))
+    ENVIRONMENT.compile_expression(text).map_err(|e| explain(text, &e))?;
+    for (before, word) in words(text) {
+        if before == "|" && !FILTERS.contains(&word) {
+            return Err(format!("`{text}`: unknown filter `{word}`: expected {}", listed(&FILTERS)));
+        }
+        if word == "is" && before != "." {
+            return Err(format!("`{text}`: there are no tests: expected `==` or `!=`, found `is`"));
+        }
+    }
+    Ok(())
 }
 
 fn evaluate(text: &str, scope: &Scope) -> Result<Tree, String> {
@@ -393,6 +424,8 @@ mod tests {
             ("${kinds | length}", Tree::Int(2)),
             ("${([{'a': 1, 'b': 2}, {'b': 3}] | merged)['a']}", Tree::Int(1)),
             ("${([{'a': 1, 'b': 2}, {'b': 3}] | merged)['b']}", Tree::Int(3)),
+            (r"${'\'}' ~ hidden}", text("'}48")),
+            ("${'is | abs' if i == 1 else none}", text("is | abs")),
             ("$$5", text("$5")),
         ];
         for (template, expected) in cases {
@@ -404,6 +437,14 @@ mod tests {
     fn mistakes_are_explained() {
         for template in ["${hidden", "$", "${1 +}", "a $ b"] {
             assert!(Template::parse(template).is_err(), "{template}");
+        }
+        for (template, message) in [
+            ("${hidden | abs}", "unknown filter `abs`: expected `int`, "),
+            ("${kinds|lenght}", "unknown filter `lenght`"),
+            ("${1 if hidden is none else 2}", "there are no tests: expected `==` or `!=`, found `is`"),
+        ] {
+            let found = Template::parse(template).unwrap_err();
+            assert!(found.contains(message), "{template}: {found}");
         }
         let long = format!("${{{}1}}", "1+".repeat(600));
         assert!(Template::parse(&long).unwrap_err().contains("at most 1000"));
@@ -448,6 +489,7 @@ mod tests {
         assert_eq!(template.names(), ["hidden", "i", "x", "z"]);
         let template = Template::parse("${kinds[i:][0] ~ 'if x' if a | length > 1 else none}").unwrap();
         assert_eq!(template.names(), ["a", "i", "kinds"]);
+        assert_eq!(Template::parse(r#"${"\"a" ~ b}"#).unwrap().names(), ["b"]);
         let constants = ["none", "None", "true", "True", "false", "False"];
         assert!(
             constants.iter().all(|word| Template::parse(&format!("${{{word}}}")).unwrap().names().is_empty())
