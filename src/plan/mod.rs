@@ -259,7 +259,9 @@ fn build<'s>(
     if let Some(head) = head
         && expander.included(&head.when) == Some(false)
     {
-        expander.builder.problem(&head.at.key(), format!("the config has no `{}`", head.task));
+        let at = head.when.as_ref().map_or_else(|| head.at.key(), |(_, at)| at.clone());
+        expander.builder.problem(&at, format!("the config has no `{}`", head.task));
+        return (None, None);
     }
     for (name, at) in targets(spec, head) {
         let built = expander.value(name, &at);
