@@ -10,7 +10,8 @@ fields! {
     /// Images cut into squares, each of which becomes a row. Begins a sequence.
     ///
     /// `-> [images * patches, width]`, row by row from the top left. As `torch.nn.Conv2d` with a stride of its kernel size, on
-    /// normalised images `[images, channels, height, width]`; what is left at the edges is not looked at. Dosovitskiy et al., “An Image is Worth 16x16 Words”, 2021.
+    /// normalised images `[images, channels, height, width]`; what is left at the edges is not looked at.
+    /// Dosovitskiy et al., “An Image is Worth 16x16 Words”, 2021.
     pub struct Patches("patches") {
         /// Path of the module that owns `weight`, `[width, channels, patch, patch]`, and `bias`.
         at: Path,

@@ -96,7 +96,8 @@ impl Model {
     /// are probabilities over the texts; of each text by itself where the model's similarity has a bias.
     ///
     /// # Errors
-    /// `Input` when the model is for another task, there are no texts, or one is too long; whatever [`image_processor`](Self::image_processor) and its [`pixel_values`](ImageProcessor::pixel_values) give.
+    /// `Input` when the model is for another task, there are no texts, or one is too long; whatever
+    /// [`image_processor`](Self::image_processor) and its [`pixel_values`](ImageProcessor::pixel_values) give.
     pub fn describe_images(&self, images: &[Image], texts: &[&str]) -> Result<Vec<Classification>> {
         self.expect_task(&["similarity"])?;
         if texts.is_empty() {

@@ -228,7 +228,8 @@ impl Tokenizer {
                 let (text, id) = token(part[key].as_str().unwrap_or_default())?;
                 whole[key] = serde_json::json!([text, id]);
             }
-            return self.part("post_processor", whole).map(|part| part.expect("it is not null"));
+            // A map is no null.
+            return self.part("post_processor", whole).map(|part| part.expect("a map"));
         }
         let mut special = Map::new();
         let mut pieces = |key: &str| {
@@ -248,7 +249,8 @@ impl Tokenizer {
         let (single, pair) = (pieces("single")?, pieces("pair")?);
         let whole = serde_json::json!({"single": single, "pair": pair, "special_tokens": special});
         let template: Option<TemplateProcessing> = self.part("post_processor", whole)?;
-        Ok(template.expect("it is not null").into())
+        // A map is no null.
+        Ok(template.expect("a map").into())
     }
 }
 
