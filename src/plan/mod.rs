@@ -202,6 +202,11 @@ impl Plan {
         ids.iter().flat_map(|id| &self.values[id.0].streams).copied().collect()
     }
 
+    /// Whether a value is computed from this stream, and from no other.
+    pub fn is_of(&self, id: ValueId, stream: Stream) -> bool {
+        self.values[id.0].streams.iter().eq([&stream])
+    }
+
     /// The output of that name.
     pub fn output(&self, name: &str) -> Option<ValueId> {
         self.outputs.iter().find(|(n, _)| n == name).map(|(_, id)| *id)

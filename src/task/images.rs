@@ -1,7 +1,5 @@
 //! Images in, answers out.
 
-use std::collections::BTreeSet;
-
 use super::classify::{sigmoid, softmax};
 use super::embed::Embedding;
 use super::model::{Model, Text};
@@ -9,7 +7,7 @@ use super::sentence::{Pipeline, Pooling};
 use super::{Classification, Label};
 use crate::error::{Error, ErrorKind, Result};
 use crate::model::{Batch, Output};
-use crate::nn::{Stream, ValueId};
+use crate::nn::Stream;
 use crate::preprocess::{Image, ImageProcessor};
 
 /// Images that go through the network at once.
@@ -69,9 +67,7 @@ impl Model {
         }
         let names: &[&str] =
             if pooling.is_some() { &["last_hidden_state"] } else { &["image_embeds", "pooler_output"] };
-        let is_of_images = |name: &&&str| {
-            plan.output(name).is_some_and(|id| plan.streams(&[id]) == BTreeSet::from([Stream::Images]))
-        };
+        let is_of_images = |name: &&&str| plan.output(name).is_some_and(|id| plan.is_of(id, Stream::Images));
         let Some(name) = names.iter().find(is_of_images) else {
             let message = "this model has no vector of a whole image";
             return Err(Error::new(ErrorKind::Input, message)
@@ -116,8 +112,7 @@ impl Model {
             batch.input.push(&encoding.ids, 0);
         }
         // The texts are the same for all images.
-        let of_texts = |id: &ValueId| plan.streams(&[*id]) == BTreeSet::from([Stream::Input]);
-        let known = match plan.output("text_embeds").filter(of_texts) {
+        let known = match plan.output("text_embeds").filter(|id| plan.is_of(*id, Stream::Input)) {
             Some(id) => vec![(id, self.network.forward(&batch, &["text_embeds"], false)?.remove(0).value)],
             None => Vec::new(),
         };
