@@ -816,6 +816,22 @@ fn attention_agrees_when_scores_are_large() {
     }
 }
 
+/// Plain attention of one head with one column.
+fn one_column<'a>() -> AttentionParams<'a> {
+    AttentionParams {
+        heads: 1,
+        kv_heads: 1,
+        k_dim: 1,
+        v_dim: 1,
+        scale: 1.0,
+        softcap: None,
+        bias: None,
+        reach: Reach::ALL,
+        sinks: None,
+        distances: None,
+    }
+}
+
 #[test]
 fn sequences_that_overlap_are_refused() {
     let case = plain("one column", 1, 1, 1, Reach::ALL);
@@ -826,18 +842,7 @@ fn sequences_that_overlap_are_refused() {
             let spans = rows.clone().map(span);
             let caches: Vec<KvCache> = empty(&case, Compute::F32, 2);
             let caches: Vec<&KvCache> = caches.iter().collect();
-            let params = AttentionParams {
-                heads: 1,
-                kv_heads: 1,
-                k_dim: 1,
-                v_dim: 1,
-                scale: 1.0,
-                softcap: None,
-                bias: None,
-                reach: Reach::ALL,
-                sinks: None,
-                distances: None,
-            };
+            let params = one_column();
             cpu(levels()[0], 2).attention(&x, 0, &spans, &caches, &params, &mut Tensor::zeros(6, 1));
         };
         assert!(catch_unwind(attend).is_err(), "{rows:?}");
@@ -854,18 +859,7 @@ fn queries_beyond_all_distances_are_refused() {
         let attend = || {
             let mut cache = KvCache::new(Compute::F32, 1, 1, 1);
             (0..16).for_each(|_| cache.push(&[1.0], &[1.0]));
-            let params = AttentionParams {
-                heads: 1,
-                kv_heads: 1,
-                k_dim: 1,
-                v_dim: 1,
-                scale: 1.0,
-                softcap: None,
-                bias: None,
-                reach: Reach::ALL,
-                sinks: None,
-                distances: Some(&distances),
-            };
+            let params = AttentionParams { distances: Some(&distances), ..one_column() };
             let spans = [Span { rows: 0..1, past }];
             cpu(levels()[0], 1).attention(&x, 0, &spans, &[&cache], &params, &mut Tensor::zeros(1, 1));
         };
