@@ -17,11 +17,11 @@ pub struct Embedding {
 impl Model {
     /// Vectors of texts.
     ///
-    /// A model of the task `text_embedding` or `similarity` has them by itself: `text_embeds`. Others make them the way that the repository's own pipeline
-    /// says, if it has one (`modules.json` with Pooling, Dense and Normalize modules); else, or if `pooling` is given, by pooling the
-    /// token vectors, by default with their mean, and by nothing else: no prompt, no modules, no `truncate_dim`. That pipeline also cuts
-    /// texts, where sentence-transformers 6.2 does: at `max_seq_length`, else at the smaller of `model_max_length` and
-    /// `max_position_embeddings`.
+    /// A model of the task `text_embedding` or `similarity` has them by itself: `text_embeds`. Others make them the way that the
+    /// repository's own pipeline says, if it has one (`modules.json` with Pooling, Dense and Normalize modules); else, or if `pooling` is
+    /// given, by pooling the token vectors, by default with their mean, and by nothing else: no prompt, no modules, no `truncate_dim`.
+    /// That pipeline also cuts texts, where sentence-transformers 6.2 does: at `max_seq_length`, else at the smaller of `model_max_length`
+    /// and `max_position_embeddings`.
     ///
     /// ```
     /// # fn main() -> smelt::Result<()> {

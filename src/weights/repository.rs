@@ -46,8 +46,8 @@ impl Repository {
         }
     }
 
-    /// Files in memory, each with its name: `&'static [u8]`, such as those that were compiled into the program (`include_bytes!`), or
-    /// `Vec<u8>`. `name` is what messages call the directory.
+    /// Files in memory, each with its name: `Vec<u8>`, or `&'static [u8]`, such as those that were compiled into the program
+    /// (`include_bytes!(…).as_slice()`). `name` is what messages call the directory.
     ///
     /// ```
     /// use smelt::weights::Repository;
