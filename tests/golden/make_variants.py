@@ -224,10 +224,10 @@ def names(out: Path) -> None:
     config, state = source("bart/conditional-generation")
     expected = plain("BartForConditionalGeneration", config, state)
     expected.tie_weights()
-    both = {**config, "encoder_layers": 7, "num_hidden_layers": config["encoder_layers"]}
+    both = {**config, "encoder_attention_heads": 1, "num_attention_heads": config["encoder_attention_heads"]}
     variant(
-        out, "bart-both-names", "BartForConditionalGeneration", "encoder_layers beside num_hidden_layers, of which the latter counts",
-        both, state, expected,
+        out, "bart-both-names", "BartForConditionalGeneration",
+        "encoder_attention_heads beside num_attention_heads, of which the latter counts", both, state, expected,
     )
 
 
