@@ -420,7 +420,9 @@ fn check_options(model: &Model, arguments: &Arguments) -> Result<()> {
         && !(chooses || writes || embeds || task == "token_classification")
     {
         let message = format!("the task `{task}` has no answer in words");
-        return Err(Error::new(ErrorKind::Input, message).help("give tensors (`--inputs`) and `--outputs`"));
+        return Err(
+            Error::new(ErrorKind::Input, message).help("give tensors with `--inputs` and `--outputs`")
+        );
     }
     let options = &arguments.generation;
     for (given, understood, option, what) in [

@@ -5,7 +5,7 @@ use serde_json::{Map, Value};
 use crate::error::{Error, ErrorKind, Result};
 use crate::plan::Config;
 use crate::spec::{Scope, Template, Tree};
-use crate::tokenizer::{Tokenizer, wrong_settings};
+use crate::tokenizer::{Tokenizer, wrong_for_class, wrong_settings};
 use crate::weights::Repository;
 
 /// The classes that do more than tokenizer.json says.
@@ -21,12 +21,11 @@ pub(super) fn open(repository: &Repository, config: &Config) -> Result<Option<(T
     let label = repository.label("tokenizer.json");
     let mut tokenizer = Tokenizer::from_json(&text, &label, settings.as_deref())?;
     let class = class(tokenizer.setting("tokenizer_class").as_str(), config)?;
-    if let Some(class) = &class
-        && !class
-            .get("unless")
-            .and_then(Tree::as_text)
-            .is_some_and(|part| text.contains(&format!("\"{part}\"")))
-    {
+    let counts_as_it_is = |class: &Tree| {
+        let part = class.get("unless").and_then(Tree::as_text);
+        part.is_some_and(|part| text.contains(&format!("\"{part}\"")))
+    };
+    if let Some(class) = class.as_ref().filter(|class| !counts_as_it_is(class)) {
         remake(&mut tokenizer, class, &text, &label)?;
     }
     let type_ids = match tokenizer.setting("model_input_names").as_array() {
@@ -93,10 +92,8 @@ fn remake(tokenizer: &mut Tokenizer, class: &Tree, text: &str, label: &str) -> R
         Some(found) if found == expected => Ok(()),
         found => {
             let found = found.map_or("none".into(), |found| found.to_string());
-            let message =
-                format!("`{label}`: expected the unknown token of its class, {expected}, found {found}");
-            let help = "is `tokenizer_class` right? with `PreTrainedTokenizerFast` the file counts as it is";
-            Err(Error::new(ErrorKind::Tokenizer, message).help(help))
+            let what = format!("expected the unknown token of its class, {expected}, found {found}");
+            Err(wrong_for_class(label, &what))
         }
     }
 }

@@ -146,12 +146,8 @@ impl Tokenizer {
 
     /// The roles that the settings name.
     fn named_roles(&self) -> Roles {
-        let (inner, config) = (&self.inner, &self.settings);
-        let named = |role: &str| {
-            // A token is given by its text, or by an object that holds it.
-            let token = &config[role];
-            inner.token_to_id(token.as_str().or_else(|| token["content"].as_str())?)
-        };
+        let inner = &self.inner;
+        let named = |role: &str| inner.token_to_id(text_of(&self.settings[role])?);
         Roles {
             mask: named("mask_token")
                 .or_else(|| ["[MASK]", "<mask>"].iter().find_map(|t| inner.token_to_id(t))),
@@ -319,6 +315,17 @@ const CLEAN: [(&str, &str); 10] = [
 /// A text without spaces before punctuation.
 fn clean_up(text: &str) -> String {
     CLEAN.iter().fold(text.to_owned(), |text, (from, to)| text.replace(from, to))
+}
+
+/// The text of a token of the settings, which is given by it, or by an object that holds it.
+fn text_of(token: &serde_json::Value) -> Option<&str> {
+    token.as_str().or_else(|| token["content"].as_str())
+}
+
+/// That the file `label` is not what its class needs.
+pub(crate) fn wrong_for_class(label: &str, what: &str) -> Error {
+    Error::new(ErrorKind::Tokenizer, format!("`{label}`: {what}"))
+        .help("is `tokenizer_class` right? with `PreTrainedTokenizerFast` the file counts as it is")
 }
 
 /// That `tokenizer_config.json` beside the file `label` is not as it should be.

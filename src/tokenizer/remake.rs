@@ -9,7 +9,7 @@ use tokenizers::{
     AddedToken, AddedVocabulary, DecoderWrapper, ModelWrapper, NormalizerWrapper, PreTokenizerWrapper,
 };
 
-use super::{MAX_STRING, Tokenizer, guarded, wrong_settings};
+use super::{MAX_STRING, Tokenizer, guarded, text_of, wrong_for_class, wrong_settings};
 use crate::error::{Error, ErrorKind, Result};
 
 /// The special tokens that settings may name.
@@ -102,23 +102,17 @@ impl Tokenizer {
             let name = key.strip_suffix("_token");
             value.is_string() && name.is_some_and(|name| !NAMES.contains(&name))
         });
-        let (list, map) = match self.extra_tokens() {
-            Value::Array(tokens) => (Some(tokens), None),
-            Value::Object(tokens) => (None, Some(tokens.values())),
-            _ => (None, None),
+        let unnamed = |key: &str| match &self.settings[key] {
+            Value::Array(tokens) => Some(tokens.iter().collect()),
+            Value::Object(tokens) => Some(tokens.values().collect()),
+            Value::Null => Some(Vec::new()),
+            _ => None,
         };
-        let extra = list.into_iter().flatten().chain(map.into_iter().flatten());
-        named.chain(others.map(|(_, token)| token)).chain(extra)
-    }
-
-    /// The special tokens without a name.
-    fn extra_tokens(&self) -> &Value {
-        match &self.settings["extra_special_tokens"] {
-            Value::Array(tokens) if tokens.is_empty() => &self.settings["additional_special_tokens"],
-            Value::Object(tokens) if tokens.is_empty() => &self.settings["additional_special_tokens"],
-            Value::Null => &self.settings["additional_special_tokens"],
-            tokens => tokens,
+        let mut extra = unnamed("extra_special_tokens");
+        if extra.as_ref().is_some_and(Vec::is_empty) {
+            extra = unnamed("additional_special_tokens");
         }
+        named.chain(others.map(|(_, token)| token)).chain(extra.into_iter().flatten())
     }
 
     /// What the settings, or else the class, call a special token.
@@ -131,8 +125,7 @@ impl Tokenizer {
 
     /// The text of a special token.
     pub(crate) fn named_text(&self, name: &str, defaults: &Map<String, Value>) -> Option<String> {
-        let token = self.named(name, defaults)?;
-        token.as_str().or_else(|| token["content"].as_str()).map(str::to_owned)
+        text_of(self.named(name, defaults)?).map(str::to_owned)
     }
 
     fn remake_model(&mut self, model: &Value) -> Result<()> {
@@ -144,10 +137,8 @@ impl Tokenizer {
         };
         if model["type"] != *kind {
             let expected = model["type"].as_str().unwrap_or_default();
-            let message =
-                format!("`{}`: expected the model of its class, `{expected}`, found `{kind}`", self.label);
-            let help = "is `tokenizer_class` right? with `PreTrainedTokenizerFast` the file counts as it is";
-            return Err(Error::new(ErrorKind::Tokenizer, message).help(help));
+            let what = format!("expected the model of its class, `{expected}`, found `{kind}`");
+            return Err(wrong_for_class(&self.label, &what));
         }
         let flag = |key: &str| model[key] == true;
         let text = |key: &str| model[key].as_str().filter(|text| !text.is_empty());
@@ -257,7 +248,7 @@ impl Tokenizer {
 /// A token of the settings: its text, or an object that holds it.
 fn added_token(token: &Value, special: bool) -> Option<AddedToken> {
     let flag = |key: &str, default: bool| token[key].as_bool().unwrap_or(default);
-    let content = token.as_str().or_else(|| token["content"].as_str())?;
+    let content = text_of(token)?;
     let special = special || flag("special", false);
     Some(
         AddedToken::from(content, special)
